@@ -1,0 +1,50 @@
+"""The four sums over pairs that decode and both backwards are made of, on CPU.
+
+`weights` is [nnz], one number a slot; `table` has rows of width d. `_triton_pairs` has the same four.
+embedding_bag is the one fused gather-multiply-add that torch ships: 5.6 ms where gather + bmm takes 86 and
+the dense product 437 (1,024 tokens, 32,768 latents, 512 wide, k 32, one core).
+"""
+
+from __future__ import annotations
+
+import torch
+from sae_kernels.transpose import Pairs
+from torch import Tensor
+
+_SUM = 0  # embedding_bag's mode
+
+
+def _bags(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    if rows.numel() == 0:  # embedding_bag leaves the output of an all-empty call undefined
+        return table.new_zeros(starts.shape[0] - 1, table.shape[1])
+    return torch._embedding_bag_forward_only(
+        table.contiguous(), rows, starts, False, _SUM, False, weights, True
+    )[0]
+
+
+def sum_latents(pairs: Pairs, weights: Tensor, table: Tensor) -> Tensor:
+    """[batch, d]: for each token, the sum over its latents of weight * table[latent]."""
+    return _bags(table, pairs.indices.flatten(), pairs.row_starts, weights)
+
+
+def sum_tokens(pairs: Pairs, weights: Tensor, table: Tensor) -> Tensor:
+    """[d_sae, d]: for each latent, the sum over its tokens of weight * table[token]."""
+    return _bags(table, pairs.tokens, pairs.latent_starts, weights[pairs.slots])
+
+
+def sum_weights(pairs: Pairs, weights: Tensor) -> Tensor:
+    """[d_sae]: for each latent, the sum of its weights; float64, since it costs 0.1 ms."""
+    ordered = weights[pairs.slots].double()
+    return torch.segment_reduce(ordered, "sum", offsets=pairs.latent_starts)
+
+
+def dot_rows(pairs: Pairs, left: Tensor, table: Tensor) -> Tensor:
+    """[nnz]: for each pair, <left[token], table[latent]>."""
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        left.contiguous(),
+        table.contiguous(),
+        pairs.indices.flatten(),
+        pairs.row_starts,
+        pairs.token_of_slot,
+        _SUM,
+    )

@@ -1,0 +1,55 @@
+"""x_hat[b] = b_dec + sum over the slots of row b of value * W_dec[index].
+
+values [batch, k] or ragged [nnz], W_dec [d_sae, d_in], b_dec [d_in], all of one dtype; bf16 is summed in
+fp32. Backward, with g = dL/dx_hat [batch, d_in]:
+    dvalues = <g[token], W_dec[index]>,  dW_dec[j] = sum over the tokens of latent j of value * g[token],
+    db_dec = sum over the batch of g.
+Saved for it: values and W_dec; the pairs are shared with the encoder that made them.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from sae_kernels import reference
+from sae_kernels._backend import pair_sums, resolve
+from sae_kernels.codes import Codes
+from sae_kernels.transpose import Pairs
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, values: Tensor, W_dec: Tensor, b_dec: Tensor, pairs: Pairs, sums: ModuleType
+    ) -> Tensor:
+        ctx.save_for_backward(values, W_dec)
+        ctx.pairs, ctx.sums = pairs, sums
+        return sums.sum_latents(pairs, values.flatten(), W_dec).add_(b_dec)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        values, W_dec = ctx.saved_tensors
+        need_values, need_W, need_b = ctx.needs_input_grad[:3]
+        pairs, sums = ctx.pairs, ctx.sums
+        d_values = sums.dot_rows(pairs, grad, W_dec).view_as(values) if need_values else None
+        d_W = sums.sum_tokens(pairs, values.flatten(), grad) if need_W else None
+        d_b = grad.sum(0) if need_b else None
+        return d_values, d_W, d_b, None, None
+
+
+def decode(codes: Codes, W_dec: Tensor, b_dec: Tensor, *, backend: str = "auto") -> Tensor:
+    """Reconstruction of a batch from its codes: [batch, d_in], differentiable (once) in codes.values, W_dec, b_dec.
+
+    W_dec [d_sae, d_in] contiguous, b_dec [d_in]. backend: "auto" (triton for CUDA tensors, else torch),
+    "torch", "triton" or "reference". Raises ValueError for an unknown backend or a W_dec of another d_sae.
+    """
+    if W_dec.shape[0] != codes.d_sae:
+        raise ValueError(f"W_dec has {W_dec.shape[0]} rows but the codes have d_sae={codes.d_sae}")
+    backend = resolve(backend, W_dec)
+    if backend == "reference":
+        return reference.decode(codes, W_dec, b_dec)
+    return _Decode.apply(codes.values, W_dec, b_dec, codes.by_latent(), pair_sums(backend))

@@ -1,0 +1,26 @@
+"""Text to tokens to a frozen model to a stream of activations. Knows nothing of autoencoders."""
+
+from sae.activations.builtin_text import BuiltinText
+from sae.activations.model import ActivationModel, ModelOutput
+from sae.activations.model_activations import ModelActivations
+from sae.activations.source import Batch, Counts, Source, Split
+from sae.activations.stream import Stream
+from sae.activations.text import FileText, HuggingFaceText, Text
+from sae.activations.tokens import Contexts, PositionRule
+
+__all__ = [
+    "ActivationModel",
+    "Batch",
+    "BuiltinText",
+    "Contexts",
+    "Counts",
+    "FileText",
+    "HuggingFaceText",
+    "ModelActivations",
+    "ModelOutput",
+    "PositionRule",
+    "Source",
+    "Split",
+    "Stream",
+    "Text",
+]

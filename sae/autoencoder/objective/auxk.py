@@ -1,0 +1,53 @@
+"""AuxK: dead latents learn from what the living ones leave over (Gao et al. 2024, appendix A.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sae.autoencoder.objective.base import Forward, Term
+from sae.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxK(Term):
+    """The residual e = y - y_hat, detached, is rebuilt from the k_aux strongest dead latents.
+
+    min(#dead / k_aux, 1) * sum |e - e_hat|^2 / sum |e - mean(e)|^2, where
+    e_hat = relu(top-k_aux over dead latents of the pre-activations) W_dec, without b_dec.
+    The gradient reaches W_enc, b_enc and W_dec of the dead latents. Zero when none is dead.
+
+    Args:
+        coefficient: weight in the loss; 1/32 in the paper.
+        k_aux: how many dead latents may fire on one activation; half of d_in when left out.
+    """
+
+    coefficient: float = 1 / 32
+    k_aux: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.k_aux is not None and self.k_aux < 1:
+            raise UserError(f"model.objective AuxK.k_aux={self.k_aux}; give at least 1 or leave out")
+
+    def __call__(self, forward: Forward) -> Tensor:
+        sae, silent, is_dead = forward.sae, forward.silent, forward.is_dead
+        if len(silent) == 0:
+            return forward.x_hat.new_zeros(())
+        residual = (forward.target - forward.x_hat).detach()
+        k_aux = self.k_aux or max(1, residual.shape[1] // 2)
+
+        # Dense over the few silent columns: below about 184 k_aux of them this costs less than
+        # gathering k_aux rows per token would. They are a bounded list (training.dead).
+        encoder = sae.W_enc.t().index_select(0, silent)
+        decoder = sae.W_dec.index_select(0, silent)
+        acts = torch.relu((forward.x - sae.b_dec) @ encoder.t() + sae.b_enc[silent]) * is_dead
+        if len(silent) > k_aux:
+            kept = acts.topk(k_aux, dim=1, sorted=False)
+            acts = torch.zeros_like(acts).scatter(1, kept.indices, kept.values)
+        missed = (residual - acts @ decoder).square().sum()
+        spread = (residual - residual.mean(0)).square().sum()
+        share = (is_dead.sum().to(spread.dtype) / k_aux).clamp(max=1)
+        # No residual at all means nothing to learn, not a division by zero.
+        return share * missed / spread.clamp_min(torch.finfo(spread.dtype).tiny)

@@ -1,0 +1,50 @@
+"""What every term of the objective is given and answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from sae.autoencoder.family import Family
+
+if TYPE_CHECKING:
+    from sae.autoencoder.sae import SAE
+    from sae_kernels.codes import Codes
+
+
+@dataclass
+class Forward:
+    """One forward pass, as the terms of the objective see it.
+
+    Args:
+        sae: the autoencoder.
+        x: what was read [batch, d_in].
+        target: what is to be predicted [batch, d_out].
+        codes: sparse codes of x.
+        x_hat: the prediction [batch, d_out].
+        variance: sum over the batch of |target - its batch mean|^2, a scalar.
+        silent: latents that may be dead, int64 [n]; a list a few steps old.
+        is_dead: bool [n], which of `silent` are dead now.
+    """
+
+    sae: SAE
+    x: Tensor
+    target: Tensor
+    codes: Codes
+    x_hat: Tensor
+    variance: Tensor
+    silent: Tensor
+    is_dead: Tensor
+
+
+class Term(Family, ABC, family="model.objective"):
+    """One summand of the loss."""
+
+    coefficient: float
+
+    @abstractmethod
+    def __call__(self, forward: Forward) -> Tensor:
+        """The term before its coefficient: a scalar, differentiable in the parameters."""

@@ -1,0 +1,19 @@
+"""Fraction of variance unexplained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sae.autoencoder.objective.base import Forward, Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class FVU(Term):
+    """sum |y - y_hat|^2 / sum |y - mean(y)|^2 over the batch: the squared error, free of scale."""
+
+    coefficient: float = 1.0
+
+    def __call__(self, forward: Forward) -> Tensor:
+        return (forward.x_hat - forward.target).square().sum() / forward.variance

@@ -1,0 +1,95 @@
+"""What happens around the steps: progress, and a Ctrl-C that loses nothing."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+
+class Bar(RichProgressBar):
+    """A progress bar that shows the last logged figures.
+
+    Metrics logged with `prog_bar=True` are read off the device at every step, shown or not.
+    """
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        return {name: text for name, text in _figures(pl_module)}
+
+
+class Lines(Callback):
+    """Progress as plain lines, at most one every few seconds: for logs and pipes."""
+
+    def __init__(self, every_seconds: float = 5.0) -> None:
+        self.every_seconds = every_seconds
+        self._last = -float("inf")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done, total = pl_module.learner.steps, trainer.max_steps
+        if done % trainer.log_every_n_steps and done != total:
+            return
+        now = time.monotonic()
+        if now - self._last < self.every_seconds and done != total:
+            return
+        self._last = now
+        left = pl_module.seconds / max(done, 1) * (total - done)
+        figures = "  ".join(f"{name} {text}" for name, text in _figures(pl_module))
+        sys.stdout.write(f"step {done}/{total}  {figures}  {left:.0f} s left\n")
+        sys.stdout.flush()
+
+
+def _figures(module: LightningModule) -> list[tuple[str, str]]:
+    read = module.last_read
+    if not read:
+        return []
+    return [
+        ("FVU", f"{read['fvu']:.4f}"),
+        ("L0", f"{read['l0']:.1f}"),
+        ("dead", f"{read['dead_fraction']:.1%}"),
+        ("tokens/s", f"{read['tokens_per_second']:,.0f}"),
+    ]
+
+
+class StopCleanly(Callback):
+    """On the first Ctrl-C (or SIGTERM) finishes the step, saves, and stops; on the second, dies.
+
+    A KeyboardInterrupt in the middle of a step would leave half of the parameters updated, and a
+    checkpoint of that is not one that can be resumed exactly.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, checkpoint_folder: Path) -> None:
+        self.checkpoint_folder = checkpoint_folder
+        self.stopped_by: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for number in self.SIGNALS:
+            self._previous[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.stopped_by = number
+        for each, handler in self._previous.items():
+            signal.signal(each, handler)
+        sys.stderr.write("\nstopping after this step (again to stop at once)\n")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.stopped_by is not None and pl_module.learner.steps < trainer.max_steps:
+            step = pl_module.learner.steps
+            trainer.save_checkpoint(self.checkpoint_folder / f"step={step}.ckpt")
+            trainer.should_stop = True
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.stopped_by is None:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)

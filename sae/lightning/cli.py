@@ -1,0 +1,68 @@
+"""The command line: `python train.py`, `sae fit ...`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from sae.errors import UserError
+
+OVERVIEW = """\
+Train sparse autoencoders on streamed activations of real models.
+
+  python train.py                                   the default run (configs/default.yaml)
+  python train.py fit --config F [--KEY VALUE ...]  any other run; every key of the YAML is a flag
+  python train.py fit --resume runs/x               go on where a run ended, however it ended
+  python train.py report runs/x                     draw report.html again
+  python train.py fit --help                        every setting, explained
+  python train.py fit --config F --print_config     the resolved settings, as YAML
+
+Often used:
+  --name NAME              where it goes: runs/NAME          --overwrite true   replace a run there
+  --model.sae.d_sae N      number of latents                 --seed N           of everything
+  --model.sae.k N          how many fire at once             --trainer.max_steps N
+  --model.optim.lr X       learning rate                     --data.batch_size N
+  --data.source.model M    Hugging Face id or folder         --data.source.hooks [layers.3]
+  --wandb offline|online   Weights & Biases                  --tensorboard true
+  --debug                  show tracebacks
+
+`sae` is the same program as `python train.py`. A wrong setting ends with exit code 2.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 bad input, 130 stopped by the user."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    if args and args[0] in ("-h", "--help", "help"):
+        sys.stdout.write(OVERVIEW)
+        return 0
+    command = "fit" if not args or args[0].startswith("-") else args.pop(0)
+    try:
+        # Imported late: `--help` should not wait for torch and lightning.
+        if command == "fit":
+            return import_module("sae.lightning.fit").fit(args)
+        if command == "report":
+            return _report(args)
+        raise UserError(f"command {command!r} is not known; there are: fit, report")
+    except UserError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def _report(args: list[str]) -> int:
+    from sae.report import write_report
+
+    if len(args) != 1:
+        raise UserError("report takes one argument, the folder of a run, such as runs/default")
+    sys.stdout.write(f"{write_report(Path(args[0]))}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

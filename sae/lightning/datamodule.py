@@ -1,0 +1,97 @@
+"""The LightningDataModule around a stream of activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from sae.activations import Batch, Source, Stream
+from sae.errors import UserError
+
+
+class ActivationDataModule(L.LightningDataModule):
+    """Activations to train on, and held-out ones that are never trained on.
+
+    Args:
+        source: where activations come from: a model on text, or a world.
+        batch_size: activations per step.
+        block_batches: batches per block; a block is harvested whole and shuffled, so this is how
+            far apart two activations of one batch can come from, and what is held in memory.
+        held_out_tokens: how many held-out activations to judge by.
+        seed: of the shuffling; set by `--seed`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int = 2048,
+        block_batches: int = 32,
+        held_out_tokens: int = 16384,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        settings = {
+            "batch_size": batch_size,
+            "block_batches": block_batches,
+            "held_out_tokens": held_out_tokens,
+        }
+        for name, value in settings.items():
+            if value < 1:
+                raise UserError(f"data.{name}={value}; give at least 1")
+        self.source = source
+        self.batch_size, self.block_batches = batch_size, block_batches
+        self.held_out_tokens, self.seed = held_out_tokens, seed
+        self._ready = False
+
+    def setup(self, stage: str) -> None:
+        if self._ready:
+            return
+        device = self.trainer.strategy.root_device
+        self.source.setup(device)
+        self.stream = Stream(
+            self.source,
+            split="train",
+            batch_size=self.batch_size,
+            block_batches=self.block_batches,
+            seed=self.seed,
+            overlap=device.type == "cuda",
+        )
+        self._ready = True
+
+    def sample(self, device: torch.device) -> dict[str, Tensor]:
+        """The first block {hook: [n, width]}, by which scale and b_dec are set."""
+        block = self.source.block("train", 0, self.batch_size * self.block_batches, self.seed)
+        return {hook: acts.to(device) for hook, acts in block.acts.items()}
+
+    def train_dataloader(self) -> Stream:
+        # A checkpoint has been read by now: batch t belongs to step t, whatever was prefetched.
+        self.stream.seek(self.trainer.lightning_module.learner.steps)
+        return self.stream
+
+    def val_dataloader(self) -> HeldOut:
+        if not hasattr(self, "held_out"):
+            self.held_out = HeldOut(self.source, self.held_out_tokens, self.batch_size, self.seed)
+        return self.held_out
+
+
+class HeldOut:
+    """Held-out activations, harvested once and kept: they are judged by again and again."""
+
+    def __init__(self, source: Source, tokens: int, batch_size: int, seed: int) -> None:
+        self._harvest = lambda: source.block("held_out", 0, tokens, seed)
+        self.batch_size = batch_size
+        self._batches: list[Batch] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._batches is None:
+            block = self._harvest()
+            parts = {hook: acts.split(self.batch_size) for hook, acts in block.acts.items()}
+            meta = [t.split(self.batch_size) for t in (block.document, block.position, block.token)]
+            self._batches = [
+                Batch({hook: part[i] for hook, part in parts.items()}, *(m[i] for m in meta))
+                for i in range(len(meta[0]))
+            ]
+        return iter(self._batches)

@@ -1,0 +1,131 @@
+"""`fit`: from arguments to a trained autoencoder in its run folder."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+
+from sae.errors import UserError
+from sae.lightning.callbacks import Bar, Lines, StopCleanly
+from sae.lightning.finish import finish
+from sae.lightning.logger import MetricsCSV
+from sae.lightning.run import RunFolder, SafeCheckpointIO
+from sae.lightning.settings import Settings, default_config
+
+STOPPED = 130
+
+
+def fit(args: list[str]) -> int:
+    """Train, evaluate and write the run folder; returns the exit code."""
+    _quiet()
+    args, folder = _with_config(args)
+    step, checkpoint = folder.resume_point() if folder else (None, None)
+
+    settings = Settings(args, lambda config: _trainer_defaults(config, folder, step))
+    run = folder or _folder_of(settings.config)
+    module, data, trainer = settings.model, settings.datamodule, settings.trainer
+    if folder is None:
+        run.start(overwrite=settings.config.overwrite)
+        run.path.mkdir(parents=True, exist_ok=True)
+        text = settings.parser.dump(settings.config, skip_none=False, skip_link_targets=True)
+        run.config.write_text(text)
+    data.check(trainer.max_steps)
+
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+
+    stop = next(c for c in trainer.callbacks if isinstance(c, StopCleanly))
+    if stop.stopped_by is not None and module.learner.steps < trainer.max_steps:
+        sys.stderr.write(
+            f"stopped at step {module.learner.steps} of {trainer.max_steps}, saved; go on with:\n"
+            f"  python train.py fit --resume {run.path}\n"
+        )
+        return STOPPED
+    sys.stdout.write(finish(run, module, data, trainer))
+    return 0
+
+
+def _with_config(args: list[str]) -> tuple[list[str], RunFolder | None]:
+    """Arguments with the config file spelled out, and the folder of a run to resume, if any."""
+    args = [part for arg in args for part in _split(arg)]
+    if "--resume" in args:
+        at = args.index("--resume")
+        if at + 1 == len(args):
+            raise UserError("--resume needs the folder of a run, such as runs/default")
+        if "--config" in args:
+            raise UserError("--resume takes its settings from the run; leave out --config")
+        folder = RunFolder(args[at + 1])
+        rest = args[:at] + args[at + 2 :]
+        return ["--config", str(folder.config), *rest], folder
+    wants_help = any(arg in ("-h", "--help") or arg.endswith(".help") for arg in args)
+    if "--config" not in args and "-c" not in args and not wants_help:
+        args = ["--config", str(default_config()), *args]
+    return args, None
+
+
+def _split(arg: str) -> list[str]:
+    """`--resume=X` and `--config=X` as two words."""
+    for flag in ("--resume", "--config"):
+        if arg.startswith(flag + "="):
+            return [flag, arg[len(flag) + 1 :]]
+    return [arg]
+
+
+def _folder_of(config: Namespace) -> RunFolder:
+    return RunFolder(Path(config.runs) / config.name)
+
+
+def _trainer_defaults(
+    config: Namespace, folder: RunFolder | None, step: int | None
+) -> dict[str, Any]:
+    run = folder or _folder_of(config)
+    return {
+        "logger": _loggers(config, run, step),
+        "callbacks": [
+            Bar(refresh_rate=10) if sys.stdout.isatty() else Lines(),
+            ModelCheckpoint(
+                dirpath=run.checkpoint_folder,
+                filename="{step}",
+                every_n_train_steps=100,
+                monitor="step",
+                mode="max",
+                save_top_k=2,
+            ),
+            StopCleanly(run.checkpoint_folder),
+        ],
+        "plugins": [SafeCheckpointIO()],
+        "num_sanity_val_steps": 0,
+        "check_val_every_n_epoch": None,
+        "enable_model_summary": False,
+    }
+
+
+def _loggers(config: Namespace, run: RunFolder, step: int | None) -> list[Logger]:
+    loggers: list[Logger] = [MetricsCSV(run.path, resume_step=step)]
+    if config.wandb != "off":
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(
+            WandbLogger(
+                project="sae", name=config.name, save_dir=run.path, offline=config.wandb == "offline"
+            )
+        )
+    if config.tensorboard:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
+    return loggers
+
+
+def _quiet() -> None:
+    """Only what the user can act on: Lightning's tips and notes on hardware are not that."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")

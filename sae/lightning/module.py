@@ -1,0 +1,141 @@
+"""The LightningModule around `Learner`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+
+from sae.activations import Batch
+from sae.autoencoder import SAE
+from sae.autoencoder.objective import FVU, AuxK, Term
+from sae.autoencoder.sites import Autoencode, Site
+from sae.autoencoder.sparsity import Sparsity
+from sae.errors import UserError
+from sae.metrics.fvu import FVU as HeldOutFVU
+from sae.training import Learner, OptimConfig
+
+
+class SAEModule(L.LightningModule):
+    """A sparse autoencoder to be trained: three choices and an optimiser.
+
+    Args:
+        sae: which latents fire, and how many latents there are.
+        site: what is read and what is predicted; one hook to itself when left out.
+        objective: terms of the loss; FVU and AuxK when left out.
+        optim: Adam's settings and the schedule.
+        dead_after: tokens without firing after which a latent is dead.
+        refresh_steps: how often the list of dead latents for AuxK is drawn up, in steps.
+        seed: of the starting directions; set by `--seed`.
+    """
+
+    def __init__(
+        self,
+        sae: Sparsity,
+        site: Site | None = None,
+        objective: list[Term] | None = None,
+        optim: OptimConfig = OptimConfig(),  # noqa: B008 (frozen; the CLI reads its defaults)
+        dead_after: int = 10_000_000,
+        refresh_steps: int = 25,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("dead_after", dead_after), ("refresh_steps", refresh_steps)):
+            if value < 1:
+                raise UserError(f"model.{name}={value}; give at least 1")
+        self.sparsity = sae
+        self.site = site or Autoencode()
+        self.objective = [FVU(), AuxK()] if objective is None else objective
+        self.optim = optim
+        self.dead_after, self.refresh_steps, self.seed = dead_after, refresh_steps, seed
+        # `Learner.step` calls backward and the optimiser itself; under automatic optimisation
+        # Lightning would run them, and divide and clone the loss, around every step.
+        self.automatic_optimization = False
+        self.seconds = 0.0
+        self.last_read: dict[str, float] = {}
+
+    def setup(self, stage: str) -> None:
+        widths = self.trainer.datamodule.source.widths
+        site = self.site.bind(widths)
+        sae = SAE(widths[site.hooks[0]], self.sparsity, site=site, seed=self.seed)
+        self.learner = Learner(
+            sae,
+            self.objective,
+            self.optim,
+            total_steps=self.trainer.max_steps,
+            dead_after=self.dead_after,
+            refresh_steps=self.refresh_steps,
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.learner.optimizer
+
+    def on_train_start(self) -> None:
+        if self.learner.scale is None:
+            self.learner.initialise(self.trainer.datamodule.sample(self.device))
+        self._clock = time.perf_counter()
+        self._read_at = (self.learner.tokens, self.seconds)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        self.learner.step(
+            batch.acts, backward=self.manual_backward, update=self.optimizers().step
+        )
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        # Counted in the learner's own steps: Lightning's global_step has moved already.
+        if self.learner.steps % self.trainer.log_every_n_steps == 0:
+            self._log()
+
+    def _log(self) -> None:
+        """One row of metrics; the only place in training that reads numbers off the device."""
+        read = self.learner.read()
+        tokens, seconds = self._read_at
+        elapsed = max(self.seconds - seconds, 1e-9)
+        self._read_at = (self.learner.tokens, self.seconds)
+        self.last_read = {
+            **read,
+            "tokens": float(self.learner.tokens),
+            "seconds": self.seconds,
+            "tokens_per_second": (self.learner.tokens - tokens) / elapsed,
+        }
+        self._write(self.last_read)
+
+    def _write(self, row: dict[str, float]) -> None:
+        """Hand a row to every logger. `self.log` would round each number to float32, and costs
+        some 1,900 Python calls."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics(row, step=self.learner.steps)
+            logger.save()
+
+    def on_train_end(self) -> None:
+        if self.learner.steps % self.trainer.log_every_n_steps:
+            self._log()
+
+    def on_validation_epoch_start(self) -> None:
+        self._held_out = HeldOutFVU()
+        self._held_out_l0 = torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        forward, _ = self.learner(batch.acts)
+        self._held_out.update(forward.target, forward.x_hat)
+        self._held_out_l0 += torch.stack(
+            [forward.codes.l0().double().sum(), torch.tensor(float(forward.codes.batch))]
+        ).to(self._held_out_l0)
+
+    def on_validation_epoch_end(self) -> None:
+        total, count = self._held_out_l0.tolist()
+        row = {
+            "held_out_fvu": float(self._held_out.compute()),
+            "held_out_l0": total / max(count, 1.0),
+        }
+        self._write(row)
+        self.log_dict(row, logger=False)  # for callbacks that watch a metric
+        self._clock = time.perf_counter()  # time spent on held-out text is not training time
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seconds"] = self.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.seconds = checkpoint["seconds"]

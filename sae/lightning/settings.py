@@ -1,0 +1,85 @@
+"""From arguments and YAML to objects, and from the parser's complaints to one readable line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sae_configs
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+# Families are named by their bare class in YAML, so their members must be known to the parser.
+import sae.autoencoder.objective
+import sae.autoencoder.sites
+import sae.autoencoder.sparsity
+import sae.worlds  # noqa: F401
+from sae.errors import UserError
+from sae.lightning.complaints import readable
+from sae.lightning.datamodule import ActivationDataModule
+from sae.lightning.module import SAEModule
+
+
+def default_config() -> Path:
+    """`configs/default.yaml`, of the checkout or as installed."""
+    for folder in sae_configs.__path__:
+        if (file := Path(folder) / "default.yaml").is_file():
+            return file
+    raise UserError("configs/default.yaml is missing from this installation; give --config FILE")
+
+
+class Settings(LightningCLI):
+    """A LightningCLI that only parses and builds: what is done with them is `fit`'s business."""
+
+    def __init__(self, args: list[str], trainer_defaults: Callable[[Namespace], dict[str, Any]]):
+        self._defaults_of = trainer_defaults
+        try:
+            super().__init__(
+                SAEModule,
+                ActivationDataModule,
+                save_config_callback=None,
+                seed_everything_default=False,
+                parser_kwargs={
+                    "exit_on_error": False,
+                    "prog": "train.py fit",
+                    "description": "Train a sparse autoencoder. Every setting can stand in a YAML "
+                    "file (--config) or on the command line, the later one winning.",
+                },
+                args=args,
+                run=False,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+        except ArgumentError as error:
+            raise readable(error, self.parser) from error
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, default="default", help="the run: <runs>/<name>")
+        parser.add_argument("--runs", type=str, default="runs", help="folder that runs are put in")
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="replace a run of that name"
+        )
+        parser.add_argument("--seed", type=int, default=0, help="of weights and of shuffling")
+        parser.add_argument(
+            "--wandb",
+            type=_Wandb,
+            default="off",
+            help="Weights & Biases: off, offline (no account) or online",
+        )
+        parser.add_argument(
+            "--tensorboard", type=bool, default=False, help="write TensorBoard files too"
+        )
+        parser.link_arguments("seed", "model.seed")
+        parser.link_arguments("seed", "data.seed")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        self.trainer_defaults = self._defaults_of(self.config)
+        return super().instantiate_trainer(**kwargs)
+
+
+def _Wandb(value: str) -> str:  # noqa: N802 (its name is the type that --help shows)
+    if value not in ("off", "offline", "online"):
+        raise ValueError("accepted are: off, offline, online")
+    return value

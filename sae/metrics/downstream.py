@@ -1,0 +1,171 @@
+"""What the model makes of reconstructions: its outputs with the autoencoder spliced in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sae.errors import UserError
+
+if TYPE_CHECKING:
+    from sae.activations.model import ActivationModel
+    from sae.activations.text import Contexts, ModelActivations
+    from sae.autoencoder import SAE
+
+# Log-probabilities are made for this many (position, token id) pairs at a time: 128 MB in float32.
+_CHUNK = 1 << 25
+
+
+@dataclass(frozen=True)
+class Downstream:
+    """Means over all positions of the set, in float64.
+
+    In every run but the clean one, the activations at *counted* positions (those the SAE is
+    trained on) are replaced; special tokens, padding and whatever else the source leaves out keep
+    theirs. Replacing those too gives larger losses, so compare only what was replaced alike.
+
+    The fields from `ce_clean` on are None for a model without a next-token head.
+    """
+
+    output_cosine: float
+    """Cosine of the final hidden states at counted positions, spliced against clean."""
+    output_cosine_mean_ablation: float
+    """Its control: counted activations replaced by their mean. Far from 0 in most models."""
+    downstream_tokens: int
+    """Counted positions."""
+    ce_clean: float | None = None
+    """Next-token cross-entropy in nats, over the positions whose next token is real text."""
+    ce_sae: float | None = None
+    """The same with the SAE spliced in."""
+    ce_zero_ablation: float | None = None
+    """The same with counted activations replaced by zeros."""
+    ce_mean_ablation: float | None = None
+    """The same with counted activations replaced by their mean."""
+    loss_recovered: float | None = None
+    """(ce_zero_ablation - ce_sae) / (ce_zero_ablation - ce_clean)."""
+    kl_sae: float | None = None
+    """KL(clean || spliced) of the next-token distribution in nats, over the positions of `ce`."""
+    ce_tokens: int | None = None
+    """Positions with a real next token."""
+
+    def figures(self) -> dict[str, float | int]:
+        """The fields that are not None, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@torch.no_grad()
+def downstream(
+    sae: SAE,
+    source: ModelActivations,
+    *,
+    mean: Tensor,
+    max_tokens: int = 16_384,
+    split: str = "held_out",
+) -> Downstream:
+    """Run the model on the contexts of `split`: clean, with the SAE, and ablated.
+
+    Args:
+        sae: spliced in where it reads.
+        source: a model on text.
+        mean: [d_in], what mean ablation puts in; the mean over the set evaluated (`FVU.mean`).
+        max_tokens: counted positions after which to stop, at the end of a batch of contexts.
+        split: "train" or "held_out".
+
+    Raises UserError when the split has no counted position.
+    """
+    model, hook = source.model, sae.site.bind(source.widths).hooks[0]
+    sums = _Sums(model.device)
+    runs: dict[str, Callable[[Tensor], Tensor]] = {
+        "sae": lambda x: sae(x.to(sae.W_dec.device)).to(x.device),
+        "mean_ablation": lambda x: mean.to(x).expand_as(x),
+    }
+    if model.has_head:
+        runs["zero_ablation"] = torch.zeros_like
+    for contexts in source.contexts(split):
+        counts = contexts.counts.to(model.device)
+        where = counts.nonzero(as_tuple=True)
+        predicts, targets = _targets(model, contexts)
+        clean = model.outputs(contexts.tokens, contexts.attention_mask)
+        for name, function in runs.items():
+            out = model.outputs(
+                contexts.tokens, contexts.attention_mask, replace={hook: function}, positions=counts
+            )
+            sums.add_cosine(name, clean.hidden[where], out.hidden[where])
+            if model.has_head:
+                kl = name == "sae"
+                sums.add_loss(name, out.logits, predicts, targets, clean.logits if kl else None)
+        if model.has_head:
+            sums.add_loss("clean", clean.logits, predicts, targets)
+        sums.tokens += len(where[0])
+        sums.targets += len(targets)
+        if sums.tokens >= max_tokens:
+            break
+    if sums.tokens == 0:
+        raise UserError(f"split={split} has no counted position; give more held-out text")
+    return sums.result()
+
+
+def _targets(model: ActivationModel, contexts: Contexts) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Where the next token is neither padding nor special, and that token: (row, column), id [m]."""
+    special = torch.tensor(sorted(set(model.tokenizer.all_special_ids)), dtype=torch.int64)
+    mask = contexts.attention_mask.bool()
+    real = mask[:, :-1] & mask[:, 1:] & ~torch.isin(contexts.tokens[:, 1:], special)
+    row, column = real.nonzero(as_tuple=True)
+    predicts = (row.to(model.device), column.to(model.device))
+    return predicts, contexts.tokens[row, column + 1].to(model.device)
+
+
+class _Sums:
+    """Float64 sums by name, kept on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.tokens = self.targets = 0
+        self._zero = torch.zeros((), dtype=torch.float64, device=device)
+        self._sums: dict[str, Tensor] = {}
+
+    def _add(self, name: str, values: Tensor) -> None:
+        self._sums[name] = self._sums.get(name, self._zero) + values.sum(dtype=torch.float64)
+
+    def add_cosine(self, name: str, clean: Tensor, other: Tensor) -> None:
+        self._add(f"cosine_{name}", torch.cosine_similarity(clean.double(), other.double(), dim=-1))
+
+    def add_loss(
+        self,
+        name: str,
+        logits: Tensor,
+        predicts: tuple[Tensor, Tensor],
+        targets: Tensor,
+        clean: Tensor | None = None,
+    ) -> None:
+        """Cross-entropy at the positions `predicts`; with `clean` logits the KL from them too."""
+        size = max(1, _CHUNK // logits.shape[-1])
+        for row, column, target in zip(
+            predicts[0].split(size), predicts[1].split(size), targets.split(size), strict=True
+        ):
+            log_q = logits[row, column].float().log_softmax(-1)
+            self._add(f"ce_{name}", -log_q.gather(1, target[:, None]))
+            if clean is not None:
+                log_p = clean[row, column].float().log_softmax(-1)
+                self._add(f"kl_{name}", log_p.exp() * (log_p - log_q))
+
+    def result(self) -> Downstream:
+        cosine, loss = (
+            {name: (total / max(count, 1)).item() for name, total in self._sums.items()}
+            for count in (self.tokens, self.targets)
+        )
+        result = Downstream(
+            output_cosine=cosine["cosine_sae"],
+            output_cosine_mean_ablation=cosine["cosine_mean_ablation"],
+            downstream_tokens=self.tokens,
+        )
+        if self.targets == 0:
+            return result
+        clean, zero = loss["ce_clean"], loss["ce_zero_ablation"]
+        return Downstream(
+            **{**asdict(result), "ce_tokens": self.targets, "kl_sae": loss["kl_sae"]},
+            **{} if zero == clean else {"loss_recovered": (zero - loss["ce_sae"]) / (zero - clean)},
+        )

@@ -1,0 +1,161 @@
+"""Top activating examples: for every latent, the places in the text where it fires strongest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sae.errors import UserError
+from sae.metrics._files import write_text
+from sae.metrics._topn import TopTable
+from sae.metrics.codes import Firing
+
+if TYPE_CHECKING:
+    from sae.activations.source import ModelActivations
+    from sae.autoencoder import SAE
+
+
+@dataclass(frozen=True)
+class Example:
+    """A window of text around the place where a latent fires strongest in its context.
+
+    `activations[i]` is the latent's value on `tokens[i]`, 0 where it is silent. `position` is the
+    peak's place in its document, both as the source numbers them.
+    """
+
+    tokens: list[str]
+    activations: list[float]
+    document: int
+    position: int
+
+    def __str__(self) -> str:
+        """The text on one line, the strongest token between angle quotes."""
+        peak = self.activations.index(max(self.activations))
+        marked = [f"«{t}»" if i == peak else t for i, t in enumerate(self.tokens)]
+        return " ".join("".join(marked).split())
+
+
+@dataclass(frozen=True)
+class LatentExamples:
+    """One latent: the share of tokens it fires on, its largest value, its examples, best first."""
+
+    latent: int
+    frequency: float
+    max_activation: float
+    examples: list[Example]
+
+
+@torch.no_grad()
+def top_examples(
+    sae: SAE,
+    source: ModelActivations,
+    *,
+    latents: Iterable[int] | None = None,
+    per_latent: int = 8,
+    window: int = 12,
+    max_tokens: int = 200_000,
+    split: str = "held_out",
+) -> list[LatentExamples]:
+    """The strongest examples of each latent, in one pass over the contexts of `split`.
+
+    Args:
+        sae: reads one hook of the source.
+        source: a model on text.
+        latents: which to keep; None keeps all. One that never fires gets an empty list.
+        per_latent: examples kept for each.
+        window: tokens shown on either side of the peak, cut at the ends of its document and row.
+        max_tokens: counted tokens after which the pass stops, at the end of a batch of contexts.
+        split: "train" or "held_out".
+
+    A context gives a latent at most one example, and of examples whose last eight tokens up to the
+    peak agree only the strongest stays, so repeated text cannot fill the list. Memory does not
+    grow with the text: 8 * (2 * window + 1) bytes per latent and example.
+    Raises UserError when a latent is not one of the SAE's.
+    """
+    chosen = torch.arange(sae.d_sae) if latents is None else torch.tensor(list(latents)).long()
+    for latent in chosen.tolist():
+        if not 0 <= latent < sae.d_sae:
+            raise UserError(f"latent {latent} does not exist: this SAE has 0 to {sae.d_sae - 1}")
+    site = sae.site.bind(source.widths)
+    device = sae.W_dec.device
+    table = TopTable(chosen.to(device), sae.d_sae, per_latent, window)
+    firing = Firing(sae.d_sae, device)
+    for contexts in source.contexts(split):
+        if firing.tokens >= max_tokens:
+            break
+        acts = source.model.activations(contexts.tokens, contexts.attention_mask)
+        counts = contexts.counts.to(device)
+        x, _ = site.pair({hook: acts[hook][counts.to(acts[hook].device)] for hook in site.hooks})
+        codes = sae.encode(x.to(device))
+        firing.update(codes)
+        table.update(codes, contexts)
+    text = _TokenText(source.model.tokenizer)
+    density = firing.density()[chosen.to(device)].tolist()
+    return [
+        LatentExamples(
+            latent=latent,
+            frequency=frequency,
+            max_activation=examples[0][1] if examples else 0.0,
+            examples=[
+                Example(text(tokens), [round(a, 4) for a in values], document, position)
+                for tokens, _, values, document, position in examples
+            ],
+        )
+        for latent, frequency, examples in zip(chosen.tolist(), density, table.rows(), strict=True)
+    ]
+
+
+class _TokenText:
+    """Token ids to the pieces of text they stand for, spaces in their places.
+
+    A tokenizer's own names for tokens ("##ing", "Ġthe", "▁the") are not text, and a token decoded
+    alone loses its leading space; so each is decoded behind another token, which is then cut off.
+    """
+
+    def __init__(self, tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+        self._lead = tokenizer("a", add_special_tokens=False)["input_ids"]
+        self._lead_text = self._decode(self._lead)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+    def _piece(self, token: int) -> str:
+        text = self._decode([*self._lead, token])
+        if text.startswith(self._lead_text):
+            return text[len(self._lead_text) :]
+        return self._decode([token])
+
+    def __call__(self, ids: list[int]) -> list[str]:
+        for token in ids:
+            if token not in self._known:
+                self._known[token] = self._piece(token)
+        return [self._known[token] for token in ids]
+
+
+def write_examples(path: str | Path, latents: Iterable[LatentExamples]) -> None:
+    """Write JSON lines, one latent each with the fields of `LatentExamples`, atomically."""
+    lines = [json.dumps(asdict(latent), ensure_ascii=False, separators=(",", ":")) + "\n" for latent in latents]
+    write_text(path, "".join(lines))
+
+
+def read_examples(path: str | Path) -> list[LatentExamples]:
+    """Read what `write_examples` wrote. Raises UserError that names the line it cannot read."""
+    result = []
+    # Not splitlines: JSON leaves U+2028 and its like as they are, and they are no line ends here.
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+        if line:
+            try:
+                fields = json.loads(line)
+                fields["examples"] = [Example(**example) for example in fields["examples"]]
+                result.append(LatentExamples(**fields))
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise UserError(f"{path} line {number} is not a latent's examples: {error}") from error
+    return result

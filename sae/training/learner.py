@@ -1,0 +1,195 @@
+"""One autoencoder being trained: the step, and all the state that a resumed run needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sae.autoencoder import SAE
+from sae.autoencoder.init import geometric_median
+from sae.autoencoder.objective import AuxK, Forward, Term
+from sae.errors import UserError
+from sae.training.dead import DeadLatents
+from sae.training.meter import Meter
+from sae.training.optim import RowAdam
+from sae.training.schedule import warmup_decay
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Adam and its schedule.
+
+    Args:
+        lr: learning rate; left out, `lr_scale / sqrt(d_sae / 2**14)`.
+        lr_scale: the learning rate of an SAE of 16,384 latents (2e-4 in Gao et al. 2024).
+        betas: decay rates of Adam's two moments.
+        eps: added to Adam's denominator.
+        warmup: share of the run over which the learning rate rises.
+        decay: share of the run, at its end, over which it falls to zero.
+    """
+
+    lr: float | None = None
+    lr_scale: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warmup: float = 0.05
+    decay: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "lr_scale", "eps"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise UserError(f"model.optim.{name}={value} must be a positive number")
+        for name in ("warmup", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(
+                    f"model.optim.{name}={getattr(self, name)} is a share of the run: from 0 to 1"
+                )
+
+    def learning_rate(self, d_sae: int) -> float:
+        return self.lr if self.lr is not None else self.lr_scale / math.sqrt(d_sae / 2**14)
+
+
+class Learner(nn.Module):
+    """An SAE, its optimiser, its counters, and the step that changes them.
+
+    Activations are multiplied by `scale`, estimated once so that E|x| = sqrt(d_in); the SAE itself
+    lives in that unit until `export` folds the factor in.
+
+    Args:
+        sae: what is trained, in place.
+        objective: terms of the loss.
+        optim: learning rate and schedule.
+        total_steps: length of the run, for the schedule.
+        dead_after: tokens without firing after which a latent is dead.
+        refresh_steps: how often the list of dead latents is drawn up.
+    """
+
+    METERS = ("steps", "loss", "squared_error", "variance", "l0")
+
+    def __init__(
+        self,
+        sae: SAE,
+        objective: Sequence[Term],
+        optim: OptimConfig,
+        *,
+        total_steps: int,
+        dead_after: int,
+        refresh_steps: int = 25,
+    ) -> None:
+        super().__init__()
+        self.sae = sae
+        self.objective = list(objective)
+        self.total_steps = total_steps
+        self.optim = optim
+        self.lr = optim.learning_rate(sae.d_sae)
+        k_aux = max((t.k_aux or sae.d_in // 2 for t in objective if isinstance(t, AuxK)), default=0)
+        # 16 k_aux columns bound AuxK's dense product; the rest wait their turn.
+        self.dead = DeadLatents(
+            sae.d_sae, dead_after=dead_after, refresh_steps=refresh_steps, most=16 * max(1, k_aux)
+        )
+        self.meter = Meter(self.METERS)
+        self.steps = 0
+        self.tokens = 0
+        self.scale: float | None = None
+        self.optimizer = RowAdam(
+            [
+                {"params": [sae.W_enc, sae.b_enc, sae.b_dec]},
+                {"params": [sae.W_dec], "unit_norm": True},
+            ],
+            lr=self.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+        )
+
+    @torch.no_grad()
+    def initialise(self, acts: dict[str, Tensor]) -> None:
+        """Set the scale, and b_dec to the geometric median, from a sample {hook: [n, width]}."""
+        x, target = self.sae.site.pair(acts)
+        length = x.double().norm(dim=1).mean().item()
+        if length == 0:
+            raise UserError(
+                "the activations of the first block are all zero: nothing can be learnt from "
+                f"{', '.join(self.sae.site.hooks)}; choose another hook"
+            )
+        self.scale = math.sqrt(x.shape[1]) / length
+        self.sae.b_dec.copy_(geometric_median(target[:8192].double() * self.scale))
+
+    def forward(self, acts: dict[str, Tensor]) -> tuple[Forward, Tensor]:
+        """Codes, prediction and loss of a batch {hook: [batch, width]}."""
+        x, target = self.sae.site.pair(acts)
+        x = x.to(self.sae.b_dec.dtype) * self.scale
+        target = x if target is x else target.to(x.dtype) * self.scale
+        codes = self.sae.encode(x)
+        forward = Forward(
+            sae=self.sae,
+            x=x,
+            target=target,
+            codes=codes,
+            x_hat=self.sae.decode(codes),
+            variance=(target - target.mean(0)).square().sum(),
+            silent=self.dead.silent,
+            is_dead=self.dead.is_dead(),
+        )
+        loss = sum(term.coefficient * term(forward) for term in self.objective)
+        return forward, loss
+
+    def step(
+        self,
+        acts: dict[str, Tensor],
+        *,
+        backward: Callable[[Tensor], None] = torch.Tensor.backward,
+        update: Callable[[], Any] | None = None,
+    ) -> None:
+        """Learn from one batch {hook: [batch, width]}. Never waits for the device, save where
+        `DeadLatents` draws up its list.
+
+        `backward` and `update` let a trainer put its own calls in place of the plain ones.
+        """
+        forward, loss = self.forward(acts)
+        backward(loss)
+        factor = warmup_decay(
+            self.steps, self.total_steps, warmup=self.optim.warmup, decay=self.optim.decay
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * factor
+        (update or self.optimizer.step)()
+        self.optimizer.zero_grad(set_to_none=True)
+
+        self.steps += 1
+        self.tokens += forward.codes.batch
+        self.dead.update(forward.codes, self.steps)
+        self.meter.add(
+            steps=1.0,
+            loss=loss.detach(),
+            squared_error=(forward.x_hat.detach() - forward.target).square().sum(),
+            variance=forward.variance,
+            l0=forward.codes.l0().double().mean(),
+        )
+
+    def read(self) -> dict[str, float]:
+        """Averages since the last call. Waits for the device, so call it on log steps only."""
+        sums = self.meter.read()
+        steps = max(sums["steps"], 1.0)
+        return {
+            "loss": sums["loss"] / steps,
+            "fvu": sums["squared_error"] / sums["variance"] if sums["variance"] else math.nan,
+            "l0": sums["l0"] / steps,
+            "dead_fraction": self.dead.dead_fraction().item(),
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def export(self) -> SAE:
+        """The SAE for raw activations: a copy with the scale folded in."""
+        return self.sae.folded(self.scale)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"steps": self.steps, "tokens": self.tokens, "scale": self.scale}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.steps, self.tokens, self.scale = state["steps"], state["tokens"], state["scale"]

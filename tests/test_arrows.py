@@ -1,0 +1,120 @@
+"""Who may import whom: the arrows between the rooms, and what importing a room costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+# A room may lean on these, besides itself, `sae.errors` and libraries.
+ARROWS = {
+    "sae_kernels": set(),
+    "sae.activations": set(),
+    "sae.autoencoder": {"sae_kernels"},
+    "sae.training": {"sae.autoencoder", "sae_kernels"},
+    "sae.inference": {"sae.autoencoder", "sae_kernels"},
+    "sae.worlds": {"sae.activations", "sae_kernels"},
+    "sae.metrics": {"sae.autoencoder", "sae.activations", "sae_kernels"},
+    "sae.formats": {"sae.autoencoder", "sae_kernels"},
+    "sae.report": {"sae.autoencoder", "sae.metrics", "sae_kernels"},
+    "sae.lightning": {
+        "sae.activations",
+        "sae.autoencoder",
+        "sae.metrics",
+        "sae.report",
+        "sae.training",
+        "sae.worlds",
+        "sae_configs",
+    },
+}
+ONLY_IN_LIGHTNING = {"lightning", "wandb", "jsonargparse", "pytorch_lightning"}
+ONLY_IN_KERNELS = {"triton"}
+
+
+def room_of(module: str) -> str:
+    if module.split(".")[0] in ("sae_kernels", "sae_configs"):
+        return module.split(".")[0]
+    return ".".join(module.split(".")[:2])
+
+
+def imports(file: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute here"
+            found.add(node.module)
+            if node.module == "sae":
+                found |= {f"sae.{alias.name}" for alias in node.names}
+    return found
+
+
+def files(room: str) -> list[Path]:
+    folder = REPO / ("kernels" if room == "sae_kernels" else room.replace(".", "/"))
+    return sorted(folder.rglob("*.py"))
+
+
+@pytest.mark.parametrize("room", ARROWS)
+def test_a_room_leans_only_on_those_to_its_left(room):
+    assert files(room), f"{room} is empty"
+    public = {"sae.SAE": "sae.autoencoder", "sae.UserError": "sae.errors"}
+    for file in files(room):
+        for module in imports(file):
+            module = public.get(module, module)
+            top = module.split(".")[0]
+            if top in ONLY_IN_LIGHTNING:
+                assert room == "sae.lightning", f"{file} imports {module}"
+            if top in ONLY_IN_KERNELS:
+                assert room == "sae_kernels", f"{file} imports {module}"
+            if top in ("sae", "sae_kernels", "sae_configs") and module != "sae":
+                target = room_of(module)
+                allowed = ARROWS[room] | {room, "sae.errors"}
+                if room == "sae_kernels":
+                    allowed.discard("sae.errors")
+                assert target in allowed, f"{file} imports {module}"
+
+
+def test_every_folder_is_a_room_and_is_packaged():
+    rooms = {f"sae.{p.name}" for p in (REPO / "sae").iterdir() if (p / "__init__.py").is_file()}
+    assert rooms | {"sae_kernels"} == set(ARROWS)
+    packaged = set(tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {
+        ".".join(p.parent.relative_to(REPO).parts) for p in (REPO / "sae").rglob("__init__.py")
+    }
+    assert packaged == folders | {"sae_kernels", "sae_configs"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import sae_kernels.encode_topk, sae_kernels.decode", "sae lightning wandb triton"),
+        ("from sae import SAE", "lightning wandb transformers triton matplotlib"),
+        ("import sae.lightning.fit", "wandb tensorboard triton transformers"),
+    ],
+)
+def test_importing_brings_in_no_more_than_it_needs(statement, unwanted):
+    code = f"{statement}\nimport sys\nprint([m for m in {unwanted.split()} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_folder_kernels_does_not_shadow_hugging_face_kernels(tmp_path):
+    """`python train.py` puts the checkout first on the path; `import kernels` must still find theirs."""
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("THEIRS = True\n")
+    code = (
+        f"import sys; sys.path.append({str(tmp_path)!r})\n"
+        "import kernels, sae_kernels.encode_topk\n"
+        "print(hasattr(kernels, 'THEIRS') or 'site-packages' in kernels.__file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "True"

@@ -1,0 +1,249 @@
+"""The step against a dense twin written out in float64, and the state it leaves."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from sae import SAE, UserError
+from sae.autoencoder.objective import FVU, AuxK
+from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.sparsity import TopK
+from sae.training import Learner, OptimConfig
+from sae.training.dead import DeadLatents
+from sae_kernels.codes import Codes
+
+D_IN, D_SAE, K = 10, 37, 4
+OPTIM = OptimConfig(lr=3e-3, warmup=0.3, decay=0.3)
+
+
+def learner(*, dtype=torch.float64, dead_after=96, k_aux=3, refresh_steps=1, total=20) -> Learner:
+    sae = SAE(D_IN, TopK(d_sae=D_SAE, k=K), site=Autoencode(hook="h"), seed=1, dtype=dtype)
+    return Learner(
+        sae,
+        [FVU(), AuxK(coefficient=0.5, k_aux=k_aux)],
+        OPTIM,
+        total_steps=total,
+        dead_after=dead_after,
+        refresh_steps=refresh_steps,
+    )
+
+
+def batches(n: int, dtype=torch.float64) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(5)
+    # A low-rank cloud off the origin: some latents never fire on it, so AuxK has work to do.
+    mixing = torch.randn(3, D_IN, generator=generator, dtype=torch.float64)
+    draw = lambda: torch.randn(32, 3, generator=generator, dtype=torch.float64) @ mixing + 2.0
+    return [{"h": draw().to(dtype)} for _ in range(n)]
+
+
+class DenseTwin:
+    """The same training run, dense and plain: autograd over [batch, d_sae], torch's own Adam."""
+
+    def __init__(self, sae: SAE, scale: float) -> None:
+        self.scale = scale
+        self.p = {n: v.detach().clone().requires_grad_() for n, v in sae.named_parameters()}
+        self.adam = torch.optim.Adam(self.p.values(), lr=OPTIM.lr)
+        self.silent_for = torch.zeros(D_SAE, dtype=torch.int64)
+
+    def loss(self, x: torch.Tensor, *, dead_after: int, k_aux: int) -> torch.Tensor:
+        p = self.p
+        pre_acts = (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
+        top = pre_acts.topk(K, dim=1)
+        acts = torch.zeros_like(pre_acts).scatter(1, top.indices, top.values.relu())
+        x_hat = acts @ p["W_dec"] + p["b_dec"]
+        self.acts = acts.detach()
+        loss = (x - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+        dead = self.silent_for >= dead_after
+        self.dead = int(dead.sum())
+        if self.dead:
+            e = (x - x_hat).detach()
+            masked = pre_acts.relu().masked_fill(~dead, 0.0)
+            top = masked.topk(k_aux, dim=1)
+            e_hat = torch.zeros_like(masked).scatter(1, top.indices, top.values) @ p["W_dec"]
+            aux = (e - e_hat).pow(2).sum() / (e - e.mean(0)).pow(2).sum()
+            loss = loss + 0.5 * min(self.dead / k_aux, 1) * aux
+        return loss
+
+    def step(self, x: torch.Tensor, lr: float, **kw) -> float:
+        x = x * self.scale
+        loss = self.loss(x, **kw)
+        self.adam.zero_grad()
+        loss.backward()
+        W, g = self.p["W_dec"], self.p["W_dec"].grad
+        with torch.no_grad():
+            g -= (g * W).sum(1, keepdim=True) / W.pow(2).sum(1, keepdim=True) * W
+            self.grads = {n: v.grad.clone() for n, v in self.p.items()}
+            self.adam.param_groups[0]["lr"] = lr
+            self.adam.step()
+            W /= W.norm(dim=1, keepdim=True)
+            self.silent_for += len(x)
+            self.silent_for[self.acts.gt(0).any(0)] = 0
+        return loss.item()
+
+
+@pytest.mark.parametrize("k_aux", [3, 30], ids=["more-dead-than-k_aux", "fewer"])
+def test_step_equals_the_dense_twin(k_aux):
+    ours = learner(k_aux=k_aux)
+    data = batches(12)
+    ours.initialise(data[0])
+    twin = DenseTwin(ours.sae, ours.scale)
+    deaths = []
+    for batch in data:
+        loss = twin.step(batch["h"], _lr(ours), dead_after=96, k_aux=k_aux)
+        ours.step(batch)
+        deaths.append(twin.dead)
+        assert ours.read()["loss"] == pytest.approx(loss, rel=1e-9)
+        for name, value in ours.sae.named_parameters():
+            torch.testing.assert_close(value.detach(), twin.p[name].detach(), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(ours.dead.tokens_since_fired, twin.silent_for)
+    assert max(deaths) > 3, "the data must leave latents dead, or AuxK was not tested"
+
+
+def _lr(ours: Learner) -> float:
+    from sae.training.schedule import warmup_decay
+
+    return OPTIM.lr * warmup_decay(ours.steps, 20, warmup=OPTIM.warmup, decay=OPTIM.decay)
+
+
+def test_auxk_moves_encoder_and_decoder_of_dead_latents_only():
+    ours = learner()
+    data = batches(2)
+    ours.initialise(data[0])
+    ours.dead.tokens_since_fired[:5] = 1000
+    ours.dead.tokens_since_fired[4] = 0  # listed, but it fired again since
+    ours.dead.silent = torch.arange(5)
+    forward, _ = ours(data[1])
+    AuxK(k_aux=3)(forward).backward()
+    for name, grad in (("W_enc", ours.sae.W_enc.grad.t()), ("W_dec", ours.sae.W_dec.grad)):
+        moved = grad.abs().sum(1) > 0
+        assert moved[:4].any(), f"AuxK must reach {name}"
+        assert not moved[4:].any(), f"AuxK must leave {name} of living latents alone"
+    assert ours.sae.b_enc.grad[:4].abs().sum() > 0
+
+
+def test_decoder_stays_on_the_sphere():
+    ours = learner(dtype=torch.float32)
+    data = batches(5, torch.float32)
+    ours.initialise(data[0])
+    for batch in data:
+        ours.step(batch)
+    torch.testing.assert_close(ours.sae.W_dec.norm(dim=1), torch.ones(D_SAE), rtol=1e-6, atol=1e-6)
+
+
+def test_scale_gives_rows_of_norm_root_d():
+    ours = learner()
+    data = batches(1)[0]
+    ours.initialise(data)
+    norms = (data["h"] * ours.scale).norm(dim=1)
+    assert float(norms.mean()) == pytest.approx(math.sqrt(D_IN))
+    # b_dec sits inside the cloud, far from the origin it started at.
+    assert float((data["h"] * ours.scale - ours.sae.b_dec).norm(dim=1).mean()) < float(norms.mean())
+
+
+def test_zero_activations_are_refused():
+    with pytest.raises(UserError, match="all zero.*h"):
+        learner().initialise({"h": torch.zeros(8, D_IN, dtype=torch.float64)})
+
+
+def test_export_reconstructs_raw_activations():
+    ours = learner()
+    data = batches(6)
+    ours.initialise(data[0])
+    for batch in data:
+        ours.step(batch)
+    x = data[0]["h"]
+    torch.testing.assert_close(ours.export()(x), ours.sae(x * ours.scale) / ours.scale)
+
+
+def test_resumed_state_goes_on_with_the_same_bits():
+    data = batches(12, torch.float32)
+    straight = learner(dtype=torch.float32, refresh_steps=4)
+    straight.initialise(data[0])
+    rows = []
+    for i, batch in enumerate(data):
+        straight.step(batch)
+        if i == 6:  # between two refreshes and between two reads
+            saved = copy.deepcopy(straight.state_dict())
+            moments = copy.deepcopy(straight.optimizer.state_dict())
+        if i % 5 == 4:
+            rows.append(straight.read())
+
+    resumed = learner(dtype=torch.float32, refresh_steps=4)
+    resumed.load_state_dict(saved)
+    resumed.optimizer.load_state_dict(moments)
+    assert resumed.steps == 7 and resumed.tokens == 7 * 32
+    for i in range(7, 12):
+        resumed.step(data[i])
+        if i % 5 == 4:
+            assert resumed.read() == rows[-1]
+    for name, value in straight.state_dict().items():
+        if torch.is_tensor(value):
+            assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_reading_changes_nothing_that_is_learnt_from():
+    data = batches(8, torch.float32)
+    quiet, chatty = learner(dtype=torch.float32), learner(dtype=torch.float32)
+    for ours in (quiet, chatty):
+        ours.initialise(data[0])
+        for batch in data:
+            ours.step(batch)
+            if ours is chatty:
+                ours.read()
+                ours.read()
+    for (name, a), b in zip(quiet.sae.state_dict().items(), chatty.sae.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert torch.equal(quiet.dead.tokens_since_fired, chatty.dead.tokens_since_fired)
+
+
+def test_figures_are_averages_over_the_steps_since_the_last_read():
+    data = batches(3)
+    ours, each = learner(), learner()
+    for one in (ours, each):
+        one.initialise(data[0])
+    singles = []
+    for batch in data:
+        ours.step(batch)
+        each.step(batch)
+        singles.append(each.read())
+    read = ours.read()
+    for name in ("loss", "l0"):
+        assert read[name] == pytest.approx(sum(s[name] for s in singles) / 3)
+    assert min(s["fvu"] for s in singles) < read["fvu"] < max(s["fvu"] for s in singles)
+
+
+def test_dead_list_is_bounded_and_oldest_first():
+    dead = DeadLatents(6, dead_after=10, refresh_steps=2, most=2)
+    fire = lambda *latents: Codes(
+        torch.ones(5, len(latents)), torch.tensor([latents] * 5), d_sae=6
+    )
+    dead.update(fire(0, 1, 2), 1)
+    dead.update(fire(0, 1), 2)
+    assert dead.silent.tolist() == [3, 4]  # 3, 4, 5 are silent for 10 tokens; two fit
+    dead.update(fire(0, 3), 3)
+    assert dead.is_dead().tolist() == [False, True]
+    assert float(dead.dead_fraction()) == pytest.approx(3 / 6)  # 2 (10 tokens), 4 and 5
+
+
+def test_a_code_of_zero_does_not_count_as_firing():
+    dead = DeadLatents(3, dead_after=5, refresh_steps=1, most=3)
+    dead.update(Codes(torch.tensor([[1.0, 0.0]] * 5), torch.tensor([[0, 1]] * 5), d_sae=3), 1)
+    assert dead.tokens_since_fired.tolist() == [0, 5, 5]
+
+
+def test_learning_rate_rule():
+    assert OptimConfig(lr_scale=2e-4).learning_rate(2**14) == pytest.approx(2e-4)
+    assert OptimConfig(lr_scale=2e-4).learning_rate(2**12) == pytest.approx(4e-4)
+    assert OptimConfig(lr=1e-3).learning_rate(2**12) == 1e-3
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lr": -1.0}, {"lr": math.nan}, {"eps": 0.0}, {"warmup": 1.5}, {"decay": -0.1}]
+)
+def test_impossible_optimiser_settings_name_themselves(wrong):
+    with pytest.raises(UserError, match=f"model.optim.{next(iter(wrong))}="):
+        OptimConfig(**wrong)

@@ -1,0 +1,19 @@
+"""The schedule of the learning rate."""
+
+from __future__ import annotations
+
+import pytest
+
+from sae.training.schedule import warmup_decay
+
+
+def test_rises_stays_and_falls():
+    factors = [warmup_decay(t, 100, warmup=0.1, decay=0.2) for t in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert factors[10:80] == [1.0] * 70
+    assert factors[80:] == pytest.approx([1 - i / 20 for i in range(20)])
+    assert factors[-1] > 0
+
+
+def test_without_either_it_is_constant():
+    assert {warmup_decay(t, 7, warmup=0.0, decay=0.0) for t in range(7)} == {1.0}
