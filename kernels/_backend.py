@@ -15,7 +15,10 @@ BACKENDS = ("auto", "torch", "triton", "reference")
 
 @cache
 def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ValueError:  # a module set to None in sys.modules, which is how its absence is tried out
+        return False
 
 
 def resolve(backend: str, tensor: Tensor) -> str:
@@ -33,11 +36,11 @@ def resolve(backend: str, tensor: Tensor) -> str:
         if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
             raise ValueError(
                 f"backend='triton' needs a CUDA tensor, got one on {tensor.device}; use 'torch', "
-                "or set TRITON_INTERPRET=1 before the first use to run the kernels in the interpreter"
+                "or set TRITON_INTERPRET=1 before the first use to run the interpreter"
             )
     return backend
 
 
 def pair_sums(backend: str) -> ModuleType:
-    """The module of sums over pairs for a resolved backend; triton is imported only when it is used."""
+    """The sums over pairs of a resolved backend. Triton is imported here, at its first use."""
     return importlib.import_module(f"sae_kernels._{backend}_pairs")

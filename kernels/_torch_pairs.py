@@ -1,15 +1,16 @@
 """The four sums over pairs that decode and both backwards are made of, on CPU.
 
-`weights` is [nnz], one number a slot; `table` has rows of width d. `_triton_pairs` has the same four.
-embedding_bag is the one fused gather-multiply-add that torch ships: 5.6 ms where gather + bmm takes 86 and
-the dense product 437 (1,024 tokens, 32,768 latents, 512 wide, k 32, one core).
+`weights` is [nnz], one number a slot; `table` has rows of width d. `_triton_pairs` has the same
+four. embedding_bag is the one fused gather-multiply-add that torch ships: 5.6 ms where gather + bmm
+takes 86 and the dense product 437 (1,024 tokens, 32,768 latents, 512 wide, k 32, one core).
 """
 
 from __future__ import annotations
 
 import torch
-from sae_kernels.transpose import Pairs
 from torch import Tensor
+
+from sae_kernels.transpose import Pairs
 
 _SUM = 0  # embedding_bag's mode
 

@@ -1,18 +1,23 @@
-"""One Adam step on one parameter, in place, with a unit-norm constraint on its rows where asked for.
+"""One Adam step on one parameter, in place, with a unit-norm constraint on its rows where asked
+for.
 
 Adam is torch.optim.Adam's: m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2,
-p -= lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps). With unit_norm the part of g along each row of p
-is taken out first and the rows are scaled back to length 1 last. bf16 is computed in fp32 and rounded once.
+p -= lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps). With unit_norm the part of g along
+each row of p is taken out first and the rows are scaled back to length 1 last. bf16 is computed in
+fp32 and rounded once.
 """
 
 from __future__ import annotations
 
 import torch
-from sae_kernels import reference
-from sae_kernels._backend import resolve
 from torch import Tensor
 
-_CHUNK_ELEMENTS = 2**18  # 1 MB of fp32 each of parameter, gradient and moments: the passes stay in cache
+from sae_kernels import reference
+from sae_kernels._backend import resolve
+
+_CHUNK_ELEMENTS = (
+    2**18
+)  # 1 MB of fp32 each of parameter, gradient and moments: the passes stay in cache
 
 
 def _fused(
@@ -61,10 +66,11 @@ def adam_rows_(
 ) -> None:
     """Update param, exp_avg and exp_avg_sq in place; grad is left as it is.
 
-    param: 1-D, or 2-D contiguous (W_dec) or latent-major (W_enc); exp_avg and exp_avg_sq (torch.zeros_like(param)
-    at the start) have its layout; grad is copied if it has another. step counts from 1. unit_norm: rows of a
-    contiguous [d_sae, d_in] param keep length 1; a row of zeros stays zero. backend: as in `decode`.
-    Raises ValueError for an unknown backend, a layout that is neither, and unit_norm without contiguous rows.
+    param: 1-D, or 2-D contiguous (W_dec) or latent-major (W_enc); exp_avg and exp_avg_sq
+    (torch.zeros_like(param) at the start) have its layout; grad is copied if it has another. step
+    counts from 1. unit_norm: rows of a contiguous [d_sae, d_in] param keep length 1; a row of zeros
+    stays zero. backend: as in `decode`. Raises ValueError for an unknown backend, a layout that is
+    neither, and unit_norm without contiguous rows.
     """
     backend = resolve(backend, param)
     if unit_norm and not (param.ndim == 2 and param.is_contiguous()):

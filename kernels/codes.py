@@ -1,12 +1,13 @@
-"""The sparse code: the only thing that passes from encoding to decoding, losses, metrics and disk."""
+"""The sparse code: what passes from encoding to decoding, losses, metrics and disk."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
 import torch
-from sae_kernels.transpose import Pairs
 from torch import Tensor
+
+from sae_kernels.transpose import Pairs
 
 
 @dataclass(eq=False)
@@ -14,9 +15,10 @@ class Codes:
     """The active (token, latent, value) triples of a batch, rows contiguous.
 
     values [batch, k], or [nnz] when ragged; indices int64, same shape, in [0, d_sae).
-    offsets: None for a fixed k, else int64 [batch + 1]; row b is values[offsets[b] : offsets[b + 1]].
-    A slot with value 0 is empty: its index is valid but means nothing. No order of slots within a row is
-    promised. An encoder never puts a latent twice in one row; where a caller does, its values add.
+    offsets: None for a fixed k, else int64 [batch + 1]; row b is values[offsets[b] : offsets[b +
+    1]]. A slot with value 0 is empty: its index is valid but means nothing. No order of slots
+    within a row is promised. An encoder never puts a latent twice in one row; where a caller does,
+    its values add.
     """
 
     values: Tensor
@@ -30,13 +32,13 @@ class Codes:
         return self.values.shape[0] if self.offsets is None else self.offsets.shape[0] - 1
 
     def by_latent(self) -> Pairs:
-        """Where the pairs lie, by token and by latent (stable in token); made at first use and kept."""
+        """Where the pairs lie, by token and by latent; made at first use and kept."""
         if self._pairs is None:
             self._pairs = Pairs(self.indices, self.offsets, self.d_sae)
         return self._pairs
 
     def to_dense(self) -> Tensor:
-        """[batch, d_sae], differentiable in `values`. For tests and metrics: the step never holds it."""
+        """[batch, d_sae], differentiable in `values`. For tests and metrics, never in the step."""
         where = self.by_latent().token_of_slot * self.d_sae + self.indices.flatten()
         dense = self.values.new_zeros(self.batch * self.d_sae)
         return dense.index_add(0, where, self.values.flatten()).view(self.batch, self.d_sae)
@@ -51,8 +53,8 @@ class Codes:
 
     def fired(self) -> Tensor:
         """[d_sae] bool: which latents are non-zero on at least one token."""
-        # index_put_ with one and the same value: the order of writes cannot matter. Empty slots are sent
-        # to an extra latent instead of being filtered, which would wait for the device.
+        # index_put_ with one and the same value: the order of writes cannot matter. Empty slots are
+        # sent to an extra latent instead of being filtered, which would wait for the device.
         hits = torch.zeros(self.d_sae + 1, dtype=torch.bool, device=self.values.device)
         latents = torch.where(self.values != 0, self.indices, self.d_sae)
         return hits.index_fill_(0, latents.flatten(), True)[:-1]
@@ -62,7 +64,7 @@ class Codes:
         return replace(self, values=self.values.detach(), _pairs=self.by_latent())
 
     def rows(self, rows: slice) -> Codes:
-        """The codes of a contiguous run of tokens. Reading a ragged row's bounds waits for the device."""
+        """The codes of a contiguous run of tokens. On ragged codes it waits for the device."""
         start, stop, step = rows.indices(self.batch)
         assert step == 1, "rows must be contiguous"
         stop = max(start, stop)

@@ -1,9 +1,9 @@
 """x_hat[b] = b_dec + sum over the slots of row b of value * W_dec[index].
 
-values [batch, k] or ragged [nnz], W_dec [d_sae, d_in], b_dec [d_in], all of one dtype; bf16 is summed in
-fp32. Backward, with g = dL/dx_hat [batch, d_in]:
-    dvalues = <g[token], W_dec[index]>,  dW_dec[j] = sum over the tokens of latent j of value * g[token],
-    db_dec = sum over the batch of g.
+values [batch, k] or ragged [nnz], W_dec [d_sae, d_in], b_dec [d_in], all of one dtype; bf16 is
+summed in fp32. Backward, with g = dL/dx_hat [batch, d_in]:
+    dvalues = <g[token], W_dec[index]>,  dW_dec[j] = sum over the tokens of latent j of value *
+    g[token], db_dec = sum over the batch of g.
 Saved for it: values and W_dec; the pairs are shared with the encoder that made them.
 """
 
@@ -12,12 +12,13 @@ from __future__ import annotations
 from types import ModuleType
 
 import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
 from sae_kernels import reference
 from sae_kernels._backend import pair_sums, resolve
 from sae_kernels.codes import Codes
 from sae_kernels.transpose import Pairs
-from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 class _Decode(torch.autograd.Function):
@@ -42,10 +43,12 @@ class _Decode(torch.autograd.Function):
 
 
 def decode(codes: Codes, W_dec: Tensor, b_dec: Tensor, *, backend: str = "auto") -> Tensor:
-    """Reconstruction of a batch from its codes: [batch, d_in], differentiable (once) in codes.values, W_dec, b_dec.
+    """Reconstruction of a batch from its codes: [batch, d_in], differentiable (once) in
+    codes.values, W_dec, b_dec.
 
-    W_dec [d_sae, d_in] contiguous, b_dec [d_in]. backend: "auto" (triton for CUDA tensors, else torch),
-    "torch", "triton" or "reference". Raises ValueError for an unknown backend or a W_dec of another d_sae.
+    W_dec [d_sae, d_in] contiguous, b_dec [d_in]. backend: "auto" (triton for CUDA tensors, else
+    torch), "torch", "triton" or "reference". Raises ValueError for an unknown backend or a W_dec of
+    another d_sae.
     """
     if W_dec.shape[0] != codes.d_sae:
         raise ValueError(f"W_dec has {W_dec.shape[0]} rows but the codes have d_sae={codes.d_sae}")

@@ -1,52 +1,59 @@
 """values, indices = relu of the k largest of pre = (x - b_dec) @ W_enc + b_enc, per row.
 
-x [batch, d_in], W_enc [d_in, d_sae] stored latent-major (W_enc.t() contiguous), b_enc [d_sae], b_dec [d_in],
-all of one dtype. Selection is exact: the latents with a positive value are those of a stable descending sort
-of the row, so a tie at the k-th place goes to the lowest index. bf16 is multiplied into fp32, selected in fp32
-and rounded last. Pre-activations exist for a bounded chunk of rows only.
+x [batch, d_in], W_enc [d_in, d_sae] stored latent-major (W_enc.t() contiguous), b_enc [d_sae],
+b_dec [d_in], all of one dtype. Selection is exact: the latents with a positive value are those of a
+stable descending sort of the row, so a tie at the k-th place goes to the lowest index. bf16 is
+multiplied into fp32, selected in fp32 and rounded last. Pre-activations exist for a bounded chunk
+of rows only.
 
 Backward, with g = dL/dvalues where the value is positive, else 0, and c = x - b_dec:
     dW_enc[:, j] = sum over the tokens of latent j of g * c[token],  db_enc[j] = the sum of those g,
-    db_dec = -W_enc @ db_enc (tokens are summed first),  dx[b] = sum over the slots of row b of g * W_enc[:, index].
+    db_dec = -W_enc @ db_enc (tokens are summed first),
+    dx[b] = sum over the slots of row b of g * W_enc[:, index].
 Saved for it: c, W_enc, values and the pairs.
 
-Not finite: NaN counts as the largest value, as in torch.topk, and comes out as NaN, with gradient 0; +inf is
-a value like any other; -inf is never positive.
+Not finite: NaN counts as the largest value, as in torch.topk, and comes out as NaN, with gradient
+0; +inf is a value like any other; -inf is never positive.
 """
 
 from __future__ import annotations
 
+import math
+from functools import cache
 from types import ModuleType
 
 import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
 from sae_kernels import reference
 from sae_kernels._backend import pair_sums, resolve
 from sae_kernels.codes import Codes
 from sae_kernels.transpose import Pairs
-from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-# Pre-activations of one chunk: 16 MB of fp32 stay in the last-level cache between product and selection, and
-# below the 32 MB from which glibc returns every freed block to the system, to be page-faulted in again.
-_CHUNK_ELEMENTS = 2**22
-_CHUNK_MIN_ROWS = 64
+# Pre-activations of one chunk: 16 MB of fp32 stay in the last-level cache between product and
+# selection, and below the 32 MB from which glibc returns every freed block to the system, to be
+# page-faulted in again.
+CHUNK_ELEMENTS = 2**22
+CHUNK_MIN_ROWS = 64
 
 
 def _pre_acts(centred: Tensor, W_rows: Tensor, b_enc: Tensor) -> Tensor:
     """[rows, d_sae] from centred [rows, d_in] and W_rows [d_sae, d_in]."""
-    if centred.dtype == torch.float32 and _has_onednn(centred):
-        # oneDNN's fp32 product takes 33 ms where MKL's takes 90 (2048 x 384 x 8192, AVX-512 AMD, 2 cores).
+    if centred.dtype == torch.float32 and centred.device.type == "cpu" and _has_onednn():
+        # 33 ms where MKL's takes 90 (2048 x 384 x 8192 in 256-row chunks, AVX-512 AMD, 2 cores).
         return torch.ops.mkldnn._linear_pointwise(centred, W_rows, b_enc, "none", [], "")
     return torch.addmm(b_enc, centred, W_rows.t())
 
 
-def _has_onednn(x: Tensor) -> bool:
-    return x.device.type == "cpu" and torch.backends.mkldnn.is_available()
+@cache
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _break_ties(pre: Tensor, kth: Tensor, k: int) -> Tensor:
     """[rows, k]: everything above the k-th largest value, then what equals it from the left."""
-    above = pre > kth
+    above = ~(pre <= kth)  # NaN too
     equal = pre == kth
     room = k - above.sum(1, keepdim=True)
     chosen = above | (equal & (equal.cumsum(1) <= room))
@@ -56,13 +63,15 @@ def _break_ties(pre: Tensor, kth: Tensor, k: int) -> Tensor:
 def _select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """relu of the k largest of each row, and where they are. pre [rows, d_sae].
 
-    Strided groups first: column c is in group c mod n. The wanted groups are those with the largest maxima,
-    because every element above the m-th largest maximum lies in one of the m groups that lead. One more than
-    k is kept: where the k-th and the next are equal, torch.topk's choice is arbitrary and is made again.
+    Strided groups first: column c is in group c mod n. The wanted groups are those with the largest
+    maxima, because every element above the m-th largest maximum lies in one of the m groups that
+    lead. One more than k is kept: where the k-th and the next are equal, torch.topk's choice is
+    arbitrary and is made again.
     """
     d_sae = pre.shape[1]
     keep = min(k + 1, d_sae)
-    size = int((d_sae / keep) ** 0.5)  # d_sae / size maxima and keep * size candidates: least in sum
+    # A power of two near the least number of maxima plus candidates, d_sae / size + keep * size.
+    size = 2 ** round(math.log2(d_sae / keep) / 2)
     groups = d_sae // size
     if size >= 4:
         used = groups * size
@@ -87,16 +96,14 @@ def _select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values[:, :k].relu(), indices[:, :k]
 
 
-def _forward_torch(
-    centred: Tensor, W_rows: Tensor, b_enc: Tensor, k: int
-) -> tuple[Tensor, Tensor]:
+def _forward_torch(centred: Tensor, W_rows: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
     batch, d_sae = centred.shape[0], W_rows.shape[0]
     values = centred.new_empty(batch, k)
     indices = torch.empty(batch, k, dtype=torch.int64, device=centred.device)
     if centred.dtype in (torch.bfloat16, torch.float16):
         W_rows, b_enc = W_rows.float(), b_enc.float()
     centred = centred.to(W_rows.dtype).contiguous()
-    rows = max(_CHUNK_ELEMENTS // d_sae, _CHUNK_MIN_ROWS)
+    rows = max(CHUNK_ELEMENTS // d_sae, CHUNK_MIN_ROWS)
     for start in range(0, batch, rows):
         chunk = slice(start, start + rows)
         values[chunk], indices[chunk] = _select(_pre_acts(centred[chunk], W_rows, b_enc), k)
@@ -131,7 +138,8 @@ class _EncodeTopK(torch.autograd.Function):
             d_b_enc = d_b.to(W_enc.dtype)
             if need_b_dec:
                 wide = torch.promote_types(W_enc.dtype, torch.float32)
-                d_b_dec = -(W_enc.to(wide) @ d_b.to(wide)).to(W_enc.dtype)
+                with torch.autocast(grad.device.type, enabled=False):
+                    d_b_dec = -(W_enc.to(wide) @ d_b.to(wide)).to(W_enc.dtype)
         return d_x, d_W, d_b_enc, d_b_dec, None, None, None
 
 
@@ -144,14 +152,16 @@ def encode_topk(
     *,
     backend: str = "auto",
 ) -> Codes:
-    """TopK codes of x: relu of the k largest of (x - b_dec) @ W_enc + b_enc (Gao et al. 2024, eq. 2).
+    """relu of the k largest of (x - b_dec) @ W_enc + b_enc: TopK (Gao et al. 2024, section 2.3).
 
-    x [batch, d_in], W_enc [d_in, d_sae] (fast when W_enc.t() is contiguous), b_enc [d_sae], b_dec [d_in] or
-    None. Returns Codes with values [batch, k] >= 0, differentiable once in x, W_enc, b_enc and b_dec, and
-    distinct indices within a row; W_enc's gradient is latent-major too. A row with fewer than k positive
-    pre-activations has empty slots, which get no gradient. The order of a row's slots is fixed for given
-    inputs and backend, and otherwise unspecified. backend: as in `decode`.
-    Raises ValueError for k outside 1..d_sae and for an unknown backend.
+    x [batch, d_in], W_enc [d_in, d_sae] (fast when W_enc.t() is contiguous), b_enc [d_sae], b_dec
+    [d_in] or None. Returns Codes with values [batch, k] >= 0, differentiable once in x, W_enc,
+    b_enc and b_dec, and distinct indices within a row; W_enc's gradient is latent-major too. A row
+    with fewer than k positive pre-activations has empty slots, which get no gradient. The order of
+    a row's slots is fixed for given inputs and backend, and otherwise unspecified. autocast has no
+    effect: the inputs' dtype, which is one for all, decides.
+
+    backend: as in `decode`. Raises ValueError for k outside 1..d_sae and for an unknown backend.
     """
     d_sae = W_enc.shape[1]
     if not 1 <= k <= d_sae:
@@ -159,7 +169,7 @@ def encode_topk(
     backend = resolve(backend, W_enc)
     if backend == "reference":
         return reference.encode_topk(x, W_enc, b_enc, k, b_dec)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         centred = x if b_dec is None else x - b_dec
         W_rows = W_enc.t().contiguous()
         if backend == "triton":

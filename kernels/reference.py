@@ -1,14 +1,15 @@
 """Every op, dense and plain: the truth the fast paths are tested against.
 
-No Triton, no hand-written backward: autograd differentiates what is written here. Any floating dtype,
-float64 included; memory is that of the dense [batch, d_sae].
+No Triton, no hand-written backward: autograd differentiates what is written here. Any floating
+dtype, float64 included; memory is that of the dense [batch, d_sae].
 """
 
 from __future__ import annotations
 
 import torch
-from sae_kernels.codes import Codes
 from torch import Tensor
+
+from sae_kernels.codes import Codes
 
 
 def encode_topk(
@@ -16,7 +17,8 @@ def encode_topk(
 ) -> Codes:
     """relu of the k largest pre-activations of each row; ties go to the lowest index.
 
-    x [batch, d_in], W_enc [d_in, d_sae], b_enc [d_sae], b_dec [d_in]. Slots in descending order of value.
+    x [batch, d_in], W_enc [d_in, d_sae], b_enc [d_sae], b_dec [d_in]. Slots in falling order of
+    value.
     """
     centred = x if b_dec is None else x - b_dec
     pre_acts = centred @ W_enc + b_enc
@@ -44,7 +46,7 @@ def adam_rows_(
     eps: float,
     unit_norm: bool = False,
 ) -> None:
-    """Adam (Kingma & Ba 2015, algorithm 1, eps outside the root) in place; see `sae_kernels.adam`."""
+    """Adam (Kingma & Ba 2015, eps outside the root) in place; see `sae_kernels.adam`."""
     if unit_norm:
         along = (grad * param).sum(1, keepdim=True) / (param * param).sum(1, keepdim=True)
         grad = grad - along * param

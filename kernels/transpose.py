@@ -1,9 +1,9 @@
 """The (token, latent) pairs of a batch, by token and turned by latent.
 
-Both weight gradients are sums over the tokens of one latent. With the pairs ordered by latent each of
-their rows is written once, by one owner, in a fixed order: no atomics, no dense [batch, d_sae], and two
-runs give the same bits. The order depends on the indices alone, so it is made once per batch and shared
-by encode's and decode's backward.
+Both weight gradients are sums over the tokens of one latent. With the pairs ordered by latent each
+of their rows is written once, by one owner, in a fixed order: no atomics, no dense [batch, d_sae],
+and two runs give the same bits. The order depends on the indices alone, so it is made once per
+batch and shared by encode's and decode's backward.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from torch import Tensor
 
 
 class Pairs:
-    """Where the pairs lie. Everything is made at first use, then kept; nothing here waits for the device.
+    """Where the pairs lie. Everything is made at first use, then kept; nothing here waits for the
+    device.
 
-    indices [batch, k], or [nnz] with offsets [batch + 1]; all tensors are int64. A *slot* is a position in
-    the flattened indices, which are ordered by token.
+    indices [batch, k], or [nnz] with offsets [batch + 1]; all tensors are int64. A *slot* is a
+    position in the flattened indices, which are ordered by token.
     """
 
     def __init__(self, indices: Tensor, offsets: Tensor | None, d_sae: int) -> None:
@@ -48,7 +49,8 @@ class Pairs:
 
     @cached_property
     def _by_latent(self) -> tuple[Tensor, Tensor]:
-        # Narrow keys: a radix sort of int16 takes 0.12 ms where int64 takes 0.31 (65536 pairs, 2 cores).
+        # Narrow keys: a radix sort of int16 takes 0.12 ms where int64 takes 0.31 (65536 pairs, 2
+        # cores).
         narrow = torch.int16 if self.d_sae <= 2**15 else torch.int32
         latents, slots = self.indices.flatten().to(narrow).sort(stable=True)
         bounds = torch.arange(self.d_sae + 1, dtype=torch.int32, device=self.indices.device)

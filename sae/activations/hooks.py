@@ -14,16 +14,16 @@ ALIASES = {
 }
 """Short name of a part of a layer -> what families call it, the first that exists counts.
 
-`output.dense` is BERT's: the last linear map of its feed-forward half, before the residual is added.
+`output.dense` is BERT's: the last linear map of its feed-forward half, before the residual.
 """
 
 
 def resolve(model: nn.Module, hook: str) -> str:
     """The full dotted name of the module that `hook` means.
 
-    Tried in order: the full name; the end of exactly one full name (`h.3` in GPT-2); the family-free
-    form `layers.N` or `layers.N.part`, with N counted in the model's one stack of layers and `part`
-    a name inside the layer, where `attention` and `mlp` fit all families.
+    Tried in order: the full name; the end of exactly one full name (`h.3` in GPT-2); the form that
+    fits all families, `layers.N` or `layers.N.part`, with N counted in the model's one stack of
+    layers and `part` a name inside the layer, where `attention` and `mlp` fit all families too.
 
     Raises:
         UserError: nothing or several modules match; names what exists near it.

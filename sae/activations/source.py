@@ -30,7 +30,7 @@ class Batch:
         return self.token.shape[0]
 
     def rows(self, index: Tensor | slice) -> Batch:
-        """The rows at `index`: an int64 tensor on the device of the tensors (copies), or a slice."""
+        """The rows at `index`: an int64 tensor on the device of the others (copies), or a slice."""
         return Batch(
             {hook: acts[index] for hook, acts in self.acts.items()},
             self.document[index],
@@ -93,6 +93,10 @@ class Source(ABC):
         "train" is endless and gives exactly `size` rows. "held_out" may be finite: its last block
         may be shorter, and every block after that has no rows.
         """
+
+    def metadata(self) -> dict[str, Any]:
+        """Plain data about where the activations come from, to keep with what is trained on them."""
+        return {}
 
     @property
     def counts(self) -> Counts:

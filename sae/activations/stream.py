@@ -23,9 +23,9 @@ class Stream:
     seed and t alone, and a stream resumes from the number of batches it has handed out.
 
     "train" shuffles inside blocks and goes on from where it is with every `iter`; it never ends,
-    except that with `batches` an iteration stops whenever a multiple of it is reached. "held_out" is not shuffled, starts again with every `iter`, and ends where the source does: a
-    block without rows. Batches are full there except the last of a block that the source left
-    short.
+    except that with `batches` an iteration stops whenever a multiple of it is reached. "held_out"
+    is not shuffled, starts again with every `iter`, and ends where the source does: at a block
+    without rows. Batches are full there except the last of a block that the source left short.
 
     `len(stream)` is `batches`, and exists only when that is given. It matters under Lightning: for
     a loader without a length it fetches one batch ahead, and the position in a checkpoint is then

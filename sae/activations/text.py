@@ -41,9 +41,7 @@ class Text(ABC):
         if found < at_least:
             raise UserError(
                 f"{self!r} holds {found} documents, too few to hold any out with "
-                f"held_out_every={at_least}; lower held_out_every to {found} or less, or give more text"
-                if found > 1
-                else f"{self!r} holds one document, so nothing can be held out; split it or give more"
+                f"held_out_every={at_least}; give more, or lower held_out_every (to 2 at least)"
             )
 
 
@@ -73,7 +71,9 @@ class FileText(Text):
         if not self.paths:
             raise UserError("text.paths=[] names no file; give at least one path or glob")
         if not separator:
-            raise UserError("text.separator='' cannot separate documents; give at least a character")
+            raise UserError(
+                "text.separator='' cannot separate documents; give at least a character"
+            )
 
     def __repr__(self) -> str:
         return f"text.paths={self.paths}"
@@ -243,9 +243,7 @@ class HuggingFaceText(Text):
         try:
             import datasets
         except ImportError:
-            raise UserError(
-                f"{self!r} needs datasets; pip install 'sae-workbench[hf]'"
-            ) from None
+            raise UserError(f"{self!r} needs datasets; pip install 'sae-workbench[hf]'") from None
         try:
             rows = datasets.load_dataset(
                 self.dataset, self.config, split=self.split, streaming=True

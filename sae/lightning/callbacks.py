@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+
+from sae.lightning.run import RunFolder
 
 
 class Bar(RichProgressBar):
@@ -19,7 +20,10 @@ class Bar(RichProgressBar):
     """
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        return {name: text for name, text in _figures(pl_module)}
+        return dict(_figures(pl_module))
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training"  # a stream has no epochs to count
 
 
 class Lines(Callback):
@@ -57,39 +61,53 @@ def _figures(module: LightningModule) -> list[tuple[str, str]]:
     ]
 
 
-class StopCleanly(Callback):
-    """On the first Ctrl-C (or SIGTERM) finishes the step, saves, and stops; on the second, dies.
+class Checkpoints(Callback):
+    """Saves every so many steps, at the end, and when the user stops the run.
 
-    A KeyboardInterrupt in the middle of a step would leave half of the parameters updated, and a
-    checkpoint of that is not one that can be resumed exactly.
+    On the first Ctrl-C (or SIGTERM) the step is finished, saved, and the run ends; on the second it
+    dies at once. A KeyboardInterrupt in the middle of a step would leave half of the parameters
+    updated, and a checkpoint of that cannot be resumed exactly.
+
+    Args:
+        run: where they go.
+        every: steps between two.
+        keep: how many of the newest are kept. The older go only when the newer is on disk.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, checkpoint_folder: Path) -> None:
-        self.checkpoint_folder = checkpoint_folder
+    def __init__(self, run: RunFolder, *, every: int, keep: int = 2) -> None:
+        self.run, self.every, self.keep = run, every, keep
         self.stopped_by: int | None = None
         self._previous: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for number in self.SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
         self.stopped_by = number
-        for each, handler in self._previous.items():
-            signal.signal(each, handler)
+        self._restore()
         sys.stderr.write("\nstopping after this step (again to stop at once)\n")
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.stopped_by is not None and pl_module.learner.steps < trainer.max_steps:
-            step = pl_module.learner.steps
-            trainer.save_checkpoint(self.checkpoint_folder / f"step={step}.ckpt")
+        step = pl_module.learner.steps
+        last = step == trainer.max_steps
+        stop = self.stopped_by is not None and not last
+        if step % self.every == 0 or last or stop:
+            trainer.save_checkpoint(self.run.checkpoint(step))
+            if trainer.is_global_zero:
+                for old in list(self.run.checkpoints().values())[: -self.keep]:
+                    old.unlink()
+        if stop:
             trainer.should_stop = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.stopped_by is None:
-            for number, handler in self._previous.items():
-                signal.signal(number, handler)
+        self._restore()

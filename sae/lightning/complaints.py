@@ -17,8 +17,10 @@ _UNKNOWN_IN_CLASS = re.compile(r"class_path '([^']+)': (?:.*?)Option '([^']+)' i
 _UNKNOWN_IN_GROUP = re.compile(r"Group '([^']+)' does not accept option '([^']+)'")
 _UNRECOGNISED = re.compile(r"[Uu]nrecognized arguments: (.*)")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
-_MISSING = re.compile(r'Key "([^"]+)" is required')
-_TYPE = re.compile(r"<class '(?:\w+\.)*(\w+)'>")
+_MISSING = re.compile(r'Key "([^"]+)" is required|arguments are required: ([\w.]+)')
+_NO_FILE = re.compile(r"File does not exist: '([^']+)'")
+_CHOICE = re.compile(r"Literal\[([^\]]+)\]")
+_EXPECTED = re.compile(r"Expected (?:an? )?<class '(?:\w+\.)*(\w+)'>")
 
 
 def readable(error: Exception, parser: ArgumentParser) -> UserError:
@@ -37,12 +39,16 @@ def readable(error: Exception, parser: ArgumentParser) -> UserError:
     if found := _NO_CLASS.search(text):
         return UserError(f"{where}={found[1]} is not known{_near(found[1], list(_parameters()))}")
     if found := _MISSING.search(text):
-        key = ".".join([*keys, found[1]])
+        key = ".".join([*keys, found[1] or found[2]])
         return UserError(f"{key} is not set; give --{key} or put it into the config file")
+    if found := _NO_FILE.search(text):
+        return UserError(f"{where}={found[1]} does not exist; give a YAML file")
     if found := re.search(r"(?:Got value|Given value): (.*)$", text):
-        accepted = dict.fromkeys(n.replace("NoneType", "null") for n in _TYPE.findall(text))
-        accepted.pop("str", None) if len(accepted) > 1 else None
-        return UserError(f"{where}={found[1]} is of the wrong kind; it takes {_either(accepted)}")
+        value = found[1].rstrip(". ")
+        if choice := _CHOICE.search(text):
+            return UserError(f"{where}={value} is not among its choices: {choice[1]}")
+        accepted = dict.fromkeys(n.replace("NoneType", "null") for n in _EXPECTED.findall(text))
+        return UserError(f"{where}={value} is of the wrong kind; it takes {' or '.join(accepted)}")
     return UserError(text)
 
 
@@ -60,12 +66,12 @@ def _unknown(key: str, parser: ArgumentParser) -> UserError:
 def _parameters() -> dict[str, list[str]]:
     """The settings of every class that a config may name."""
     classes = [c for family in Family.__subclasses__() for c in family.registry.values()]
-    classes += _leaves(Source)
-    return {c.__name__: [p for p in inspect.signature(c).parameters] for c in classes}
+    classes += leaves(Source)
+    return {c.__name__: list(inspect.signature(c).parameters) for c in classes}
 
 
-def _leaves(cls: type) -> list[type]:
-    return [leaf for sub in cls.__subclasses__() for leaf in [sub, *_leaves(sub)]]
+def leaves(cls: type) -> list[type]:
+    return [leaf for sub in cls.__subclasses__() for leaf in [sub, *leaves(sub)]]
 
 
 def _near(name: str, known: list[str]) -> str:
@@ -73,7 +79,3 @@ def _near(name: str, known: list[str]) -> str:
     if close:
         return f"; did you mean {close[0]}?"
     return f"; there are: {', '.join(known)}" if 0 < len(known) < 15 else "; see --help"
-
-
-def _either(names) -> str:
-    return " or ".join(names) or "another type"

@@ -57,6 +57,8 @@ class ActivationDataModule(L.LightningDataModule):
             batch_size=self.batch_size,
             block_batches=self.block_batches,
             seed=self.seed,
+            # With a length Lightning does not fetch ahead: position is steps done.
+            batches=self.trainer.max_steps,
             overlap=device.type == "cuda",
         )
         self._ready = True
@@ -67,8 +69,6 @@ class ActivationDataModule(L.LightningDataModule):
         return {hook: acts.to(device) for hook, acts in block.acts.items()}
 
     def train_dataloader(self) -> Stream:
-        # A checkpoint has been read by now: batch t belongs to step t, whatever was prefetched.
-        self.stream.seek(self.trainer.lightning_module.learner.steps)
         return self.stream
 
     def val_dataloader(self) -> HeldOut:

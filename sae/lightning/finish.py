@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import platform
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
 
 from sae.activations import ModelActivations
+from sae.files import write_text
 from sae.lightning.datamodule import ActivationDataModule
 from sae.lightning.module import SAEModule
 from sae.lightning.run import RunFolder
+from sae.metrics.codes import Firing
 from sae.metrics.evaluate import evaluate
 from sae.metrics.examples import top_examples, write_examples
 from sae.report import write_report
@@ -29,7 +34,7 @@ def finish(run: RunFolder, module: SAEModule, data: ActivationDataModule, traine
     learner = module.learner
     sae = learner.export()
     sae.metadata |= {
-        **data.source.describe(),
+        **data.source.metadata(),
         "hook": sae.site.hooks[0],
         "tokens": learner.tokens,
         "seed": module.seed,
@@ -37,6 +42,9 @@ def finish(run: RunFolder, module: SAEModule, data: ActivationDataModule, traine
         "version": version("sae-workbench"),
     }
     sae.save(run.path / "sae")
+    firing = Firing(sae.d_sae, sae.W_dec.device)
+    held_out = evaluate(sae, data.source, max_tokens=data.held_out_tokens, firing=firing)
+    firing.save(run.path / "density.json")
 
     summary: dict[str, Any] = {
         "name": run.path.name,
@@ -56,8 +64,8 @@ def finish(run: RunFolder, module: SAEModule, data: ActivationDataModule, traine
         "activation_scale": learner.scale,
         "seed": module.seed,
         "device": _device(trainer),
-        "held_out": evaluate(sae, data.source, max_tokens=data.held_out_tokens),
-        "data": data.source.account(),
+        "held_out": held_out,
+        "positions": asdict(data.source.counts),
         "versions": {name: version(name) for name in ("torch", "lightning", "sae-workbench")},
         "python": platform.python_version(),
         "git_commit": _git_commit(),
@@ -65,20 +73,41 @@ def finish(run: RunFolder, module: SAEModule, data: ActivationDataModule, traine
     if isinstance(data.source, ModelActivations):
         examples = top_examples(sae, data.source, max_tokens=EXAMPLE_TOKENS)
         write_examples(examples, run.path / "examples.jsonl")
-    write_json(run.summary, summary)
-    report = write_report(run.path)
-    return _table(summary) + f"\n{report}\n{run.path / 'sae'}    SAE.load reads it\n"
+    write_text(run.summary, json.dumps(summary, indent=2) + "\n")
+    write_report(run.path)
+    return _table(summary, run)
 
 
-def write_json(file: Path, value: dict[str, Any]) -> None:
-    """Write `value` to `file`, all or nothing."""
-    staging = file.with_suffix(file.suffix + ".tmp")
-    staging.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(staging, file)
-
-
-def _table(summary: dict[str, Any]) -> str:
-    return json.dumps(summary, indent=1)
+def _table(summary: dict[str, Any], run: RunFolder) -> str:
+    """The figures one looks for first, training beside held-out text, and where the rest is."""
+    held_out = summary["held_out"]
+    table = Table(title=f"{summary['name']}: {summary['tokens']:,} tokens", title_justify="left")
+    table.add_column("")
+    for column in ("training", "held out"):
+        table.add_column(column, justify="right")
+    table.add_row("FVU (0 is a perfect copy)", f"{summary['fvu']:.4f}", f"{held_out['fvu']:.4f}")
+    table.add_row("L0, latents per token", f"{summary['l0']:.1f}", f"{held_out['l0']:.1f}")
+    table.add_row("dead latents", f"{summary['dead_fraction']:.2%}", "")
+    for key, label in (
+        ("output_cosine", "model's output, cosine with the SAE in place"),
+        ("output_cosine_mean_ablation", "  the same with the mean in place"),
+        ("ce_clean", "model's loss, nats"),
+        ("ce_sae", "  with the SAE in place"),
+        ("ce_zero_ablation", "  with zeros in place"),
+        ("dictionary_mcc_signed", "true dictionary found, MCC"),
+        ("dictionary_mcc_signed_chance", "  by chance"),
+    ):
+        if key in held_out:
+            table.add_row(label, "", f"{held_out[key]:.4f}")
+    table.add_row("tokens per second", f"{summary['tokens_per_second']:,.0f}", "")
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table)
+    return (
+        console.file.getvalue()
+        + f"report   {run.path / 'report.html'}\n"
+        + f"figures  {run.summary}\n"
+        + f"SAE      SAE.load(\"{run.path / 'sae'}\")\n"
+    )
 
 
 def _device(trainer: Trainer) -> str:

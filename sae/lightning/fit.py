@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from sae.errors import UserError
-from sae.lightning.callbacks import Bar, Lines, StopCleanly
+from sae.files import write_text
+from sae.lightning.callbacks import Bar, Checkpoints, Lines
 from sae.lightning.finish import finish
 from sae.lightning.logger import MetricsCSV
 from sae.lightning.run import RunFolder, SafeCheckpointIO
@@ -28,20 +28,22 @@ def fit(args: list[str]) -> int:
     args, folder = _with_config(args)
     step, checkpoint = folder.resume_point() if folder else (None, None)
 
-    settings = Settings(args, lambda config: _trainer_defaults(config, folder, step))
+    settings = Settings(args, lambda config: _parts(config, folder, step))
     run = folder or _folder_of(settings.config)
     module, data, trainer = settings.model, settings.datamodule, settings.trainer
+    if trainer.max_steps < 1:
+        raise UserError(
+            f"trainer.max_steps={trainer.max_steps}; give the length of the run in steps"
+        )
     if folder is None:
         run.start(overwrite=settings.config.overwrite)
         run.path.mkdir(parents=True, exist_ok=True)
         text = settings.parser.dump(settings.config, skip_none=False, skip_link_targets=True)
-        run.config.write_text(text)
-    data.check(trainer.max_steps)
+        write_text(run.config, text)
 
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
-    stop = next(c for c in trainer.callbacks if isinstance(c, StopCleanly))
-    if stop.stopped_by is not None and module.learner.steps < trainer.max_steps:
+    if module.learner.steps < trainer.max_steps:
         sys.stderr.write(
             f"stopped at step {module.learner.steps} of {trainer.max_steps}, saved; go on with:\n"
             f"  python train.py fit --resume {run.path}\n"
@@ -81,28 +83,15 @@ def _folder_of(config: Namespace) -> RunFolder:
     return RunFolder(Path(config.runs) / config.name)
 
 
-def _trainer_defaults(
-    config: Namespace, folder: RunFolder | None, step: int | None
-) -> dict[str, Any]:
+def _parts(config: Namespace, folder: RunFolder | None, step: int | None) -> dict[str, list[Any]]:
     run = folder or _folder_of(config)
     return {
         "logger": _loggers(config, run, step),
         "callbacks": [
             Bar(refresh_rate=10) if sys.stdout.isatty() else Lines(),
-            ModelCheckpoint(
-                dirpath=run.checkpoint_folder,
-                filename="{step}",
-                every_n_train_steps=100,
-                monitor="step",
-                mode="max",
-                save_top_k=2,
-            ),
-            StopCleanly(run.checkpoint_folder),
+            Checkpoints(run, every=config.checkpoint_every),
         ],
         "plugins": [SafeCheckpointIO()],
-        "num_sanity_val_steps": 0,
-        "check_val_every_n_epoch": None,
-        "enable_model_summary": False,
     }
 
 
@@ -113,7 +102,10 @@ def _loggers(config: Namespace, run: RunFolder, step: int | None) -> list[Logger
 
         loggers.append(
             WandbLogger(
-                project="sae", name=config.name, save_dir=run.path, offline=config.wandb == "offline"
+                project="sae",
+                name=config.name,
+                save_dir=run.path,
+                offline=config.wandb == "offline",
             )
         )
     if config.tensorboard:
@@ -127,5 +119,9 @@ def _quiet() -> None:
     """Only what the user can act on: Lightning's tips and notes on hardware are not that."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    for message in (
+        ".*LightningCLI's args parameter is intended.*",
+        ".*is smaller than the logging interval.*",  # the last row is written all the same
+        ".*LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from sae.files import write_text
 
 
 class MetricsCSV(Logger):
@@ -70,6 +71,4 @@ class MetricsCSV(Logger):
         writer.writeheader()
         writer.writerows(self._rows[step] for step in sorted(self._rows))
         self.folder.mkdir(parents=True, exist_ok=True)
-        staging = self.file.with_suffix(".csv.tmp")
-        staging.write_text(text.getvalue())
-        os.replace(staging, self.file)
+        write_text(self.file, text.getvalue())

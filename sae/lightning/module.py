@@ -14,6 +14,7 @@ from sae.autoencoder.objective import FVU, AuxK, Term
 from sae.autoencoder.sites import Autoencode, Site
 from sae.autoencoder.sparsity import Sparsity
 from sae.errors import UserError
+from sae.metrics.codes import Firing
 from sae.metrics.fvu import FVU as HeldOutFVU
 from sae.training import Learner, OptimConfig
 
@@ -79,9 +80,7 @@ class SAEModule(L.LightningModule):
         self._read_at = (self.learner.tokens, self.seconds)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        self.learner.step(
-            batch.acts, backward=self.manual_backward, update=self.optimizers().step
-        )
+        self.learner.step(batch.acts, backward=self.manual_backward, update=self.optimizers().step)
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         # Counted in the learner's own steps: Lightning's global_step has moved already.
@@ -114,22 +113,16 @@ class SAEModule(L.LightningModule):
             self._log()
 
     def on_validation_epoch_start(self) -> None:
-        self._held_out = HeldOutFVU()
-        self._held_out_l0 = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._held_out = HeldOutFVU(self.learner.sae.d_in, self.device)
+        self._firing = Firing(self.learner.sae.d_sae, self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         forward, _ = self.learner(batch.acts)
         self._held_out.update(forward.target, forward.x_hat)
-        self._held_out_l0 += torch.stack(
-            [forward.codes.l0().double().sum(), torch.tensor(float(forward.codes.batch))]
-        ).to(self._held_out_l0)
+        self._firing.update(forward.codes)
 
     def on_validation_epoch_end(self) -> None:
-        total, count = self._held_out_l0.tolist()
-        row = {
-            "held_out_fvu": float(self._held_out.compute()),
-            "held_out_l0": total / max(count, 1.0),
-        }
+        row = {"held_out_fvu": self._held_out.compute(), "held_out_l0": self._firing.l0()}
         self._write(row)
         self.log_dict(row, logger=False)  # for callbacks that watch a metric
         self._clock = time.perf_counter()  # time spent on held-out text is not training time

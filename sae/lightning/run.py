@@ -28,14 +28,13 @@ class RunFolder:
     def summary(self) -> Path:
         return self.path / "summary.json"
 
-    @property
-    def checkpoint_folder(self) -> Path:
-        return self.path / "checkpoints"
+    def checkpoint(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step={step}.ckpt"
 
     def checkpoints(self) -> dict[int, Path]:
         """Step to file, oldest first."""
         found = {}
-        for file in self.checkpoint_folder.glob("step=*.ckpt"):
+        for file in self.checkpoint(0).parent.glob("step=*.ckpt"):
             number = file.stem.removeprefix("step=")
             if number.isdigit():
                 found[int(number)] = file

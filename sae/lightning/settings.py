@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import sae_configs
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Families are named by their bare class in YAML, so their members must be known to the parser.
 import sae.autoencoder.objective
 import sae.autoencoder.sites
 import sae.autoencoder.sparsity
 import sae.worlds  # noqa: F401
+import sae_configs
 from sae.errors import UserError
 from sae.lightning.complaints import readable
 from sae.lightning.datamodule import ActivationDataModule
@@ -31,15 +33,25 @@ def default_config() -> Path:
 
 
 class Settings(LightningCLI):
-    """A LightningCLI that only parses and builds: what is done with them is `fit`'s business."""
+    """A LightningCLI that only parses and builds: what is done with it is `fit`'s business.
 
-    def __init__(self, args: list[str], trainer_defaults: Callable[[Namespace], dict[str, Any]]):
-        self._defaults_of = trainer_defaults
+    Args:
+        args: the command line, without the command.
+        parts: given the settings, the Trainer's logger, callbacks and plugins.
+    """
+
+    def __init__(self, args: list[str], parts: Callable[[Namespace], dict[str, Any]]) -> None:
+        self._parts = parts
         try:
             super().__init__(
                 SAEModule,
                 ActivationDataModule,
                 save_config_callback=None,
+                trainer_defaults={
+                    "num_sanity_val_steps": 0,
+                    "check_val_every_n_epoch": None,  # a stream has no epochs
+                    "enable_model_summary": False,
+                },
                 seed_everything_default=False,
                 parser_kwargs={
                     "exit_on_error": False,
@@ -63,8 +75,11 @@ class Settings(LightningCLI):
         )
         parser.add_argument("--seed", type=int, default=0, help="of weights and of shuffling")
         parser.add_argument(
+            "--checkpoint_every", type=int, default=100, help="steps between two checkpoints"
+        )
+        parser.add_argument(
             "--wandb",
-            type=_Wandb,
+            type=Literal["off", "offline", "online"],
             default="off",
             help="Weights & Biases: off, offline (no account) or online",
         )
@@ -75,11 +90,14 @@ class Settings(LightningCLI):
         parser.link_arguments("seed", "data.seed")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        self.trainer_defaults = self._defaults_of(self.config)
-        return super().instantiate_trainer(**kwargs)
-
-
-def _Wandb(value: str) -> str:  # noqa: N802 (its name is the type that --help shows)
-    if value not in ("off", "offline", "online"):
-        raise ValueError("accepted are: off, offline, online")
-    return value
+        chosen = self.config_init.trainer
+        for name, ours in self._parts(self.config).items():
+            theirs = chosen.get(name) or []
+            kwargs[name] = [*ours, *(theirs if isinstance(theirs, list) else [theirs])]
+        kwargs["enable_progress_bar"] = any(
+            isinstance(c, ProgressBar) for c in kwargs.get("callbacks", ())
+        )
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error

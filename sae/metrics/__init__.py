@@ -1,0 +1,1 @@
+"""How good a run is: one function or accumulator a metric, the convention in its name."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from sae_kernels.codes import Codes
 
 if TYPE_CHECKING:
-    from sae.activations.source import Contexts
+    from sae.activations import Contexts
 
 _SAME_TOKENS = 8  # examples that agree on this many tokens up to the peak are one and the same
 _NOTHING = -1  # a token id outside the window's document
@@ -38,11 +38,9 @@ class TopTable:
             "acts": torch.zeros(L, n, W, device=device),
         }
 
-    def update(self, codes: Codes, contexts: Contexts) -> None:
-        """Merge a batch; `codes` has one row for each counted place of `contexts`, in order."""
-        device = self.slot_of.device
+    def update(self, codes: Codes, place: Tensor, contexts: Contexts) -> None:
+        """Merge a batch: row i of `codes` is at place[i] = row * ctx + column of `contexts`."""
         rows, ctx = contexts.tokens.shape
-        place = contexts.counts.to(device).flatten().nonzero().squeeze(1)  # row * ctx + column
         if codes.offsets is None:
             place = place.repeat_interleave(codes.values.shape[1])
         else:
@@ -104,7 +102,7 @@ class TopTable:
             name: torch.cat([old[touched].flatten(0, 1), new[name]])
             for name, old in self.fields.items()
         }
-        # Repeated text first: of those with one (slot, same) the strongest stays, the older on a tie.
+        # Repeated text first: of one (slot, same) the strongest stays, the older on a tie.
         pair = torch.stack([slot, fields["same"]], 1).unique(dim=0, return_inverse=True)[1]
         by_pair = pair.argsort(stable=True)
         kept = by_pair[_first_of_each(pair[by_pair], fields["value"][by_pair])]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from sae_kernels.codes import Codes
 from torch import Tensor
 
 from sae.metrics._files import write_text
+from sae_kernels.codes import Codes
 
 
 class Firing:

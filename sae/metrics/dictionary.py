@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -34,9 +35,11 @@ def dictionary_mcc_chance(truth: Tensor, d_sae: int, *, draws: int = 4, seed: in
 
     It is far from 0: about 0.52 for 16 features and latents in 8 dimensions.
     """
-    generator = torch.Generator().manual_seed(seed)
+    # Not torch's generator: a truth or an SAE drawn with the same seed would be one of the draws.
+    generator = np.random.default_rng(seed)
+    shape = (d_sae, truth.shape[1])
     scores = [
-        dictionary_mcc_signed(torch.randn(d_sae, truth.shape[1], generator=generator), truth)
+        dictionary_mcc_signed(torch.from_numpy(generator.standard_normal(shape)), truth)
         for _ in range(draws)
     ]
     return sum(scores) / draws
@@ -52,5 +55,8 @@ def mmcs(W_dec: Tensor, truth: Tensor) -> float:
 
 
 def mmcs_uniqueness(W_dec: Tensor, truth: Tensor) -> float:
-    """Number of features that are some latent's nearest, divided by d_sae: at most features/d_sae."""
+    """Share of latents left when those with the same nearest feature are counted once.
+
+    At most features / d_sae.
+    """
     return _cosines(W_dec, truth).argmax(0).unique().numel() / len(W_dec)

@@ -12,8 +12,7 @@ from torch import Tensor
 from sae.errors import UserError
 
 if TYPE_CHECKING:
-    from sae.activations.model import ActivationModel
-    from sae.activations.text import Contexts, ModelActivations
+    from sae.activations import Contexts, ModelActivations, Split
     from sae.autoencoder import SAE
 
 # Log-probabilities are made for this many (position, token id) pairs at a time: 128 MB in float32.
@@ -64,7 +63,7 @@ def downstream(
     *,
     mean: Tensor,
     max_tokens: int = 16_384,
-    split: str = "held_out",
+    split: Split = "held_out",
 ) -> Downstream:
     """Run the model on the contexts of `split`: clean, with the SAE, and ablated.
 
@@ -86,22 +85,30 @@ def downstream(
     if model.has_head:
         runs["zero_ablation"] = torch.zeros_like
     for contexts in source.contexts(split):
+        inputs = contexts.tokens, contexts.attention_mask
+        acts: list[Tensor] = []
+
+        def look(x: Tensor, acts: list[Tensor] = acts) -> Tensor:
+            acts.append(x)
+            return x
+
+        # What the rule on activations leaves out is known only once the model has run.
         counts = contexts.counts.to(model.device)
+        clean = model.outputs(*inputs, replace={hook: look}, positions=counts)
+        finite, inlier = source.rule.of_activations({hook: acts[0]})
+        counts = counts.masked_scatter(counts, finite & inlier)
         where = counts.nonzero(as_tuple=True)
-        predicts, targets = _targets(model, contexts)
-        clean = model.outputs(contexts.tokens, contexts.attention_mask)
+        predicts, targets = _targets(source, contexts)
         for name, function in runs.items():
-            out = model.outputs(
-                contexts.tokens, contexts.attention_mask, replace={hook: function}, positions=counts
-            )
+            out = model.outputs(*inputs, replace={hook: function}, positions=counts)
             sums.add_cosine(name, clean.hidden[where], out.hidden[where])
-            if model.has_head:
-                kl = name == "sae"
-                sums.add_loss(name, out.logits, predicts, targets, clean.logits if kl else None)
-        if model.has_head:
+            if out.logits is not None:
+                reference = clean.logits if name == "sae" else None
+                sums.add_loss(name, out.logits, predicts, targets, reference)
+        if clean.logits is not None:
             sums.add_loss("clean", clean.logits, predicts, targets)
+            sums.targets += len(targets)
         sums.tokens += len(where[0])
-        sums.targets += len(targets)
         if sums.tokens >= max_tokens:
             break
     if sums.tokens == 0:
@@ -109,14 +116,13 @@ def downstream(
     return sums.result()
 
 
-def _targets(model: ActivationModel, contexts: Contexts) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Where the next token is neither padding nor special, and that token: (row, column), id [m]."""
-    special = torch.tensor(sorted(set(model.tokenizer.all_special_ids)), dtype=torch.int64)
-    mask = contexts.attention_mask.bool()
-    real = mask[:, :-1] & mask[:, 1:] & ~torch.isin(contexts.tokens[:, 1:], special)
-    row, column = real.nonzero(as_tuple=True)
-    predicts = (row.to(model.device), column.to(model.device))
-    return predicts, contexts.tokens[row, column + 1].to(model.device)
+def _targets(source: ModelActivations, contexts: Contexts) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """(row, column) of positions whose next token is real text, and its id, each [m]."""
+    special = torch.from_numpy(source.rule.excluded)[contexts.tokens]
+    text = contexts.attention_mask.bool() & ~special
+    row, column = text[:, 1:].nonzero(as_tuple=True)
+    device = source.model.device
+    return (row.to(device), column.to(device)), contexts.tokens[row, column + 1].to(device)
 
 
 class _Sums:
@@ -153,19 +159,18 @@ class _Sums:
                 self._add(f"kl_{name}", log_p.exp() * (log_p - log_q))
 
     def result(self) -> Downstream:
-        cosine, loss = (
-            {name: (total / max(count, 1)).item() for name, total in self._sums.items()}
-            for count in (self.tokens, self.targets)
-        )
-        result = Downstream(
-            output_cosine=cosine["cosine_sae"],
-            output_cosine_mean_ablation=cosine["cosine_mean_ablation"],
-            downstream_tokens=self.tokens,
-        )
-        if self.targets == 0:
-            return result
-        clean, zero = loss["ce_clean"], loss["ce_zero_ablation"]
+        sums = {name: total.item() for name, total in self._sums.items()}
+        cosine = {
+            "output_cosine": sums["cosine_sae"] / self.tokens,
+            "output_cosine_mean_ablation": sums["cosine_mean_ablation"] / self.tokens,
+        }
+        loss: dict[str, float] = {}
+        if self.targets:
+            names = ("ce_clean", "ce_sae", "ce_zero_ablation", "ce_mean_ablation", "kl_sae")
+            loss = {name: sums[name] / self.targets for name in names}
+            harm = loss["ce_zero_ablation"] - loss["ce_clean"]
+            if harm:
+                loss["loss_recovered"] = (loss["ce_zero_ablation"] - loss["ce_sae"]) / harm
         return Downstream(
-            **{**asdict(result), "ce_tokens": self.targets, "kl_sae": loss["kl_sae"]},
-            **{} if zero == clean else {"loss_recovered": (zero - loss["ce_sae"]) / (zero - clean)},
+            **cosine, **loss, downstream_tokens=self.tokens, ce_tokens=self.targets or None
         )

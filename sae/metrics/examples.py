@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from sae.errors import UserError
 from sae.metrics._files import write_text
@@ -17,7 +16,7 @@ from sae.metrics._topn import TopTable
 from sae.metrics.codes import Firing
 
 if TYPE_CHECKING:
-    from sae.activations.source import ModelActivations
+    from sae.activations import ModelActivations, Split
     from sae.autoencoder import SAE
 
 
@@ -57,10 +56,10 @@ def top_examples(
     source: ModelActivations,
     *,
     latents: Iterable[int] | None = None,
-    per_latent: int = 8,
-    window: int = 12,
+    per_latent: int = 6,
+    window: int = 10,
     max_tokens: int = 200_000,
-    split: str = "held_out",
+    split: Split = "held_out",
 ) -> list[LatentExamples]:
     """The strongest examples of each latent, in one pass over the contexts of `split`.
 
@@ -90,11 +89,14 @@ def top_examples(
         if firing.tokens >= max_tokens:
             break
         acts = source.model.activations(contexts.tokens, contexts.attention_mask)
-        counts = contexts.counts.to(device)
-        x, _ = site.pair({hook: acts[hook][counts.to(acts[hook].device)] for hook in site.hooks})
-        codes = sae.encode(x.to(device))
+        place = contexts.counts.flatten().nonzero().squeeze(1).to(source.model.device)
+        acts = {hook: acts[hook].flatten(0, 1)[place] for hook in acts}
+        finite, inlier = source.rule.of_activations(acts)
+        good = (finite & inlier).nonzero().squeeze(1)
+        x, _ = site.pair({hook: acts[hook][good].to(device) for hook in acts})
+        codes = sae.encode(x)
         firing.update(codes)
-        table.update(codes, contexts)
+        table.update(codes, place[good].to(device), contexts)
     text = _TokenText(source.model.tokenizer)
     density = firing.density()[chosen.to(device)].tolist()
     return [
@@ -140,10 +142,10 @@ class _TokenText:
         return [self._known[token] for token in ids]
 
 
-def write_examples(path: str | Path, latents: Iterable[LatentExamples]) -> None:
+def write_examples(latents: Iterable[LatentExamples], path: str | Path) -> None:
     """Write JSON lines, one latent each with the fields of `LatentExamples`, atomically."""
-    lines = [json.dumps(asdict(latent), ensure_ascii=False, separators=(",", ":")) + "\n" for latent in latents]
-    write_text(path, "".join(lines))
+    compact = {"ensure_ascii": False, "separators": (",", ":")}
+    write_text(path, "".join(json.dumps(asdict(latent), **compact) + "\n" for latent in latents))
 
 
 def read_examples(path: str | Path) -> list[LatentExamples]:
@@ -157,5 +159,7 @@ def read_examples(path: str | Path) -> list[LatentExamples]:
                 fields["examples"] = [Example(**example) for example in fields["examples"]]
                 result.append(LatentExamples(**fields))
             except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise UserError(f"{path} line {number} is not a latent's examples: {error}") from error
+                raise UserError(
+                    f"{path} line {number} is not a latent's examples: {error}"
+                ) from error
     return result

@@ -17,7 +17,9 @@ class Shrinkage:
 
     def update(self, x: Tensor, x_hat: Tensor) -> None:
         """Add rows: x and x_hat [batch, d_in]. Never waits for the device."""
-        self._norms += torch.stack([x_hat.double().norm(dim=-1).sum(), x.double().norm(dim=-1).sum()])
+        self._norms += torch.stack(
+            [x_hat.double().norm(dim=-1).sum(), x.double().norm(dim=-1).sum()]
+        )
 
     def compute(self) -> float:
         """The ratio so far; NaN where every x was 0."""

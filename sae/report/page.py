@@ -110,7 +110,7 @@ def write_report(run_dir: str | Path) -> Path:
     figures = [row for figure in _FIGURES if (row := _row(run, figure))]
     page = environment.get_template("report.html").render(
         title=run.name,
-        subtitle=_subtitle(run.summary),
+        subtitle=_subtitle(run.metadata | run.summary),
         tiles=[row for row in figures if row["key"] in _TILES],
         figures=figures,
         speed=_speed(run.summary),
@@ -151,9 +151,9 @@ def _row(run: Run, figure: _Figure) -> dict[str, str] | None:
     }
 
 
-def _subtitle(summary: dict[str, Any]) -> str:
-    parts = [str(summary[key]) for key in ("model", "hook", "architecture") if summary.get(key)]
-    parts += [f"{key} {summary[key]:,}" for key in ("d_in", "d_sae", "k") if summary.get(key)]
+def _subtitle(facts: dict[str, Any]) -> str:
+    parts = [str(facts[key]) for key in ("model", "hook", "architecture") if facts.get(key)]
+    parts += [f"{key} {facts[key]:,}" for key in ("d_in", "d_sae", "k") if facts.get(key)]
     return " · ".join(parts)
 
 
@@ -182,11 +182,13 @@ def _card(latent: LatentExamples) -> dict[str, Any]:
         "examples": [
             [
                 {
-                    "text": token.replace("\n", "↵"),
+                    "text": (token if i else token.lstrip(" ")).replace("\n", "↵"),
                     "shade": max(0, min(_SHADES, math.ceil(_SHADES * value / top))),
                     "value": f"{value:.3g}",
                 }
-                for token, value in zip(example.tokens, example.activations, strict=True)
+                for i, (token, value) in enumerate(
+                    zip(example.tokens, example.activations, strict=True)
+                )
             ]
             for example in latent.examples[:_EXAMPLES]
         ],

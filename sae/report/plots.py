@@ -117,11 +117,11 @@ def _draw_curve(ax: Axes, run: Run, column: str, title: str, formatter) -> None:
         ax.axhline(held_out, color=_BARS, linewidth=1.2, linestyle=(0, (4, 2)))
         ax.annotate(
             f"held-out {held_out:.3g}",
-            (1, held_out),
+            (0, held_out),  # under the line's start, where a curve that falls is not
             xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
+            xytext=(4, -3),
             textcoords="offset points",
-            ha="right",
+            va="top",
             color=_BARS,
         )
     ax.set_title(title)
@@ -131,7 +131,7 @@ def _draw_curve(ax: Axes, run: Run, column: str, title: str, formatter) -> None:
         ax.set_yscale("log")
         ax.yaxis.set_minor_formatter(NullFormatter())
     elif column in ("fvu", "dead_fraction", "l0", "lr", "tokens_per_second"):
-        ax.set_ylim(0, max(y.max() * 1.08, 1e-12))
+        ax.set_ylim(0, max(y.max() * 1.08, 0.01 if column == "dead_fraction" else 1e-12))
     if formatter:
         ax.yaxis.set_major_formatter(formatter)
 
@@ -141,16 +141,19 @@ def _draw_density(ax: Axes, firing: Firing) -> None:
     edges = 10 ** histogram.edges.numpy()
     ax.stairs(histogram.counts.numpy(), edges, fill=True, color=_BARS, alpha=0.85)
     ax.set_xscale("log")
-    ax.set_xlabel(f"share of {firing.tokens:,} held-out tokens a latent fires on")
+    ax.set_xlim(0.8 / max(firing.tokens, 1), 1.25)
+    ax.set_ylim(0, 1.3 * max(histogram.counts.max().item(), 1))
+    ax.set_xlabel("share of held-out tokens a latent fires on")
     ax.set_ylabel("latents")
+    never = f"{histogram.never_fired:,} of {len(firing.counts):,} never fired"
     ax.annotate(
-        f"{histogram.never_fired:,} of {len(firing.counts):,} never fired",
+        f"{never}\nin {firing.tokens:,} tokens",
         (1, 1),
         xycoords="axes fraction",
-        xytext=(0, 2),
+        xytext=(-3, -3),
         textcoords="offset points",
         ha="right",
-        va="bottom",
+        va="top",
     )
 
 

@@ -19,11 +19,12 @@ class Run:
     """A run's folder: `curves` maps each column of metrics.csv to its [(x, value)].
 
     x is `x_label`: tokens where the file has them, else steps. Cells that are empty or not finite
-    are left out.
+    are left out. `metadata` is that of the saved SAE.
     """
 
     name: str
     config: str
+    metadata: dict[str, Any]
     summary: dict[str, Any]
     curves: dict[str, list[tuple[float, float]]]
     x_label: str
@@ -40,10 +41,12 @@ class Run:
             raise UserError(
                 f"{folder} is not the folder of a run: it has none of {', '.join(names[:3])}"
             )
+        sae = folder / "sae" / "sae.json"
         curves, x_label = _curves(metrics) if metrics.is_file() else ({}, "tokens")
         return cls(
             name=folder.name,
             config=config.read_text(encoding="utf-8") if config.is_file() else "",
+            metadata=_json_object(sae).get("metadata", {}) if sae.is_file() else {},
             summary=_json_object(summary) if summary.is_file() else {},
             curves=curves,
             x_label=x_label,

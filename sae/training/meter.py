@@ -20,7 +20,9 @@ class Meter(nn.Module):
     @torch.no_grad()
     def add(self, **values: Tensor | float) -> None:
         assert tuple(values) == self.names
-        row = [torch.as_tensor(value, device=self.sums.device).double() for value in values.values()]
+        row = [
+            torch.as_tensor(value, device=self.sums.device).double() for value in values.values()
+        ]
         self.sums += torch.stack(row)
 
     def read(self) -> dict[str, float]:

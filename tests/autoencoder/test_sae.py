@@ -166,7 +166,7 @@ def test_site_binds_to_what_is_harvested():
 
 
 def test_geometric_median_is_one_and_not_the_mean():
-    # The median of points on a line weighs distances, so a far point pulls no harder than a near one.
+    # It weighs distances, so a far point pulls no harder than a near one.
     x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [1.0, 1.0], [1000.0, 0.0]])
     median = geometric_median(x)
     distances = lambda p: (x.double() - p).norm(dim=1).sum()

@@ -103,7 +103,7 @@ def test_result_does_not_depend_on_how_rows_are_split(monkeypatch):
     whole = fista(x, D, 0.1)
     module = importlib.import_module("sae.inference.fista")  # the attribute is the function
     monkeypatch.setattr(module, "LEAST_ROWS", 7)
-    monkeypatch.setattr(module, "CODES_PER_RUN", {})
+    monkeypatch.setattr(module, "CODES_PER_RUN", {"cpu": 1})
     split = fista(x, D, 0.1)
     torch.testing.assert_close(split.codes.to_dense(), whole.codes.to_dense(), atol=1e-9, rtol=0)
     torch.testing.assert_close(split.gap, whole.gap, atol=1e-9, rtol=0)

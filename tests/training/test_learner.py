@@ -195,7 +195,9 @@ def test_reading_changes_nothing_that_is_learnt_from():
             if ours is chatty:
                 ours.read()
                 ours.read()
-    for (name, a), b in zip(quiet.sae.state_dict().items(), chatty.sae.state_dict().values(), strict=True):
+    for (name, a), b in zip(
+        quiet.sae.state_dict().items(), chatty.sae.state_dict().values(), strict=True
+    ):
         assert torch.equal(a, b), name
     assert torch.equal(quiet.dead.tokens_since_fired, chatty.dead.tokens_since_fired)
 
@@ -218,9 +220,7 @@ def test_figures_are_averages_over_the_steps_since_the_last_read():
 
 def test_dead_list_is_bounded_and_oldest_first():
     dead = DeadLatents(6, dead_after=10, refresh_steps=2, most=2)
-    fire = lambda *latents: Codes(
-        torch.ones(5, len(latents)), torch.tensor([latents] * 5), d_sae=6
-    )
+    fire = lambda *latents: Codes(torch.ones(5, len(latents)), torch.tensor([latents] * 5), d_sae=6)
     dead.update(fire(0, 1, 2), 1)
     dead.update(fire(0, 1), 2)
     assert dead.silent.tolist() == [3, 4]  # 3, 4, 5 are silent for 10 tokens; two fit

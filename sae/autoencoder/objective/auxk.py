@@ -1,7 +1,5 @@
 """AuxK: dead latents learn from what the living ones leave over (Gao et al. 2024, appendix A.2)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +27,9 @@ class AuxK(Term):
 
     def __post_init__(self) -> None:
         if self.k_aux is not None and self.k_aux < 1:
-            raise UserError(f"model.objective AuxK.k_aux={self.k_aux}; give at least 1 or leave out")
+            raise UserError(
+                f"model.objective AuxK.k_aux={self.k_aux}; give at least 1 or leave out"
+            )
 
     def __call__(self, forward: Forward) -> Tensor:
         sae, silent, is_dead = forward.sae, forward.silent, forward.is_dead

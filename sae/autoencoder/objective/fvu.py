@@ -1,7 +1,5 @@
 """Fraction of variance unexplained."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

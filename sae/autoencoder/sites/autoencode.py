@@ -1,7 +1,5 @@
 """The sparse autoencoder proper: x is read and x is predicted."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -20,7 +18,7 @@ class Autoencode(Site):
 
     hook: str | None = None
 
-    def bind(self, widths: dict[str, int]) -> Autoencode:
+    def bind(self, widths: dict[str, int]) -> "Autoencode":
         known = ", ".join(widths)
         if self.hook is None:
             if len(widths) > 1:

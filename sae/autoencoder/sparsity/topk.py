@@ -1,7 +1,5 @@
 """TopK: the k largest pre-activations fire (Makhzani & Frey 2013; Gao et al. 2024, eq. 3)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,11 +37,11 @@ class TopK(Sparsity):
                 f"model.sae.k={self.k} exceeds model.sae.d_sae={self.d_sae}; lower k or raise d_sae"
             )
 
-    def encode(self, x: Tensor, sae: SAE, *, backend: str = "auto") -> Codes:
+    def encode(self, x: Tensor, sae: "SAE", *, backend: str = "auto") -> Codes:
         return encode_topk(x, sae.W_enc, sae.b_enc, self.k, sae.b_dec, backend=backend)
 
     @torch.no_grad()
-    def fold(self, sae: SAE, scale: float) -> None:
+    def fold(self, sae: "SAE", scale: float) -> None:
         # relu(top-k) is homogeneous: dividing every pre-activation by `scale` divides the codes
         # and changes no choice, so only the biases move.
         sae.b_enc /= scale

@@ -1,0 +1,90 @@
+"""The held-out figures of a run, in one flat dictionary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from sae.errors import UserError
+from sae.metrics.codes import Firing
+from sae.metrics.dictionary import (
+    dictionary_mcc_chance,
+    dictionary_mcc_signed,
+    mmcs,
+    mmcs_uniqueness,
+)
+from sae.metrics.downstream import downstream
+from sae.metrics.fvu import FVU
+from sae.metrics.reconstruction import Cosine, Shrinkage
+
+if TYPE_CHECKING:
+    from sae.activations import Source
+    from sae.autoencoder import SAE
+
+_BLOCK = 4096
+
+
+@torch.no_grad()
+def evaluate(
+    sae: SAE,
+    source: Source,
+    *,
+    max_tokens: int = 65_536,
+    downstream_tokens: int = 16_384,
+    firing: Firing | None = None,
+    seed: int = 0,
+) -> dict[str, float | int]:
+    """Figures of `sae` on the held-out split of `source`; plain numbers, ready for JSON.
+
+    Args:
+        sae: takes raw activations.
+        source: a world or a model on text.
+        max_tokens: held-out activations read.
+        downstream_tokens: how many of them the model is run to its end for, five times over;
+            0 leaves those figures out.
+        firing: counted into, for who wants the density of every latent afterwards.
+        seed: of the world's samples.
+
+    Always: tokens, fvu, l0, cosine, shrinkage, never_fired_fraction. With a model those of
+    `Downstream`. With a world (`source.truth` [features, d_in]) dictionary_mcc_signed, its chance
+    level, mmcs, mmcs_uniqueness. Raises UserError when the split is empty.
+    """
+    site, device = sae.site.bind(source.widths), sae.W_dec.device
+    firing = firing or Firing(sae.d_sae, device)
+    fvu, cosine, shrinkage = FVU(sae.d_in, device), Cosine(device), Shrinkage(device)
+    tokens = 0
+    for index in range(-(-max_tokens // _BLOCK)):
+        block = source.block("held_out", index, min(_BLOCK, max_tokens), seed)
+        block = block.rows(slice(0, max_tokens - tokens))
+        if len(block) == 0:
+            break
+        x, y = (acts.to(device) for acts in site.pair(block.acts))
+        codes = sae.encode(x)
+        y_hat = sae.decode(codes)
+        firing.update(codes)
+        for metric in (fvu, cosine, shrinkage):
+            metric.update(y, y_hat)
+        tokens += len(block)
+    if tokens == 0:
+        raise UserError("the held-out split has no activations; give more text or a larger share")
+    figures: dict[str, float | int] = {
+        "tokens": tokens,
+        "fvu": fvu.compute(),
+        "l0": firing.l0(),
+        "cosine": cosine.compute(),
+        "shrinkage": shrinkage.compute(),
+        "never_fired_fraction": firing.never_fired_fraction(),
+    }
+    if hasattr(source, "contexts") and downstream_tokens:
+        spliced = downstream(sae, source, mean=fvu.mean, max_tokens=downstream_tokens)
+        figures |= spliced.figures()
+    truth = getattr(source, "truth", None)
+    if truth is not None:
+        figures |= {
+            "dictionary_mcc_signed": dictionary_mcc_signed(sae.W_dec, truth),
+            "dictionary_mcc_signed_chance": dictionary_mcc_chance(truth, sae.d_sae),
+            "mmcs": mmcs(sae.W_dec, truth),
+            "mmcs_uniqueness": mmcs_uniqueness(sae.W_dec, truth),
+        }
+    return figures

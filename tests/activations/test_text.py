@@ -1,0 +1,158 @@
+"""Documents come whole, in order, from anywhere; what cannot be read is an error that names it."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from sae.activations import BuiltinText, FileText, HuggingFaceText, Text
+from sae.activations.text import PIECE
+from sae.errors import UserError
+
+DOCUMENTS = ["alpha one", "beta\ntwo", "gamma", "delta", "epsilon", "zeta"]
+
+
+def write(folder: Path, kind: str) -> str:
+    path = folder / f"text.{kind}"
+    if kind == "txt":
+        path.write_text("\n<|endoftext|>\n".join(DOCUMENTS) + "\n<|endoftext|>\n")
+    elif kind == "jsonl":
+        lines = [json.dumps({"id": i, "text": text}) for i, text in enumerate(DOCUMENTS)]
+        path.write_text("\n".join(lines) + "\n\n")
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.table({"text": DOCUMENTS}), path, row_group_size=4)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+def test_documents_of_a_file_from_any_start(tmp_path: Path, kind: str) -> None:
+    text = FileText([write(tmp_path, kind)])
+    for start in range(len(DOCUMENTS) + 2):
+        assert list(text.documents(start)) == DOCUMENTS[start:]
+
+
+def test_a_start_in_the_second_file(tmp_path: Path) -> None:
+    paths = [write(tmp_path, kind) for kind in ("txt", "jsonl", "parquet")]
+    assert list(FileText(paths).documents(8)) == (3 * DOCUMENTS)[8:]
+
+
+def test_globs_are_sorted_and_reach_into_folders(tmp_path: Path) -> None:
+    for name in ("b/2.txt", "a/1.txt", "a/3.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    text = FileText([str(tmp_path / "**" / "*.txt")])
+    assert list(text.documents()) == ["a/1.txt", "a/3.txt", "b/2.txt"]
+
+
+def test_separator_across_read_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sae.activations.text.CHUNK", 5)
+    text = FileText([write(tmp_path, "txt")])
+    assert list(text.documents()) == DOCUMENTS
+
+
+def test_without_separator_a_file_is_cut_at_blank_lines(tmp_path: Path) -> None:
+    paragraphs = [f"{i} " + "x" * 700 for i in range(10)]
+    (tmp_path / "a.txt").write_text("\n \n".join(paragraphs))
+    pieces = list(FileText([str(tmp_path / "a.txt")]).documents())
+    assert len(pieces) == 4
+    assert all(len(piece) >= PIECE for piece in pieces[:-1])
+    assert "\n \n".join(pieces) == "\n \n".join(paragraphs)
+
+
+def test_hugging_face_folder(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    write(tmp_path, "jsonl")
+    text = HuggingFaceText(str(tmp_path))
+    assert list(text.documents()) == DOCUMENTS
+    assert list(text.documents(4)) == DOCUMENTS[4:]
+    with pytest.raises(UserError, match=r"text\.field='body'.*'id', 'text'"):
+        list(HuggingFaceText(str(tmp_path), field="body").documents())
+    with pytest.raises(UserError, match=r"split='test'"):
+        list(HuggingFaceText(str(tmp_path), split="test").documents())
+
+
+def test_builtin_text_is_ordered_english() -> None:
+    text = BuiltinText()
+    documents = list(text.documents())
+    assert documents[60:120] == list(islice(BuiltinText().documents(60), 60))
+    assert documents[70:] == list(text.documents(70))
+    assert 1.5e6 < sum(map(len, documents)) < 4e6
+    # Of the json package, by its source and in the order it stands there.
+    package = next(x for x in documents if x.startswith("JSON (JavaScript Object Notation)"))
+    assert package.index("Serialize ``obj`` as a JSON formatted stream") < package.index(
+        "Deserialize ``s``"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", '{"text": "a"}\n{"text": \n', r"a\.jsonl' line 2 is not JSON"),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"body": "b"}\n',
+            r"text\.field='text'.*line 2, which has 'body'",
+        ),
+        ("a.jsonl", '{"text": null}\n', r"line 1 is None, not text"),
+        ("a.jsonl", "[1]\n", r"line 1, which has no fields"),
+        ("a.txt", b"caf\xe9 au lait", r"a\.txt' is not UTF-8"),
+        ("a.parquet", "no parquet", r"a\.parquet' is no readable parquet"),
+        ("a.csv", "text\nx\n", r"a\.csv' is of no known kind; accepted are \.txt, \.jsonl"),
+    ],
+    ids=["json", "field", "null", "list", "utf8", "parquet", "kind"],
+)
+def test_what_cannot_be_read_is_named(
+    tmp_path: Path, name: str, content: str | bytes, says: str
+) -> None:
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    content = content.encode() if isinstance(content, str) else content
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=says) as error:
+        list(FileText([str(tmp_path / name)]).documents())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"paths": ["nowhere.txt"]}, r"text\.paths='nowhere\.txt' is not a file"),
+        ({"paths": ["none-*.txt"]}, r"text\.paths='none-\*\.txt' matches no file"),
+        ({"paths": []}, r"text\.paths=\[\] names no file"),
+        ({"paths": ["a.txt"], "separator": ""}, r"text\.separator=''"),
+    ],
+    ids=["missing", "glob", "none", "separator"],
+)
+def test_settings_that_name_no_text(settings: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        list(FileText(**settings).documents())
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(" \n\n ", "holds no document"), ("a<|endoftext|>b", "holds 2 documents, too few")],
+    ids=["empty", "few"],
+)
+def test_a_text_too_small_to_hold_out(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "a.txt").write_text(content)
+    with pytest.raises(UserError, match=says):
+        FileText([str(tmp_path / "a.txt")]).check(3)
+
+
+def test_check_reads_no_more_than_it_must() -> None:
+    class Endless(Text):
+        def documents(self, start: int = 0):
+            assert start == 0
+            yield from ("x" for _ in islice(iter(int, 1), 3))
+            raise AssertionError("read on")
+
+        def fingerprint(self) -> str:
+            return ""
+
+    Endless().check(3)

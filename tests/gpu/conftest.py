@@ -1,0 +1,10 @@
+"""The helpers of tests/kernels serve here too, and its poisoned memory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "kernels"))
+
+from kernel_cases import poison as poison  # noqa: E402

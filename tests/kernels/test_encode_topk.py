@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from kernel_cases import (
+    active_sets,
+    assert_as_good,
+    device,
+    each_backend,
+    each_dtype,
+    each_shape,
+    leaves,
+    normal,
+)
+from torch import Tensor
+
+from sae_kernels import reference
+from sae_kernels.encode_topk import encode_topk
+
+NAMES = ["x", "W_enc", "b_enc", "b_dec"]
+
+
+def problem(shape: tuple[int, int, int, int], seed: int = 0) -> list[Tensor]:
+    batch, d_in, d_sae, _ = shape
+    eighths = lambda *size, seed: (normal(*size, seed=seed) * 8).round().clamp(-60, 60) / 8
+    return [
+        eighths(batch, d_in, seed=seed),  # x - b_dec is exact in bf16: every dtype sees one problem
+        normal(d_sae, d_in, seed=seed + 1).t(),
+        normal(d_sae, seed=seed + 2),
+        eighths(d_in, seed=seed + 3),
+    ]
+
+
+def on_support(inputs: list[Tensor], indices: Tensor) -> Tensor:
+    """Plain torch on a support that is given: what autograd makes of the values alone."""
+    x, W_enc, b_enc, b_dec = inputs
+    return ((x - b_dec) @ W_enc + b_enc).gather(1, indices).relu()
+
+
+@each_backend
+@each_dtype
+@each_shape
+def test_values_and_gradients_of_every_input(backend, dtype, shape):
+    inputs, k = problem(shape), shape[3]
+    cotangent = normal(shape[0], shape[2], seed=9)
+    support = reference.encode_topk(*inputs[:3], k, inputs[3])
+
+    fast_in = leaves(*inputs, dtype=dtype, device=device(backend))
+    fast = encode_topk(*fast_in[:3], k, fast_in[3], backend=backend)
+    assert fast.values.dtype == dtype and fast.indices.dtype == torch.int64
+    assert fast.values.shape == fast.indices.shape == (shape[0], k)
+    assert active_sets(fast) == active_sets(support)
+    assert all(len(set(row)) == k for row in fast.indices.tolist()), "an index twice in a row"
+
+    indices = fast.indices.cpu()
+    weights = cotangent.gather(1, indices)
+    results = []
+    for kind in (torch.float64, dtype):
+        at = leaves(*inputs, dtype=kind)
+        values = on_support(at, indices)
+        results.append([values, *torch.autograd.grad((values * weights.to(kind)).sum(), at)])
+    truth, plain = results
+    weights = weights.to(fast.values.device, dtype)
+    grads = torch.autograd.grad((fast.values * weights).sum(), fast_in)
+    for name, got, same, true in zip(
+        ["values", *NAMES], [fast.values, *grads], plain, truth, strict=True
+    ):
+        assert_as_good(got, same, true, name)
+    assert grads[1].t().is_contiguous(), "W_enc's gradient must be latent-major"
+
+
+@each_backend
+@pytest.mark.parametrize("k", [1, 5, 64, 300])
+def test_ties_go_to_the_lowest_index(backend, k, monkeypatch):
+    """Small integers: exact in every order of summation, and full of ties at the k-th place."""
+    if backend == "triton":
+        monkeypatch.setattr("sae_kernels._triton_select._BLOCK", 128)  # several blocks a row
+    generator = torch.Generator().manual_seed(k)
+    x = torch.randint(-1, 2, (37 if backend == "torch" else 8, 3), generator=generator).float()
+    W_enc = torch.randint(-1, 2, (300, 3), generator=generator).float().t()
+    b_enc = torch.randint(0, 2, (300,), generator=generator).float()
+    x[5] = x[4]  # duplicated rows
+    W_enc[:, 200:250] = W_enc[:, 100:150]  # duplicated latents
+    want = reference.encode_topk(x, W_enc, b_enc, k)
+    place = device(backend)
+    got = encode_topk(x.to(place), W_enc.to(place), b_enc.to(place), k, backend=backend)
+    assert active_sets(got) == active_sets(want)
+    assert torch.equal(got.to_dense().cpu(), want.to_dense())
+
+
+@each_backend
+def test_every_value_equal(backend):
+    x, W_enc = torch.ones(3, 2), torch.ones(700, 2).t()
+    place = device(backend)
+    codes = encode_topk(
+        x.to(place), W_enc.to(place), torch.zeros(700, device=place), 9, backend=backend
+    )
+    assert codes.indices.sort(1).values.tolist() == [list(range(9))] * 3
+    assert (codes.values == 2).all()
+
+
+@each_backend
+def test_fewer_positives_than_k_leave_empty_slots_without_gradient(backend):
+    x, W_enc, b_enc, b_dec = problem((12, 8, 130, 40))
+    b_enc -= 8
+    x[3] = b_dec  # pre-activations are b_enc; some rows are wholly negative
+    at = leaves(x, W_enc, b_enc, b_dec, dtype=torch.float64, device=device(backend))
+    codes = encode_topk(*at[:3], 40, at[3], backend=backend)
+    want = reference.encode_topk(x, W_enc, b_enc, 40, b_dec)
+    l0 = want.l0()
+    assert (l0 == 0).any() and (l0 < 40).all() and (l0 > 0).any()
+    assert active_sets(codes) == active_sets(want)
+    assert ((codes.indices >= 0) & (codes.indices < 130)).all()
+    assert all(len(set(row)) == 40 for row in codes.indices.tolist())
+    cotangent = torch.ones_like(codes.values)
+    d_b_enc = torch.autograd.grad(codes.values, at[2], cotangent)[0].cpu()
+    assert d_b_enc.tolist() == (want.to_dense() > 0).sum(0).tolist()
+
+
+@each_backend
+def test_not_finite(backend):
+    """NaN is never dropped; inf is the largest value."""
+    x, W_enc, b_enc, b_dec = leaves(
+        *problem((6, 5, 600, 3)), dtype=torch.float32, device=device(backend)
+    )
+    with torch.no_grad():
+        x[1, 2] = float("nan")
+        b_enc[77], b_enc[78], b_enc[79] = float("inf"), float("-inf"), float("nan")
+    codes = encode_topk(x, W_enc, b_enc, 3, b_dec, backend=backend)
+    assert codes.values[1].isnan().all()
+    for row in (0, 2, 3, 4, 5):
+        found = dict(zip(codes.indices[row].tolist(), codes.values[row].tolist(), strict=True))
+        assert found[77] == float("inf") and found[79] != found[79] and 78 not in found
+
+
+@each_backend
+def test_nan_beside_ties(backend):
+    """A NaN takes a slot of its own and leaves the tie rule of the others as it is."""
+    place = device(backend)
+    b_enc = torch.ones(100, device=place)
+    b_enc[60] = float("nan")
+    x, W_enc = torch.zeros(2, 3, device=place), torch.zeros(100, 3, device=place).t()
+    codes = encode_topk(x, W_enc, b_enc, 5, backend=backend)
+    assert codes.indices.sort(1).values.tolist() == [[0, 1, 2, 3, 60]] * 2
+
+
+@each_backend
+def test_autocast_changes_nothing(backend):
+    inputs = [t.to(device(backend), torch.float32) for t in problem((6, 50, 70, 5))]
+    want = encode_topk(*inputs[:3], 5, inputs[3], backend=backend)
+    with torch.autocast(device(backend), dtype=torch.bfloat16):
+        got = encode_topk(*inputs[:3], 5, inputs[3], backend=backend)
+    assert torch.equal(got.to_dense(), want.to_dense())
+
+
+@each_backend
+def test_no_b_dec_and_a_W_enc_that_is_not_latent_major(backend):
+    x, W_enc, b_enc, _ = problem((9, 20, 101, 7))
+    grads = []
+    for which, W in ((backend, W_enc.contiguous()), ("reference", W_enc)):
+        place = device(which)
+        at = leaves(x, W, b_enc, dtype=torch.float64, device=place)
+        codes = encode_topk(*at, 7, backend=which)
+        cotangent = normal(9, 101, seed=4).to(place).gather(1, codes.indices)
+        grads.append(torch.autograd.grad((codes.values * cotangent).sum(), at))
+    for name, got, want in zip(NAMES[:3], *grads, strict=True):
+        assert_as_good(got, want.detach(), want, name)
+
+
+@each_backend
+def test_chunks_of_rows_do_not_show(backend, monkeypatch):
+    inputs = [t.to(device(backend), torch.float64) for t in problem((11, 9, 40, 3))]
+    whole = encode_topk(*inputs[:3], 3, inputs[3], backend=backend)
+    owner = "sae_kernels." + ("encode_topk" if backend == "torch" else "_triton_select")
+    monkeypatch.setattr(f"{owner}.CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(f"{owner}.CHUNK_MIN_ROWS", 4)
+    parts = encode_topk(*inputs[:3], 3, inputs[3], backend=backend)
+    assert active_sets(parts) == active_sets(whole)
+    torch.testing.assert_close(parts.to_dense(), whole.to_dense())
+
+
+@each_backend
+def test_two_runs_give_the_same_bits(backend):
+    inputs = problem((7, 50, 77, 13))
+    runs = []
+    for _ in range(2):
+        at = leaves(*inputs, dtype=torch.float32, device=device(backend))
+        codes = encode_topk(*at[:3], 13, at[3], backend=backend)
+        runs.append(
+            [codes.values, codes.indices, *torch.autograd.grad(codes.values.square().sum(), at)]
+        )
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@each_backend
+def test_empty_batch(backend):
+    at = leaves(*problem((0, 4, 30, 3)), dtype=torch.float32, device=device(backend))
+    codes = encode_topk(*at[:3], 3, at[3], backend=backend)
+    assert codes.values.shape == codes.indices.shape == (0, 3)
+    grads = torch.autograd.grad(codes.values.sum(), at)
+    assert all((g == 0).all() for g in grads)
+
+
+def test_threads_do_not_share_anything():
+    inputs = [[t.float() for t in problem((200, 16, 900, 8), seed=s)] for s in (10, 20)]
+    want = [encode_topk(*i[:3], 8, i[3]).to_dense() for i in inputs]
+    wrong = []
+
+    def work(which: int) -> None:
+        for _ in range(10):
+            x, W_enc, b_enc, b_dec = inputs[which]
+            if not torch.equal(encode_topk(x, W_enc, b_enc, 8, b_dec).to_dense(), want[which]):
+                wrong.append(which)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_second_derivatives_raise():
+    at = leaves(*problem((4, 5, 30, 3)), dtype=torch.float64)
+    codes = encode_topk(*at[:3], 3, at[3])
+    first = torch.autograd.grad(codes.values.square().sum(), at[0], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("k", [0, 31])
+def test_impossible_k(k):
+    x, W_enc, b_enc, _ = problem((2, 4, 30, 3))
+    with pytest.raises(ValueError, match=f"k={k} must lie between 1 and d_sae=30"):
+        encode_topk(x, W_enc, b_enc, k)

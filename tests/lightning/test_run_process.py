@@ -1,0 +1,205 @@
+"""Runs as real processes: killed, interrupted, resumed, and started where they must not be."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sae import SAE
+
+REPO = Path(__file__).resolve().parent.parent.parent
+STEPS = 90
+# Wall-clock figures are the only ones that may differ between two runs.
+CLOCK = {"seconds", "tokens_per_second"}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, model_folders) -> Path:
+    """A real, if tiny, transformer on real files; AuxK at work, blocks that end between steps."""
+    folder = tmp_path_factory.mktemp("config")
+    draw = random.Random(0)
+    words = [f"w{i}" for i in range(50)]
+    documents = [" ".join(draw.choices(words, k=draw.randint(5, 60))) for _ in range(400)]
+    (folder / "text.txt").write_text("<|endoftext|>".join(documents))
+    file = folder / "tiny.yaml"
+    file.write_text(
+        f"""
+name: tiny
+model:
+  sae: {{class_path: TopK, init_args: {{d_sae: 96, k: 4}}}}
+  dead_after: 512
+  refresh_steps: 7
+data:
+  source:
+    class_path: ModelActivations
+    init_args:
+      model: {model_folders["bert"]}
+      hooks: [layers.1]
+      text: {{class_path: FileText, init_args: {{paths: ["{folder}/text.txt"]}}}}
+      context_size: 32
+  batch_size: 64
+  block_batches: 4
+  held_out_tokens: 256
+trainer:
+  max_steps: {STEPS}
+  log_every_n_steps: 4
+  val_check_interval: 30
+  accelerator: cpu
+checkpoint_every: 13
+"""
+    )
+    return file
+
+
+def command(*args: str | Path) -> list[str]:
+    return [sys.executable, str(REPO / "train.py"), *map(str, args)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+
+
+def run(cwd: Path, *args: str | Path, code: int = 0) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        command(*args), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def stop_at(cwd: Path, step: int, number: signal.Signals, *args: str | Path) -> tuple[int, str]:
+    """Start a run, send it a signal once metrics.csv shows `step`; its exit code and stderr."""
+    process = subprocess.Popen(
+        command(*args), cwd=cwd, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    rows = cwd / "runs" / "tiny" / "metrics.csv"
+    deadline = time.monotonic() + 240
+    while last_step(rows) < step:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=120)
+    return process.returncode, error
+
+
+def last_step(file: Path) -> int:
+    rows = read_rows(file) if file.exists() else []
+    return int(rows[-1]["step"]) if rows else 0
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Every tensor of the last checkpoint and of the SAE, and every row of metrics."""
+    rows, others = (
+        [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(f / "metrics.csv")]
+        for f in (one, other)
+    )
+    assert rows == others
+    assert [int(row["step"]) for row in rows] == sorted({*range(4, STEPS, 4), 30, 60, STEPS})
+    states = [
+        torch.load(f / "checkpoints" / f"step={STEPS}.ckpt", weights_only=True) for f in (one, other)
+    ]
+    compare(states[0]["state_dict"], states[1]["state_dict"], "state_dict")
+    compare(states[0]["optimizer_states"], states[1]["optimizer_states"], "optimizer_states")
+    loaded = [SAE.load(f / "sae") for f in (one, other)]
+    for (name, a), b in zip(
+        loaded[0].state_dict().items(), loaded[1].state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+def compare(a, b, where: str) -> None:
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            compare(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            compare(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, config) -> Path:
+    cwd = tmp_path_factory.mktemp("uninterrupted")
+    run(cwd, "fit", "--config", config)
+    return cwd / "runs" / "tiny"
+
+
+def test_a_run_leaves_what_is_promised(uninterrupted):
+    names = {p.name for p in uninterrupted.iterdir()}
+    assert names == {
+        "config.yaml",
+        "metrics.csv",
+        "summary.json",
+        "sae",
+        "checkpoints",
+        "examples.jsonl",
+        "density.json",
+        "report.html",
+    }
+    summary = json.loads((uninterrupted / "summary.json").read_text())
+    assert summary["tokens"] == STEPS * 64 and summary["steps"] == STEPS
+    assert (summary["d_in"], summary["d_sae"], summary["k"]) == (16, 96, 4)
+    assert 0 < summary["l0"] <= 4 and 0 < summary["held_out"]["l0"] <= 4
+    assert 0 < summary["fvu"] < 1 and 0 < summary["held_out"]["fvu"] < 1
+    assert 0 <= summary["dead_fraction"] <= 1
+    for key in ("seconds", "tokens_per_second", "architecture", "seed", "device", "versions"):
+        assert summary[key] is not None, key
+    rows = read_rows(uninterrupted / "metrics.csv")
+    assert float(rows[-1]["fvu"]) < float(rows[0]["fvu"])
+    assert any(float(row["dead_fraction"]) > 0 for row in rows if row["dead_fraction"]), (
+        "no latent died: AuxK was never at work, so resuming it was not tested"
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_and_resumed_is_the_run_that_was_never_stopped(
+    tmp_path, config, uninterrupted, seed
+):
+    step = random.Random(seed).randint(16, STEPS - 8)
+    code, _ = stop_at(tmp_path, step, signal.SIGKILL, "fit", "--config", config)
+    assert code == -signal.SIGKILL
+    assert not (tmp_path / "runs/tiny/summary.json").exists()
+    run(tmp_path, "fit", "--resume", "runs/tiny")
+    assert_same_run(tmp_path / "runs/tiny", uninterrupted)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, config, uninterrupted):
+    code, error = stop_at(tmp_path, 24, signal.SIGINT, "fit", "--config", config)
+    assert code == 130, error
+    assert "go on with" in error and "fit --resume runs/tiny" in error
+    assert "Traceback" not in error
+    stopped = max(
+        int(p.stem.removeprefix("step=")) for p in (tmp_path / "runs/tiny/checkpoints").iterdir()
+    )
+    assert f"stopped at step {stopped} of {STEPS}" in error
+    run(tmp_path, "fit", "--resume", "runs/tiny")
+    assert_same_run(tmp_path / "runs/tiny", uninterrupted)
+
+
+def test_an_existing_run_is_not_written_over(config, uninterrupted):
+    before = {p: p.stat().st_mtime_ns for p in uninterrupted.rglob("*")}
+    done = run(uninterrupted.parents[1], "fit", "--config", config, code=2)
+    assert done.stderr.count("\n") == 1
+    assert "runs/tiny holds a finished run" in done.stderr and "--overwrite" in done.stderr
+    assert {p: p.stat().st_mtime_ns for p in uninterrupted.rglob("*")} == before

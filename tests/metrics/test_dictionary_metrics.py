@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+import torch
+
+from sae.metrics.dictionary import (
+    dictionary_mcc_chance,
+    dictionary_mcc_signed,
+    mmcs,
+    mmcs_uniqueness,
+)
+
+
+def unit(rows, width, seed):
+    x = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+    return x / x.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize(("d_sae", "features"), [(5, 5), (6, 4), (4, 6)], ids=str)
+def test_mcc_is_the_best_assignment_there_is(d_sae, features):
+    W_dec, truth = unit(d_sae, 3, 0), unit(features, 3, 1)
+    cosines = (truth @ W_dec.T).double()
+    if d_sae < features:
+        cosines = cosines.T
+    best = max(
+        sum(cosines[i, j].item() for i, j in enumerate(chosen))
+        for chosen in permutations(range(cosines.shape[1]), len(cosines))
+    )
+    assert dictionary_mcc_signed(W_dec, truth) == pytest.approx(best / features, abs=1e-6)
+
+
+def test_a_permuted_and_scaled_copy_scores_one_and_its_negative_does_not():
+    truth = unit(16, 8, 0)
+    W_dec = truth[torch.randperm(16)] * torch.linspace(0.1, 9, 16)[:, None]
+    assert dictionary_mcc_signed(W_dec, truth) == pytest.approx(1, abs=1e-6)
+    assert dictionary_mcc_signed(-torch.eye(8), torch.eye(8)) == 0
+
+
+def test_features_without_a_latent_count_zero():
+    truth = torch.eye(8)
+    assert dictionary_mcc_signed(truth[:6], truth) == 0.75
+    assert dictionary_mcc_signed(torch.cat([truth[:6], torch.zeros(4, 8)]), truth) == 0.75
+
+
+@pytest.mark.parametrize(("features", "width", "expected"), [(16, 8, 0.519), (32, 16, 0.466)])
+def test_chance_level(features, width, expected):
+    levels = [dictionary_mcc_chance(unit(features, width, s), features, seed=s) for s in range(10)]
+    assert sum(levels) / 10 == pytest.approx(expected, abs=0.02)
+    assert levels[0] == dictionary_mcc_chance(unit(features, width, 0), features, seed=0)
+
+
+def test_mmcs_lets_features_share_a_latent():
+    truth = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    W_dec = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+    assert mmcs(W_dec, truth) == pytest.approx((1 + 0.8 + 0) / 3)
+    assert mmcs_uniqueness(W_dec, truth) == 0.5
+    # All three nearest to the first feature, though two of them are some feature's nearest.
+    W_dec = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.95, 0.05]])
+    assert mmcs_uniqueness(W_dec, truth) == pytest.approx(1 / 3)
+    assert mmcs_uniqueness(truth, truth) == 1

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
+
+from sae import UserError
+from sae.metrics.downstream import downstream
+
+EVERYTHING = 10**9
+
+
+def clean_activations(source):
+    acts = []
+    for contexts in source.contexts("held_out"):
+        found = source.model.activations(contexts.tokens, contexts.attention_mask)
+        acts.append(next(iter(found.values()))[contexts.counts])
+    return torch.cat(acts)
+
+
+def by_hand(source, replacement):
+    """(hidden at counted positions, logits and targets where the next token is a word), plainly."""
+    model = source.model.model
+    module = model.get_submodule(next(iter(source.model.modules.values())))
+    hiddens, logits, targets = [], [], []
+    for contexts in source.contexts("held_out"):
+
+        def swap(_module, _args, output, counts=contexts.counts):
+            acts = output if isinstance(output, torch.Tensor) else output[0]
+            new = acts.clone()
+            for row, counted in enumerate(counts):
+                new[row, counted] = replacement(acts[row][counted])
+            return new if isinstance(output, torch.Tensor) else (new, *output[1:])
+
+        handle = module.register_forward_hook(swap)
+        with torch.no_grad():
+            inputs = {"input_ids": contexts.tokens, "attention_mask": contexts.attention_mask}
+            out = model(**inputs, output_hidden_states=True)
+        handle.remove()
+        hiddens.append(out.hidden_states[-1][contexts.counts])
+        if source.model.has_head:
+            # Ids from 4 on are words; 0 is <unk>, which does not occur in this text.
+            word = contexts.attention_mask[:, 1:].bool() & (contexts.tokens[:, 1:] >= 4)
+            logits.append(out.logits[:, :-1][word])
+            targets.append(contexts.tokens[:, 1:][word])
+    if not logits:
+        return torch.cat(hiddens), None, None
+    return torch.cat(hiddens), torch.cat(logits), torch.cat(targets)
+
+
+@pytest.mark.parametrize(("packing", "chunk"), [("packed", 1 << 25), ("document", 100)])
+def test_agrees_with_the_model_run_by_hand(make_source, sae, monkeypatch, packing, chunk):
+    monkeypatch.setattr("sae.metrics.downstream._CHUNK", chunk)
+    source = make_source("causal", packing=packing)
+    acts = clean_activations(source)
+    mean = acts.double().mean(0)
+    got = downstream(sae, source, mean=mean, max_tokens=EVERYTHING)
+
+    hidden, logits, targets = by_hand(source, lambda x: x)
+    hidden_sae, logits_sae, _ = by_hand(source, lambda x: sae(x).detach())
+    hidden_mean, logits_mean, _ = by_hand(source, lambda x: mean.float().repeat(len(x), 1))
+    _, logits_zero, _ = by_hand(source, torch.zeros_like)
+    ce = {
+        "ce_clean": cross_entropy(logits, targets).item(),
+        "ce_sae": cross_entropy(logits_sae, targets).item(),
+        "ce_mean_ablation": cross_entropy(logits_mean, targets).item(),
+        "ce_zero_ablation": cross_entropy(logits_zero, targets).item(),
+    }
+    kl = kl_div(
+        logits_sae.log_softmax(1), logits.log_softmax(1), log_target=True, reduction="batchmean"
+    )
+    expected = {
+        **ce,
+        "output_cosine": cosine_similarity(hidden, hidden_sae).mean().item(),
+        "output_cosine_mean_ablation": cosine_similarity(hidden, hidden_mean).mean().item(),
+        "kl_sae": kl.item(),
+        "loss_recovered": (ce["ce_zero_ablation"] - ce["ce_sae"])
+        / (ce["ce_zero_ablation"] - ce["ce_clean"]),
+        "downstream_tokens": len(acts),
+        "ce_tokens": len(targets),
+    }
+    assert got.figures() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert len({round(value, 4) for value in ce.values()}) == 4
+
+
+def test_a_perfect_sae_changes_nothing(make_source):
+    class Copy(torch.nn.Module):
+        def __init__(self, like):
+            super().__init__()
+            self.site, self.W_dec = like.site, like.W_dec
+
+        def forward(self, x):
+            return x
+
+    from sae import SAE
+    from sae.autoencoder.sparsity import TopK
+
+    copy = Copy(SAE(16, TopK(d_sae=4, k=1)))
+    got = downstream(copy, make_source(), mean=torch.zeros(16), max_tokens=EVERYTHING)
+    assert got.output_cosine == pytest.approx(1, abs=1e-9)
+    assert got.loss_recovered == pytest.approx(1, abs=1e-9)
+    assert got.kl_sae == pytest.approx(0, abs=1e-9)
+    # With a mean of 0 the two ablations are one.
+    assert got.ce_mean_ablation == pytest.approx(got.ce_zero_ablation, rel=1e-9)
+    assert got.output_cosine_mean_ablation < 0.9
+
+
+def test_an_encoder_has_no_losses(make_source, sae):
+    source = make_source("encoder")
+    mean = clean_activations(source).double().mean(0)
+    got = downstream(sae, source, mean=mean, max_tokens=EVERYTHING)
+    assert set(got.figures()) == {
+        "output_cosine",
+        "output_cosine_mean_ablation",
+        "downstream_tokens",
+    }
+    hidden, _, _ = by_hand(source, lambda x: x)
+    hidden_sae, _, _ = by_hand(source, lambda x: sae(x).detach())
+    expected = cosine_similarity(hidden, hidden_sae).mean().item()
+    assert got.output_cosine == pytest.approx(expected, rel=1e-5)
+
+
+def test_positions_the_source_leaves_out_are_kept_and_not_scored(make_source, sae):
+    source = make_source(skip_first=20)
+    acts = clean_activations(source)
+    got = downstream(sae, source, mean=acts.double().mean(0), max_tokens=EVERYTHING)
+    hidden, _, _ = by_hand(source, lambda x: x)
+    hidden_sae, _, _ = by_hand(source, lambda x: sae(x).detach())
+    assert got.downstream_tokens == len(acts) == len(hidden)
+    expected = cosine_similarity(hidden, hidden_sae).mean().item()
+    assert got.output_cosine == pytest.approx(expected, rel=1e-5)
+
+
+def test_outliers_are_left_out_here_too(make_source, sae):
+    def tokens(source):
+        return downstream(sae, source, mean=torch.zeros(16), max_tokens=EVERYTHING)
+
+    everything, without = tokens(make_source()), tokens(make_source(outlier_norm=1.2))
+    assert 0 < without.downstream_tokens < everything.downstream_tokens
+    assert without.ce_tokens == everything.ce_tokens
+    assert without.ce_zero_ablation != everything.ce_zero_ablation
+
+
+def test_padding_is_no_target_even_where_its_id_is_a_words(make_source, sae):
+    source = make_source(packing="document")
+    mean = torch.zeros(16)
+    expected = downstream(sae, source, mean=mean, max_tokens=EVERYTHING).ce_tokens
+    source.rule = replace(source.rule, excluded=np.zeros_like(source.rule.excluded))
+    assert downstream(sae, source, mean=mean, max_tokens=EVERYTHING).ce_tokens == expected
+
+
+def test_stops_after_max_tokens(make_source, sae):
+    source = make_source()
+    got = downstream(sae, source, mean=torch.zeros(16), max_tokens=100)
+    assert 100 <= got.downstream_tokens < 100 + 5 * 24
+
+
+def test_nothing_to_read_is_the_users_error(make_source, sae, monkeypatch):
+    source = make_source()
+    monkeypatch.setattr(source, "contexts", lambda split: iter([]))
+    with pytest.raises(UserError, match="split=held_out has no counted position"):
+        downstream(sae, source, mean=torch.zeros(16))

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from sae import SAE, UserError
+from sae.autoencoder.sparsity import TopK
+from sae.metrics.codes import Firing
+from sae.metrics.evaluate import evaluate
+from sae.worlds import SparseSuperposition
+
+ALWAYS = {"tokens", "fvu", "l0", "cosine", "shrinkage", "never_fired_fraction"}
+MODEL = {"output_cosine", "output_cosine_mean_ablation", "downstream_tokens"}
+LOSSES = {"ce_tokens", "ce_clean", "ce_sae", "ce_zero_ablation", "ce_mean_ablation"} | {
+    "loss_recovered",
+    "kl_sae",
+}
+WORLD = {"dictionary_mcc_signed", "dictionary_mcc_signed_chance", "mmcs", "mmcs_uniqueness"}
+
+
+def check(figures):
+    assert all(type(value) in (int, float) for value in figures.values())
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"), [("causal", ALWAYS | MODEL | LOSSES), ("encoder", ALWAYS | MODEL)]
+)
+def test_on_a_model(make_source, sae, kind, keys):
+    source = make_source(kind)
+    firing = Firing(sae.d_sae)
+    figures = evaluate(sae, source, firing=firing)
+    check(figures)
+    assert set(figures) == keys
+
+    block = source.block("held_out", 0, 10**6, 0)
+    (x,) = block.acts.values()
+    codes = sae.encode(x)
+    x_hat = sae.decode(codes)
+    assert figures["tokens"] == len(x) == figures["downstream_tokens"] == firing.tokens
+    fvu = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+    assert figures["fvu"] == pytest.approx(fvu.item(), rel=1e-5)
+    assert figures["l0"] == pytest.approx((codes.to_dense() != 0).sum(1).double().mean().item())
+    silent = ~(codes.to_dense() != 0).any(0)
+    assert figures["never_fired_fraction"] == pytest.approx(silent.double().mean().item())
+
+
+def test_mean_ablation_puts_in_the_mean_of_the_set(make_source, sae):
+    source = make_source()
+    (x,) = source.block("held_out", 0, 10**6, 0).acts.values()
+    from sae.metrics.downstream import downstream
+
+    expected = downstream(sae, source, mean=x.double().mean(0))
+    assert evaluate(sae, source)["ce_mean_ablation"] == pytest.approx(expected.ce_mean_ablation)
+
+
+def test_limits(make_source, sae):
+    figures = evaluate(sae, make_source(), max_tokens=200, downstream_tokens=0)
+    assert figures["tokens"] == 200
+    assert set(figures) == ALWAYS
+
+
+@pytest.mark.parametrize("max_tokens", [1, 4096, 5000])
+def test_reads_exactly_max_tokens(max_tokens):
+    world = SparseSuperposition(d_in=8, n_features=16, mean_active=2)
+    figures = evaluate(SAE(8, TopK(d_sae=16, k=2)), world, max_tokens=max_tokens)
+    assert figures["tokens"] == max_tokens
+
+
+def test_on_a_world():
+    world = SparseSuperposition(d_in=24, n_features=32, mean_active=2, active="exact")
+    sae = SAE(24, TopK(d_sae=40, k=2))
+    figures = evaluate(sae, world, max_tokens=2000)
+    check(figures)
+    assert set(figures) == ALWAYS | WORLD
+    with torch.no_grad():
+        sae.W_dec[:32] = world.truth.flip(0)
+    found = evaluate(sae, world, max_tokens=2000)
+    assert found["dictionary_mcc_signed"] == pytest.approx(1, abs=1e-5)
+    assert figures["dictionary_mcc_signed"] < 0.7
+    assert found["dictionary_mcc_signed_chance"] == figures["dictionary_mcc_signed_chance"] < 0.7
+
+
+def test_an_empty_held_out_split_is_the_users_error():
+    class Empty(SparseSuperposition):
+        def block(self, split, index, size, seed):
+            return super().block(split, index, size, seed).rows(slice(0))
+
+    with pytest.raises(UserError, match="held-out split has no activations"):
+        evaluate(SAE(8, TopK(d_sae=16, k=2)), Empty(d_in=8, n_features=16, mean_active=2))

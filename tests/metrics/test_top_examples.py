@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import itertools
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sae import UserError
+from sae.metrics._topn import TopTable
+from sae.metrics.examples import (
+    Example,
+    LatentExamples,
+    read_examples,
+    top_examples,
+    write_examples,
+)
+from sae_kernels.codes import Codes
+
+EVERYTHING = 10**9
+
+
+def by_hand(sae, source, n, window):
+    """latent -> its best (value, tokens, activations, document, position), one place at a time."""
+    best = [[] for _ in range(sae.d_sae)]
+    for contexts in source.contexts("held_out"):
+        (acts,) = source.model.activations(contexts.tokens, contexts.attention_mask).values()
+        # In the same batches as the code under test, or rounding would break ties another way.
+        codes = sae.encode(acts[contexts.counts]).to_dense().detach()
+        values = torch.zeros(*contexts.tokens.shape, sae.d_sae)
+        values[contexts.counts] = codes
+        for row, latent in itertools.product(range(len(values)), range(sae.d_sae)):
+            value, peak = values[row, :, latent].max(0)
+            if value <= 0:
+                continue
+            peak, tokens, document = int(peak), contexts.tokens[row], contexts.document[row]
+            near = [
+                i
+                for i in range(max(0, peak - window), min(len(tokens), peak + window + 1))
+                if contexts.attention_mask[row, i] and document[i] == document[peak]
+            ]
+            best[latent].append(
+                (
+                    value.item(),
+                    tokens[near].tolist(),
+                    values[row, near, latent].tolist(),
+                    document[peak].item(),
+                    contexts.position[row, peak].item(),
+                    tuple(tokens[i].item() for i in near if peak - 8 < i <= peak),
+                )
+            )
+    result = []
+    for found in best:
+        found.sort(key=lambda one: -one[0])
+        seen, kept = set(), []
+        for one in found:
+            if one[-1] not in seen:
+                seen.add(one[-1])
+                kept.append(one[:-1])
+        result.append(kept[:n])
+    return result
+
+
+@pytest.mark.parametrize("packing", ["packed", "document"])
+@pytest.mark.parametrize(("n", "window"), [(1, 0), (3, 4), (100, 30)], ids=["1", "3", "all"])
+def test_agrees_with_a_search_by_hand(make_source, sae, packing, n, window):
+    source = make_source(packing=packing)
+    expected = by_hand(sae, source, n, window)
+    got = top_examples(sae, source, per_latent=n, window=window, max_tokens=EVERYTHING)
+    assert [one.latent for one in got] == list(range(sae.d_sae))
+    assert sum(map(len, expected)) > 40
+    tokenizer = source.model.tokenizer
+    for mine, theirs in zip(got, expected, strict=True):
+        assert [(e.document, e.position) for e in mine.examples] == [one[3:] for one in theirs]
+        for example, (value, tokens, activations, *_) in zip(mine.examples, theirs, strict=True):
+            assert max(example.activations) == pytest.approx(value, abs=1e-3)
+            assert example.activations == pytest.approx(activations, abs=1e-3)
+            text = [token.strip() for token in example.tokens]
+            assert text == tokenizer.convert_ids_to_tokens(tokens)
+        assert mine.max_activation == pytest.approx(theirs[0][0] if theirs else 0, rel=1e-4)
+
+
+@pytest.mark.parametrize("outlier_norm", [None, 1.1], ids=str)
+def test_frequencies_are_shares_of_the_positions_that_count(make_source, sae, outlier_norm):
+    source = make_source(outlier_norm=outlier_norm)
+    fired = []
+    for contexts in source.contexts("held_out"):
+        (acts,) = source.model.activations(contexts.tokens, contexts.attention_mask).values()
+        x = acts[contexts.counts]
+        _, inlier = source.rule.of_activations({"": x})
+        assert bool(inlier.all()) == (outlier_norm is None)
+        fired.append(sae.encode(x[inlier]).to_dense() != 0)
+    expected = torch.cat(fired).double().mean(0)
+    got = top_examples(sae, source, max_tokens=EVERYTHING)
+    assert [one.frequency for one in got] == pytest.approx(expected.tolist())
+
+
+def test_chosen_latents_are_the_same_as_among_all(make_source, sae):
+    source = make_source()
+    every = top_examples(sae, source, max_tokens=EVERYTHING)
+    assert top_examples(sae, source, latents=[40, 3], max_tokens=EVERYTHING) == [
+        every[40],
+        every[3],
+    ]
+
+
+def test_stops_after_max_tokens(make_source, sae):
+    source = make_source(packing="document")
+    documents = {
+        example.document
+        for one in top_examples(sae, source, per_latent=99, max_tokens=1)
+        for example in one.examples
+    }
+    assert len(documents) <= source.model_batch_size
+
+
+def test_a_latent_that_does_not_exist_is_the_users_error(make_source, sae):
+    with pytest.raises(UserError, match="latent 48 does not exist: this SAE has 0 to 47"):
+        top_examples(sae, make_source(), latents=[48])
+
+
+def contexts_of(tokens):
+    shape = tokens.shape
+    return SimpleNamespace(
+        tokens=tokens,
+        attention_mask=torch.ones(shape, dtype=torch.int64),
+        document=torch.arange(shape[0])[:, None].expand(shape),
+        position=torch.arange(shape[1]).expand(shape),
+    )
+
+
+def merged(batches, n, window=3):
+    """A table of one latent after batches of (tokens [rows, ctx], value at each place)."""
+    table = TopTable(torch.tensor([0]), 2, n, window)
+    for tokens, values in batches:
+        codes = Codes(values.reshape(-1, 1), torch.zeros(values.numel(), 1, dtype=torch.int64), 2)
+        table.update(codes, torch.arange(values.numel()), contexts_of(tokens))
+    return [example[1] for example in table.rows()[0]]
+
+
+def test_repeated_text_is_kept_once_and_strongest():
+    same = torch.arange(4).repeat(3, 1)
+    other = torch.arange(10, 14)[None]
+    weak, strong = torch.tensor([[0, 0, 0, 1.0]]), torch.tensor([[0, 0, 0, 5.0]])
+    first = (torch.cat([same, other]), torch.cat([weak, 2 * weak, weak, 1.5 * weak]))
+    assert merged([first], n=3) == [2.0, 1.5]
+    assert merged([first, (same[:1], strong)], n=3) == [5.0, 1.5]
+    assert merged([first, (same[:1], weak)], n=3) == [2.0, 1.5]
+
+
+def test_a_context_gives_one_example():
+    tokens = torch.arange(6)[None]
+    assert merged([(tokens, torch.tensor([[1.0, 3.0, 0.0, 2.0, 3.0, 0.0]]))], n=5) == [3.0]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5, 20], ids=str)
+def test_how_the_text_is_cut_into_batches_does_not_matter(parts):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(3, (20, 6), generator=generator)  # so few that text repeats
+    values = torch.randn(20, 6, generator=generator).relu()
+    batches = list(zip(tokens.chunk(parts), values.chunk(parts), strict=True))
+    assert merged(batches, n=4) == merged([(tokens, values)], n=4)
+
+
+def test_ragged_codes_give_the_same_table():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.arange(12).reshape(2, 6)
+    values = torch.randn(12, 3, generator=generator).relu()
+    indices = torch.rand(12, 7, generator=generator).argsort(1)[:, :3]
+    kept = values != 0
+    offsets = torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
+    tables = []
+    for codes in (Codes(values, indices, 7), Codes(values[kept], indices[kept], 7, offsets)):
+        tables.append(TopTable(torch.arange(7), 7, 2, 3))
+        tables[-1].update(codes, torch.arange(12), contexts_of(tokens))
+    assert tables[0].rows() == tables[1].rows()
+    assert any(tables[0].rows())
+
+
+def test_pieces_of_words_read_as_they_stand_in_text():
+    pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from sae.metrics.examples import _TokenText
+
+    vocabulary = {token: i for i, token in enumerate(["[UNK]", "a", "play", "##ing", "."])}
+    pieces = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pieces.decoder = decoders.WordPiece()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]")
+    ids = tokenizer("play playing.", add_special_tokens=False)["input_ids"]
+    assert _TokenText(tokenizer)(ids) == [" play", " play", "ing", "."]
+
+
+def test_text_of_an_example_marks_the_peak():
+    example = Example([" the", " cat", "\n sat"], [0.0, 2.0, 1.0], 0, 1)
+    assert str(example) == "the« cat» sat"
+
+
+def test_writing_and_reading(tmp_path):
+    latents = [
+        LatentExamples(3, 0.25, 2.0, [Example(["a\u2028b", " \n\x85é"], [0.0, 2.0], 7, 9)]),
+        LatentExamples(4, 0.0, 0.0, []),
+    ]
+    path = tmp_path / "examples.jsonl"
+    write_examples(latents, path)
+    assert read_examples(path) == latents
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert list(json.loads(lines[0])) == ["latent", "frequency", "max_activation", "examples"]
+    assert [file.name for file in tmp_path.iterdir()] == ["examples.jsonl"]
+    path.write_text(lines[0] + "\n" + lines[1][:9], encoding="utf-8")
+    with pytest.raises(UserError, match=r"examples\.jsonl line 2 is not a latent's examples"):
+        read_examples(path)

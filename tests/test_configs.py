@@ -1,0 +1,45 @@
+"""Every shipped config parses and builds, and says what the CLI needs to know of a class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jsonargparse._parameter_resolvers import get_signature_parameters
+
+from sae.activations import Source, Text
+from sae.autoencoder.family import Family
+from sae.lightning.complaints import leaves
+from sae.lightning.datamodule import ActivationDataModule
+from sae.lightning.module import SAEModule
+from sae.lightning.settings import Settings
+
+REPO = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((REPO / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda f: str(f.relative_to(REPO / "configs")))
+def test_config_parses_and_builds(file):
+    settings = Settings(["--config", str(file)], lambda config: {})
+    assert settings.config.name not in ("", None)
+    assert settings.trainer.max_steps > 0
+    assert settings.model.sparsity.d_sae >= settings.model.sparsity.k
+    assert settings.model.seed == settings.datamodule.seed == settings.config.seed == 0
+
+
+def test_names_of_runs_differ():
+    names = [Settings(["--config", str(f)], lambda config: {}).config.name for f in CONFIGS]
+    assert len(set(names)) == len(names)
+
+
+CLASSES = [c for family in Family.__subclasses__() for c in family.registry.values()]
+CLASSES += [*leaves(Source), *leaves(Text), SAEModule, ActivationDataModule]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_the_command_line_knows_the_type_of_every_setting(cls):
+    """Where it cannot resolve an annotation it keeps the string, and then accepts anything."""
+    for parameter in get_signature_parameters(cls):
+        assert not isinstance(parameter.annotation, str), (
+            f"{parameter.name}: {parameter.annotation}"
+        )
