@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -70,7 +69,7 @@ def adam_rows(
     eps: float,
     unit_norm: bool,
 ) -> None:
-    """In place on contiguous tensors of one dtype; the powers of the betas are taken on the host."""
+    """In place on contiguous tensors of one dtype; the host takes the powers of the betas."""
     width = param.shape[1] if unit_norm else param.numel()
     block = triton.next_power_of_2(width) if unit_norm else _BLOCK
     grid = (param.shape[0],) if unit_norm else (triton.cdiv(width, block),)
@@ -91,6 +90,3 @@ def adam_rows(
             BLOCK=block,
             num_warps=4 if block <= 2048 else 8,
         )
-    # Autograd does not see a kernel's writes: without this, a backward through the old values would
-    # pass silently.
-    torch.autograd.graph.increment_version([param, exp_avg, exp_avg_sq])

@@ -95,8 +95,10 @@ def adam_rows_(
         from sae_kernels._triton_adam import adam_rows
 
         adam_rows(param, grad, exp_avg, exp_avg_sq, step=step, unit_norm=unit_norm, **hyper)
-        return
-    # A fused step reads its count as a tensor and raises it before use on neither device.
-    count = torch.tensor(float(step), device=param.device)
-    update = _unit_norm_torch if unit_norm else _fused
-    update(param, grad, exp_avg, exp_avg_sq, count, hyper)
+    else:
+        update = _unit_norm_torch if unit_norm else _fused
+        count = torch.tensor(float(step), device=param.device)
+        update(param, grad, exp_avg, exp_avg_sq, count, hyper)
+    # Neither a kernel's writes nor a fused step's are seen by autograd: without this, a backward
+    # through the old values would pass silently.
+    torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))

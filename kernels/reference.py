@@ -17,8 +17,8 @@ def encode_topk(
 ) -> Codes:
     """relu of the k largest pre-activations of each row; ties go to the lowest index.
 
-    x [batch, d_in], W_enc [d_in, d_sae], b_enc [d_sae], b_dec [d_in]. Slots in falling order of
-    value.
+    x [batch, d_in], W_enc [d_in, d_sae], b_enc [d_sae], b_dec [d_in]. Slots in
+    descending order of value.
     """
     centred = x if b_dec is None else x - b_dec
     pre_acts = centred @ W_enc + b_enc
@@ -28,7 +28,7 @@ def encode_topk(
 
 
 def decode(codes: Codes, W_dec: Tensor, b_dec: Tensor) -> Tensor:
-    """acts @ W_dec + b_dec with acts the dense [batch, d_sae]. W_dec [d_sae, d_in], b_dec [d_in]."""
+    """acts @ W_dec + b_dec, acts dense [batch, d_sae], W_dec [d_sae, d_in], b_dec [d_in]."""
     return codes.to_dense() @ W_dec + b_dec
 
 

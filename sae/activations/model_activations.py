@@ -120,6 +120,7 @@ class ModelActivations(Source):
         )
         self.widths = dict(model.widths)
         self.model = model
+        self._text_is = self.text.fingerprint()
         self._lock = threading.Lock()
         self._readers: dict[str, ContextReader] = {}
         self._starts: dict[tuple[str, int], dict[int, Cursor | None]] = {}
@@ -141,10 +142,10 @@ class ModelActivations(Source):
 
     @property
     def counts(self) -> Counts:
-        return reduce(add, self._counts.values(), Counts())
+        return reduce(add, list(self._counts.values()), Counts())  # a copy: see `hints`
 
     def contexts(self, split: Split, rows: int | None = None) -> Iterator[Contexts]:
-        """Rows of tokens from the start of the split, `rows` (or `model_batch_size`) at a time.
+        """Rows of tokens from the start of a split, at most `rows` (`model_batch_size`) at a time.
 
         One pass of "held_out"; "train" does not end.
         """
@@ -170,7 +171,7 @@ class ModelActivations(Source):
     # Hints: [fingerprint, [block, pass, document, offset], ...] for the last few blocks reached; an
     # overlapping stream is up to two blocks ahead of the one it hands out.
     def hints(self, split: Split, size: int) -> list[Any]:
-        starts = self._starts.get((split, size), {})
+        starts = dict(self._starts.get((split, size), {}))  # a thread may be adding to it
         last = [[i, *starts[i]] for i in sorted(starts)[-4:] if starts[i] is not None]
         return [self._fingerprint(split, size), *last]
 
@@ -182,7 +183,7 @@ class ModelActivations(Source):
 
     def _fingerprint(self, split: Split, size: int) -> str:
         what = (
-            self.text.fingerprint(),
+            self._text_is,
             self.model_name,
             len(self.model.tokenizer),
             self.layout,

@@ -95,7 +95,7 @@ class Source(ABC):
         """
 
     def metadata(self) -> dict[str, Any]:
-        """Plain data about where the activations come from, to keep with what is trained on them."""
+        """Plain data about where the activations come from, to keep beside what they train."""
         return {}
 
     @property

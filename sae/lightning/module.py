@@ -109,7 +109,9 @@ class SAEModule(L.LightningModule):
             logger.save()
 
     def on_train_end(self) -> None:
-        if self.learner.steps % self.trainer.log_every_n_steps:
+        # A run that is stopped writes no row that the same run, going on, would not have written.
+        last = self.learner.steps == self.trainer.max_steps
+        if last and self.learner.steps % self.trainer.log_every_n_steps:
             self._log()
 
     def on_validation_epoch_start(self) -> None:
@@ -122,10 +124,12 @@ class SAEModule(L.LightningModule):
         self._firing.update(forward.codes)
 
     def on_validation_epoch_end(self) -> None:
+        self._clock = time.perf_counter()  # time spent on held-out text is not training time
+        if self.trainer.should_stop:  # Lightning validates once more when a run is stopped
+            return
         row = {"held_out_fvu": self._held_out.compute(), "held_out_l0": self._firing.l0()}
         self._write(row)
         self.log_dict(row, logger=False)  # for callbacks that watch a metric
-        self._clock = time.perf_counter()  # time spent on held-out text is not training time
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["seconds"] = self.seconds

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -94,9 +94,10 @@ class Settings(LightningCLI):
         for name, ours in self._parts(self.config).items():
             theirs = chosen.get(name) or []
             kwargs[name] = [*ours, *(theirs if isinstance(theirs, list) else [theirs])]
-        kwargs["enable_progress_bar"] = any(
-            isinstance(c, ProgressBar) for c in kwargs.get("callbacks", ())
-        )
+        # Without these Lightning adds a bar and a checkpoint callback of its own.
+        callbacks = kwargs.get("callbacks", [])
+        kwargs["enable_progress_bar"] = any(isinstance(c, ProgressBar) for c in callbacks)
+        kwargs["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from sae.activations.source import Batch, Source, Split
+from sae.activations.source import Batch, Counts, Source, Split
 from sae.errors import UserError
 from sae_kernels.codes import Codes
 
@@ -41,6 +41,10 @@ class SparseSuperposition(Source):
         noise: standard deviation of Gaussian noise added to every dimension of y.
         dictionary_seed: of W; the seed a block is asked with draws samples only.
 
+    Attributes:
+        truth: the true dictionary W, float32 [n_features, d_in], rows of norm 1, on the CPU.
+        frequencies: how often each feature is active, float64 [n_features].
+
     Raises:
         UserError: a setting is outside of its range.
     """
@@ -59,15 +63,15 @@ class SparseSuperposition(Source):
         noise: float = 0.0,
         dictionary_seed: int = 0,
     ) -> None:
-        for name, value, low, high in (
-            ("d_in", d_in, 1, math.inf),
-            ("n_features", n_features, 1, math.inf),
-            ("frequency_exponent", frequency_exponent, 0, math.inf),
-            ("spread", spread, 0, math.inf),
-            ("noise", noise, 0, math.inf),
+        for name, value, least in (
+            ("d_in", d_in, 1),
+            ("n_features", n_features, 1),
+            ("frequency_exponent", frequency_exponent, 0),
+            ("spread", spread, 0),
+            ("noise", noise, 0),
         ):
-            if not low <= value < high:
-                raise UserError(f"{name}={value} is out of range; give a finite number >= {low}")
+            if not least <= value < math.inf:
+                raise UserError(f"{name}={value} is out of range; give a finite number >= {least}")
         if not 0 < mean_active <= n_features:
             raise UserError(
                 f"mean_active={mean_active} must be above 0 and at most n_features={n_features}"
@@ -93,13 +97,30 @@ class SparseSuperposition(Source):
         self.scale, self.spread, self.noise = scale, spread, noise
         self.frequencies = _frequencies(n_features, mean_active, frequency_exponent)
         directions = torch.randn(n_features, d_in, generator=_generator(dictionary_seed))
-        self._truth = torch.nn.functional.normalize(directions, dim=1)
+        self.truth = torch.nn.functional.normalize(directions, dim=1)
         self._device = torch.device("cpu")
+        self._handed_out: dict[int, int] = {}
+        self._settings = {
+            "d_in": d_in,
+            "n_features": n_features,
+            "mean_active": mean_active,
+            "active": active,
+            "frequency_exponent": frequency_exponent,
+            "magnitudes": magnitudes,
+            "scale": scale,
+            "spread": spread,
+            "noise": noise,
+            "dictionary_seed": dictionary_seed,
+        }
+
+    def metadata(self) -> dict[str, Any]:
+        """The arguments this world was made with."""
+        return {"world": type(self).__name__, **self._settings}
 
     @property
-    def truth(self) -> Tensor:
-        """The true dictionary W: float32 [n_features, d_in], rows of norm 1, on the CPU."""
-        return self._truth
+    def counts(self) -> Counts:
+        """Rows of the training blocks made so far; a world leaves none out."""
+        return Counts(kept=sum(self._handed_out.values()))
 
     def setup(self, device: torch.device | str = "cpu") -> None:
         """Blocks come out on `device` from now on."""
@@ -108,9 +129,11 @@ class SparseSuperposition(Source):
     def block(self, split: Split, index: int, size: int, seed: int) -> Batch:
         """`size` fresh samples; the two splits and any two indices are independent streams."""
         codes = self.codes(split, index, size, seed)
+        if split == "train":
+            self._handed_out[index] = size
         acts = embedding_bag(
             codes.indices,
-            self._truth,
+            self.truth,
             codes.offsets,
             mode="sum",
             per_sample_weights=codes.values,

@@ -65,3 +65,10 @@ def test_two_stacks_are_no_short_form() -> None:
     model = nn.ModuleDict({"a": nn.ModuleList([nn.ReLU()]), "b": nn.ModuleList([nn.ReLU()])})
     with pytest.raises(UserError, match="matches no module"):
         resolve(model, "layers.0")
+
+
+def test_lists_inside_a_layer_are_no_stack() -> None:
+    layer = lambda: nn.ModuleDict({"experts": nn.ModuleList([nn.ReLU() for _ in range(8)])})
+    model = nn.ModuleDict({"blocks": nn.ModuleList([layer(), layer()])})
+    assert resolve(model, "layers.1") == "blocks.1"
+    assert resolve(model, "layers.1.experts.7") == "blocks.1.experts.7"

@@ -113,7 +113,7 @@ def test_damaged_tensors(format, damage, message, trained, tmp_path):
         ({"d_in": "12"}, "d_in='12'"),
         ({"k": 0}, "k=0"),
         ({"k": True}, "k=True"),
-        ({"k": 41}, "k=41"),
+        ({"k": 41}, r"cfg\.json has k=41"),
         ({"d_in": None}, "d_in=None"),
         ({"d_in": 13}, "shape"),
     ],

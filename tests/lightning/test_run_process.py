@@ -36,8 +36,8 @@ def config(tmp_path_factory, model_folders) -> Path:
         f"""
 name: tiny
 model:
-  sae: {{class_path: TopK, init_args: {{d_sae: 96, k: 4}}}}
-  dead_after: 512
+  sae: {{class_path: TopK, init_args: {{d_sae: 256, k: 4}}}}
+  dead_after: 256
   refresh_steps: 7
 data:
   source:
@@ -159,7 +159,7 @@ def test_a_run_leaves_what_is_promised(uninterrupted):
     }
     summary = json.loads((uninterrupted / "summary.json").read_text())
     assert summary["tokens"] == STEPS * 64 and summary["steps"] == STEPS
-    assert (summary["d_in"], summary["d_sae"], summary["k"]) == (16, 96, 4)
+    assert (summary["d_in"], summary["d_sae"], summary["k"]) == (16, 256, 4)
     assert 0 < summary["l0"] <= 4 and 0 < summary["held_out"]["l0"] <= 4
     assert 0 < summary["fvu"] < 1 and 0 < summary["held_out"]["fvu"] < 1
     assert 0 <= summary["dead_fraction"] <= 1

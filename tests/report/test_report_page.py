@@ -118,7 +118,7 @@ def test_twenty_latents_from_the_rarest_to_the_most_frequent(source):
 
 def test_spread_is_even_in_rank_and_the_same_in_any_order():
     one = LatentExamples(0, 0.5, 1.0, [None])
-    many = [LatentExamples(i, (i % 10) / 10, 1.0, [None]) for i in range(100)]
+    many = [LatentExamples(i, (7 * i % 10) / 10, 1.0, [None]) for i in range(100)]
     chosen = spread(many, 10)
     assert chosen == spread(many[::-1], 10)
     assert [x.frequency for x in chosen] == sorted(x.frequency for x in chosen)

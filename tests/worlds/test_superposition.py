@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import combinations
 
@@ -51,6 +52,19 @@ def test_block_is_a_pure_function_and_every_argument_matters():
     other = SparseSuperposition(8, 16, 3, dictionary_seed=1)
     assert not torch.equal(other.truth, world.truth)
     assert torch.equal(other.codes("train", 4, 300, 0).values, values)
+
+
+def test_metadata_makes_the_same_world_and_counts_what_was_handed_out():
+    world = SparseSuperposition(8, 16, 3, noise=0.1, dictionary_seed=3)
+    settings = world.metadata()
+    assert settings.pop("world") == "SparseSuperposition"
+    assert json.loads(json.dumps(settings)) == settings
+    block = world.block("train", 0, 50, 0)
+    again = SparseSuperposition(**settings).block("train", 0, 50, 0)
+    assert torch.equal(again.acts["world"], block.acts["world"])
+    for split, index in [("train", 0), ("train", 1), ("held_out", 0)]:
+        world.block(split, index, 50, 0)
+    assert world.counts.kept == 100
 
 
 @pytest.mark.parametrize("active", ["bernoulli", "exact"])
