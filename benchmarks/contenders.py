@@ -164,7 +164,7 @@ class Sparsify(Contender):
         dead_after = task.setting.dead_after if short_run else self.trainer.dead_feature_threshold
         self.dead_after = dead_after
         self.since_fired = torch.zeros(task.d_sae, dtype=torch.int64)
-        self.fresh, self.schedule = True, None
+        self.fresh, self.finished, self.schedule = True, False, None
         rule = (5e-3 if optimizer == "signum" else 2e-4) / (task.d_sae / 2**14) ** 0.5
         self.lr = rule * lr_factor
         parameters = self.coder.parameters()
@@ -218,12 +218,14 @@ class Sparsify(Contender):
 
     def judge(self, acts: Tensor) -> tuple[Tensor, Tensor, Codes]:
         x = acts * self.task.scale
+        if not self.finished:
+            self.coder.set_decoder_norm_to_unit_norm()  # as the step is about to; twice is once
         code = self.coder.encode(x)
         x_hat = self.coder.decode(code.top_acts, code.top_indices)
         return x, x_hat, Codes(code.top_acts, code.top_indices, self.task.d_sae)
 
     def finish(self) -> None:
-        self.coder.set_decoder_norm_to_unit_norm()
+        self.finished = True
         if self.schedule is None:
             self.optimizer.eval()
 

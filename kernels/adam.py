@@ -44,11 +44,6 @@ def _unit_norm_torch(param, grad, exp_avg, exp_avg_sq, step: Tensor, hyper: dict
         p /= torch.linalg.vector_norm(p, dim=1, keepdim=True).clamp_min_(tiny)
 
 
-def _latent_major(tensor: Tensor) -> Tensor:
-    """The same memory with latents as rows; a 1-D tensor as it is."""
-    return tensor if tensor.is_contiguous() else tensor.t()
-
-
 @torch.no_grad()
 def adam_rows_(
     param: Tensor,

@@ -58,6 +58,7 @@ class Stream:
         self.batches = batches
         self.overlap = overlap
         self.position = 0
+        self._first: Batch | None = None
 
     @property
     def block_size(self) -> int:
@@ -100,7 +101,16 @@ class Stream:
             self.position += 1
             yield rows.rows(chosen if order is None else order[chosen])
 
+    def first_block(self) -> Batch:
+        """Block 0, in text order. It is kept for the iteration, which does not make it again."""
+        if self._first is None:
+            self._first = self._block(0)
+        return self._first
+
     def _block(self, index: int) -> Batch:
+        if index == 0 and self._first is not None:
+            block, self._first = self._first, None
+            return block
         return self.source.block(self.split, index, self.block_size, self.seed)
 
     def _order(self, index: int, device: torch.device) -> Tensor:

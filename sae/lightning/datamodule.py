@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import lightning as L
-import torch
-from torch import Tensor
-
 from sae.activations import Batch, Source, Stream
 from sae.errors import UserError
 
@@ -62,11 +59,6 @@ class ActivationDataModule(L.LightningDataModule):
             overlap=device.type == "cuda",
         )
         self._ready = True
-
-    def sample(self, device: torch.device) -> dict[str, Tensor]:
-        """The first block {hook: [n, width]}, by which scale and b_dec are set."""
-        block = self.source.block("train", 0, self.batch_size * self.block_batches, self.seed)
-        return {hook: acts.to(device) for hook, acts in block.acts.items()}
 
     def train_dataloader(self) -> Stream:
         return self.stream

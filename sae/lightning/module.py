@@ -75,7 +75,7 @@ class SAEModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         if self.learner.scale is None:
-            self.learner.initialise(self.trainer.datamodule.sample(self.device))
+            self.learner.initialise(self.trainer.datamodule.stream.first_block().to(self.device).acts)
         self._clock = time.perf_counter()
         self._read_at = (self.learner.tokens, self.seconds)
 

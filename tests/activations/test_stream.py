@@ -182,3 +182,20 @@ def test_a_batch_moves_as_one() -> None:
     batch = next(iter(Stream(Numbers(), **SIZES))).to("meta")
     assert {t.device.type for t in (*batch.acts.values(), batch.document, batch.token)} == {"meta"}
     assert len(batch) == 8
+
+
+def test_the_first_block_is_made_once(make_source, monkeypatch):
+    source = make_source()
+    made: list[int] = []
+    block = source.block
+
+    def counting(split, index, size, seed):
+        made.append(index)
+        return block(split, index, size, seed)
+
+    plain = [batch.token.tolist() for batch in Stream(source, batch_size=8, block_batches=2, batches=4)]
+    monkeypatch.setattr(source, "block", counting)
+    stream = Stream(source, batch_size=8, block_batches=2, batches=4)
+    assert len(stream.first_block()) == 16
+    assert [batch.token.tolist() for batch in stream] == plain
+    assert made == [0, 1]

@@ -1,0 +1,162 @@
+"""Where and how a benchmark ran, and its rows on disk as CSV and as Markdown."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+
+from sae.files import write_text
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run. Milliseconds are of one step; FVU, L0 and shares are as `benchmarks.quality` says."""
+
+    date: str
+    contender: str
+    variant: str
+    seed: int
+    held_out_fvu: float
+    train_fvu: float
+    l0: float
+    dead: float
+    silent_held_out: float
+    ms_p50: float
+    ms_p20: float
+    ms_p80: float
+    cpu_ms_p50: float
+    tokens: int
+    batch: int
+    lr: float
+    d_in: int
+    d_sae: int
+    k: int
+    dead_after: int
+    config: str
+    device: str
+    threads: int
+    versions: str
+    commit: str
+    command: str
+
+    @property
+    def key(self) -> tuple:
+        """What a later run of the same thing replaces."""
+        return (self.contender, self.variant, self.seed, self.tokens, self.batch, self.lr, self.config)
+
+
+def today() -> str:
+    return datetime.date.today().isoformat()
+
+
+def cpu() -> str:
+    """Model of the processor and how many of its cores there are."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name}, {platform.system()} {platform.machine()}"
+
+
+def versions(distributions: Iterable[str]) -> str:
+    known = [f"python {platform.python_version()}", f"torch {torch.__version__}"]
+    for name in distributions:
+        try:
+            known.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(known)
+
+
+def commit() -> str:
+    """Of the checkout, with `+` when tracked files differ from it; empty outside of git."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=REPO, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "sae", "kernels")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def command(module: str, arguments: list[str]) -> str:
+    return shlex.join(["python", "-m", module, *arguments])
+
+
+def read(file: Path) -> list[Row]:
+    if not file.is_file():
+        return []
+    kinds = {field.name: field.type for field in fields(Row)}
+    cast = {"str": str, "int": int, "float": float}
+    with file.open(encoding="utf-8", newline="") as handle:
+        return [
+            Row(**{name: cast[kinds[name]](value) for name, value in row.items()})
+            for row in csv.DictReader(handle)
+        ]
+
+
+def add(file: Path, row: Row) -> list[Row]:
+    """Put `row` into the CSV, in place of an earlier run of the same thing. Atomic."""
+    rows = [known for known in read(file) if known.key != row.key] + [row]
+    lines = [",".join(field.name for field in fields(Row))]
+    lines += [",".join(_cell(value) for value in asdict(r).values()) for r in rows]
+    write_text(file, "\n".join(lines) + "\n")
+    return rows
+
+
+def _cell(value: object) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\n') else text
+
+
+HEAD = (
+    "contender",
+    "variant",
+    "lr",
+    "held-out FVU",
+    "train FVU",
+    "L0",
+    "dead",
+    "silent on held-out",
+    "ms/step p50 (p20-p80)",
+    "CPU ms/step",
+)
+
+
+def table(rows: list[Row]) -> list[str]:
+    """Lines of a Markdown table, the lowest held-out FVU first; a contender's best one is bold."""
+    rows = sorted(rows, key=lambda row: row.held_out_fvu)
+    best: dict[str, float] = {}
+    for row in rows:
+        best.setdefault(row.contender, row.held_out_fvu)
+    lines = ["| " + " | ".join(HEAD) + " |", "|---|---|" + "--:|" * (len(HEAD) - 2)]
+    for row in rows:
+        fvu = f"{row.held_out_fvu:.4f}"
+        cells = (
+            row.contender,
+            row.variant + (f", seed {row.seed}" if row.seed else ""),
+            f"{row.lr:.2e}",
+            f"**{fvu}**" if row.held_out_fvu == best[row.contender] else fvu,
+            f"{row.train_fvu:.4f}",
+            f"{row.l0:.2f}",
+            f"{row.dead:.1%}",
+            f"{row.silent_held_out:.1%}",
+            f"{row.ms_p50:.0f} ({row.ms_p20:.0f}-{row.ms_p80:.0f})",
+            f"{row.cpu_ms_p50:.0f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
