@@ -136,7 +136,7 @@ class Ours(Contender):
 
     @classmethod
     def variants(cls, tuned: bool) -> dict[str, dict[str, Any]]:
-        return {"as configured": {}}
+        return {} if tuned else {"as configured": {}}
 
     def _named(self, acts: Tensor) -> dict[str, Tensor]:
         return {self.site.hooks[0]: acts}

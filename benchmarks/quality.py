@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
 import statistics
 import sys
@@ -81,7 +82,7 @@ def main() -> None:
     for seed, (name, variant, options) in itertools.product(range(args.seeds), chosen):
         row = run(args, setting, source, steps, seed, name, variant, options)
         file = args.out / f"quality_cpu_{row.date}.csv"
-        page(file.with_suffix(".md"), results.add(file, row))
+        results.page(file.with_suffix(".md"), results.add(file, row))
         sys.stdout.write("\n".join(results.table([row])[2:]) + "\n")
         sys.stdout.flush()
 
@@ -90,7 +91,9 @@ def choose(args: argparse.Namespace) -> list[tuple[str, str, dict]]:
     """Contender, variant and options of every run asked for, ours first."""
     names = args.only.split(",")
     if unknown := set(names) - set(CONTENDERS):
-        raise UserError(f"--only {unknown.pop()} is not known; choose among {', '.join(CONTENDERS)}")
+        raise UserError(
+            f"--only {unknown.pop()} is not known; choose among {', '.join(CONTENDERS)}"
+        )
     chosen = [
         (name, variant, options)
         for name in names
@@ -99,7 +102,7 @@ def choose(args: argparse.Namespace) -> list[tuple[str, str, dict]]:
         if args.variant is None or args.variant in variant
     ]
     if not chosen:
-        raise UserError(f"--only {args.only}: none of it is installed; see --list")
+        raise UserError(f"--only {args.only}: nothing of that is here to run; see --list")
     return chosen
 
 
@@ -148,7 +151,7 @@ def run(
     rows = source.block("held_out", 0, data["held_out_tokens"], setting.seed).acts[hook]
     for part in rows.split(HELD_OUT_ROWS):
         judge(contender, part, held_out, seen)
-    p20, p80 = statistics.quantiles(wall, n=5, method="inclusive")[:: 3]
+    p20, p80 = statistics.quantiles(wall, n=5, method="inclusive")[::3]
     return results.Row(
         date=results.today(),
         contender=name,
@@ -170,7 +173,8 @@ def run(
         d_sae=task.d_sae,
         k=task.k,
         dead_after=setting.dead_after,
-        config=described(args),
+        config=" ".join([args.config.name, *args.set]),
+        model=json.dumps(setting.model),
         device=results.cpu(),
         threads=torch.get_num_threads(),
         versions=results.versions(
@@ -186,15 +190,6 @@ def judge(contender: Contender, acts: torch.Tensor, fvu: FVU, firing: Firing) ->
     target, x_hat, codes = contender.judge(acts)
     fvu.update(target, x_hat)
     firing.update(codes)
-
-
-def described(args: argparse.Namespace) -> str:
-    return " ".join([args.config.name, *args.set])
-
-
-def page(file: Path, rows: list[results.Row]) -> None:
-    """The Markdown beside the CSV: a table per length and config, then how it was made."""
-    ...
 
 
 if __name__ == "__main__":

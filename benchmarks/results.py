@@ -44,6 +44,7 @@ class Row:
     k: int
     dead_after: int
     config: str
+    model: str
     device: str
     threads: int
     versions: str
@@ -53,7 +54,15 @@ class Row:
     @property
     def key(self) -> tuple:
         """What a later run of the same thing replaces."""
-        return (self.contender, self.variant, self.seed, self.tokens, self.batch, self.lr, self.config)
+        return (
+            self.contender,
+            self.variant,
+            self.seed,
+            self.tokens,
+            self.batch,
+            self.lr,
+            self.config,
+        )
 
 
 def today() -> str:
@@ -160,3 +169,38 @@ def table(rows: list[Row]) -> list[str]:
         )
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def page(file: Path, rows: list[Row]) -> None:
+    """Markdown from all rows of a day: a table per config and length, then how they were made."""
+    lines = [
+        f"# Quality at equal tokens, CPU, {rows[-1].date}",
+        "",
+        "Same activations, same order, same number of tokens; lower FVU is better. What each column",
+        "is, and how each trainer was driven, stands in `benchmarks/quality.py` and",
+        "`benchmarks/contenders.py`. A contender's lowest held-out FVU is bold: `tuned` rows were",
+        "chosen on the held-out set itself, which favours the peers; ours was run as configured.",
+    ]
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.config, row.tokens), []).append(row)
+    for (config, tokens), group in groups.items():
+        first = group[0]
+        lines += ["", f"## {config}, {tokens:,} tokens", ""]
+        lines += [
+            f"{first.d_in} -> {first.d_sae} latents, k {first.k}, {first.batch} activations a step, "
+            f"dead after {first.dead_after:,} tokens.",
+            "",
+            *table(group),
+            "",
+            f"Our model section: `{first.model}`",
+        ]
+    lines += ["", "## How", ""]
+    for title, values in (
+        ("Device", (f"{row.device}, {row.threads} threads" for row in rows)),
+        ("Versions", (row.versions for row in rows)),
+        ("Commit", (row.commit for row in rows)),
+        ("Command", (f"`{row.command}`" for row in rows)),
+    ):
+        lines += [f"- {title}: {value}" for value in dict.fromkeys(values)]
+    write_text(file, "\n".join(lines) + "\n")

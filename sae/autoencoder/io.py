@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +15,15 @@ from sae.autoencoder.sae import SAE
 from sae.autoencoder.sites import Site
 from sae.autoencoder.sparsity import Sparsity
 from sae.errors import UserError
+from sae.files import whole_folder
 
 FORMAT = 1
 WEIGHTS, CONFIG = "sae.safetensors", "sae.json"
 
 
 def save(sae: SAE, folder: str | Path) -> None:
-    """Write `sae` to `folder`, replacing it whole; what was there stays until all is written."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    """Write `sae` to `folder`, all or nothing; UserError when other files lie there."""
+    with whole_folder(folder, {WEIGHTS, CONFIG}) as staging:
         tensors = {name: t.detach().cpu().contiguous() for name, t in sae.state_dict().items()}
         save_file(tensors, staging / WEIGHTS)
         config = {
@@ -40,17 +35,7 @@ def save(sae: SAE, folder: str | Path) -> None:
             "sha256": _sha256(staging / WEIGHTS),
             "metadata": sae.metadata,
         }
-        (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        staging.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(retired := folder.with_name(f".{folder.name}.old"), ignore_errors=True)
-            os.replace(folder, retired)
-            os.replace(staging, folder)
-            shutil.rmtree(retired)
-        else:
-            os.replace(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load(folder: str | Path, *, device: str | torch.device = "cpu") -> SAE:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae.errors import UserError
+from sae.files import whole_folder
 
 # Key of the configuration under which our own metadata travels; the other tools carry or ignore it.
 METADATA = "sae_workbench"
@@ -27,29 +25,10 @@ def write_folder(
 
     A folder that holds the same two files and nothing else is replaced; any other raises UserError.
     """
-    folder = Path(folder)
-    names = {config[0], weights[0]}
-    if folder.exists():
-        others = sorted(p.name for p in folder.iterdir() if p.name not in names)
-        if others:
-            raise UserError(f"{folder} already holds {others[0]}; give a folder of its own")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder, {config[0], weights[0]}) as staging:
         (staging / config[0]).write_text(json.dumps(config[1], indent=2) + "\n", encoding="utf-8")
         tensors = {name: t.detach().cpu().contiguous() for name, t in weights[1].items()}
         save_file(tensors, staging / weights[0])
-        staging.chmod(0o755)
-        if folder.exists():
-            # A folder cannot be replaced by one that is full, so the old one steps aside.
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            os.replace(folder, old / "old")
-            os.replace(staging, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def read_config(file: Path) -> dict[str, Any]:

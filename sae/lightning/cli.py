@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command == "report":
             return _report(args)
         raise UserError(f"command {command!r} is not known; there are: fit, report")
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a disk that is full, a folder not ours
         if debug:
             raise
         sys.stderr.write(f"error: {error}\n")

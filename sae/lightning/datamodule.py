@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import lightning as L
+
 from sae.activations import Batch, Source, Stream
 from sae.errors import UserError
 

@@ -106,7 +106,7 @@ def _table(summary: dict[str, Any], run: RunFolder) -> str:
         console.file.getvalue()
         + f"report   {run.path / 'report.html'}\n"
         + f"figures  {run.summary}\n"
-        + f"SAE      SAE.load(\"{run.path / 'sae'}\")\n"
+        + f'SAE      SAE.load("{run.path / "sae"}")\n'
     )
 
 

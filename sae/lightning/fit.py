@@ -38,7 +38,7 @@ def fit(args: list[str]) -> int:
     if folder is None:
         run.start(overwrite=settings.config.overwrite)
         run.path.mkdir(parents=True, exist_ok=True)
-        text = settings.parser.dump(settings.config, skip_none=False, skip_link_targets=True)
+        text = settings.parser.dump(settings.config, skip_unset=False, skip_link_targets=True)
         write_text(run.config, text)
 
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -80,6 +80,8 @@ def _split(arg: str) -> list[str]:
 
 
 def _folder_of(config: Namespace) -> RunFolder:
+    if not config.name or Path(config.name).name != config.name:
+        raise UserError(f"name={config.name!r} is not the name of a folder; leave out any /")
     return RunFolder(Path(config.runs) / config.name)
 
 

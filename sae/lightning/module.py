@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -75,7 +76,9 @@ class SAEModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         if self.learner.scale is None:
-            self.learner.initialise(self.trainer.datamodule.stream.first_block().to(self.device).acts)
+            self.learner.initialise(
+                self.trainer.datamodule.stream.first_block().to(self.device).acts
+            )
         self._clock = time.perf_counter()
         self._read_at = (self.learner.tokens, self.seconds)
 
@@ -130,6 +133,16 @@ class SAEModule(L.LightningModule):
         row = {"held_out_fvu": self._held_out.compute(), "held_out_l0": self._firing.l0()}
         self._write(row)
         self.log_dict(row, logger=False)  # for callbacks that watch a metric
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except RuntimeError as error:
+            reason = " ".join(str(error).partition(":")[2].split())
+            raise UserError(
+                f"the checkpoint is of another run: {reason.replace('torch.Size', '')} "
+                f"Resume with the settings it was made with"
+            ) from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["seconds"] = self.seconds

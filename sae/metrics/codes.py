@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sae.metrics._files import write_text
+from sae.files import write_text
 from sae_kernels.codes import Codes
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sae.errors import UserError
-from sae.metrics._files import write_text
+from sae.files import write_text
 from sae.metrics._topn import TopTable
 from sae.metrics.codes import Firing
 

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sae.metrics._files import write_text
+from sae.files import write_text
 from sae.metrics.examples import LatentExamples
 from sae.report.plots import curves_svg, density_svg
 from sae.report.run import Run

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import transformers
 from torch import nn
 
 from sae.activations import ActivationModel
 from sae.activations.hooks import resolve
 from sae.errors import UserError
-
-from .conftest import FAMILIES, LAYERS, transformers
+from tiny_models import FAMILIES, LAYERS
 
 PARTS = {
     "bert": ("attention", "output.dense"),

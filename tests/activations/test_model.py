@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch.nn import functional as F
 
 from sae.activations import ActivationModel
 from sae.errors import UserError
-
-from .conftest import FAMILIES, LAYERS, transformers
+from tiny_models import FAMILIES, LAYERS
 
 TOKENS = torch.randint(8, 50, (3, 12), generator=torch.Generator().manual_seed(1))
 PADDED = torch.tensor([[1] * 12, [1] * 7 + [0] * 5, [1] + [0] * 11])
@@ -132,7 +132,7 @@ def test_token_strings_join_to_the_text(folders: dict[str, Path]) -> None:
 
 
 def test_a_saved_head_of_another_kind_is_left_aside(tmp_path: Path) -> None:
-    from .conftest import tiny_config, tiny_tokenizer
+    from tiny_models import tiny_config, tiny_tokenizer
 
     transformers.BertForMaskedLM(tiny_config("bert")).save_pretrained(tmp_path)
     tiny_tokenizer("bert").save_pretrained(tmp_path)

@@ -10,8 +10,7 @@ import torch
 
 from sae.activations import Batch, FileText, ModelActivations
 from sae.errors import UserError
-
-from .conftest import FAMILIES
+from tiny_models import FAMILIES
 
 Make = Callable[..., ModelActivations]
 
@@ -140,7 +139,7 @@ def rare(make_source: Make) -> int:
 @pytest.fixture
 def text(tmp_path) -> FileText:
     """As elsewhere, but a few words are rare."""
-    from .conftest import some_documents
+    from tiny_models import some_documents
 
     documents = some_documents(43)
     documents = [d.replace("w7", "w8").replace("w9 ", "w8 ") for d in documents]

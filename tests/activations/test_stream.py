@@ -193,7 +193,9 @@ def test_the_first_block_is_made_once(make_source, monkeypatch):
         made.append(index)
         return block(split, index, size, seed)
 
-    plain = [batch.token.tolist() for batch in Stream(source, batch_size=8, block_batches=2, batches=4)]
+    plain = [
+        batch.token.tolist() for batch in Stream(source, batch_size=8, block_batches=2, batches=4)
+    ]
     monkeypatch.setattr(source, "block", counting)
     stream = Stream(source, batch_size=8, block_batches=2, batches=4)
     assert len(stream.first_block()) == 16

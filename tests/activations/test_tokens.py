@@ -12,8 +12,7 @@ from sae.activations import FileText, ModelActivations
 from sae.activations.reader import START, ContextReader
 from sae.activations.tokens import Contexts, Layout, PositionRule
 from sae.errors import UserError
-
-from .conftest import FAMILIES, tiny_tokenizer
+from tiny_models import FAMILIES, tiny_tokenizer
 
 AROUND = {"bert": (("[CLS]",), ("[SEP]",)), "llama": (("<s>",), ()), "gpt2": ((), ())}
 AROUND["neox"] = ((), ())

@@ -92,6 +92,13 @@ def test_failed_save_leaves_what_was_there(sae, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sae"]
 
 
+def test_saving_over_something_else_is_refused(sae, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="already holds thesis.tex"):
+        sae.save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def _truncate(folder):
     file = folder / "sae.safetensors"
     file.write_bytes(file.read_bytes()[:-10])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import assert_as_good
 from torch import Tensor
 
+from kernel_cases import assert_as_good
 from sae_kernels import reference
 from sae_kernels.adam import adam_rows_
 from sae_kernels.codes import Codes

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import assert_as_good, device, each_backend, each_dtype, normal
 from torch import Tensor
 
+from kernel_cases import assert_as_good, device, each_backend, each_dtype, normal
 from sae_kernels.adam import adam_rows_
 
 HYPER = {"lr": 3e-2, "beta1": 0.9, "beta2": 0.98, "eps": 1e-8}

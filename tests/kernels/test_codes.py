@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import normal, ragged
 
+from kernel_cases import normal, ragged
 from sae_kernels.codes import Codes
 from sae_kernels.decode import decode
 from sae_kernels.encode_topk import encode_topk

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from kernel_cases import (
     assert_as_good,
     device,
@@ -14,7 +15,6 @@ from kernel_cases import (
     normal,
     ragged,
 )
-
 from sae_kernels.codes import Codes
 from sae_kernels.decode import decode
 

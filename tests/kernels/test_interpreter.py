@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from kernel_cases import CUDA, TRITON
 
 pytest.importorskip("triton")

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -18,63 +19,37 @@ import torch
 from sae import SAE
 
 REPO = Path(__file__).resolve().parent.parent.parent
-STEPS = 90
+STEPS = 90  # as in the config of conftest.py
 # Wall-clock figures are the only ones that may differ between two runs.
 CLOCK = {"seconds", "tokens_per_second"}
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, model_folders) -> Path:
-    """A real, if tiny, transformer on real files; AuxK at work, blocks that end between steps."""
-    folder = tmp_path_factory.mktemp("config")
-    draw = random.Random(0)
-    words = [f"w{i}" for i in range(50)]
-    documents = [" ".join(draw.choices(words, k=draw.randint(5, 60))) for _ in range(400)]
-    (folder / "text.txt").write_text("<|endoftext|>".join(documents))
-    file = folder / "tiny.yaml"
-    file.write_text(
-        f"""
-name: tiny
-model:
-  sae: {{class_path: TopK, init_args: {{d_sae: 256, k: 4}}}}
-  dead_after: 256
-  refresh_steps: 7
-data:
-  source:
-    class_path: ModelActivations
-    init_args:
-      model: {model_folders["bert"]}
-      hooks: [layers.1]
-      text: {{class_path: FileText, init_args: {{paths: ["{folder}/text.txt"]}}}}
-      context_size: 32
-  batch_size: 64
-  block_batches: 4
-  held_out_tokens: 256
-trainer:
-  max_steps: {STEPS}
-  log_every_n_steps: 4
-  val_check_interval: 30
-  accelerator: cpu
-checkpoint_every: 13
-"""
+def config(tmp_path_factory, write_config) -> Path:
+    """AuxK at work, and blocks, logs, checkpoints and validations out of step with each other."""
+    return write_config(tmp_path_factory.mktemp("config"))
+
+
+def run(cwd: Path, *args: str | Path, code: int = 0, **more) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        command(*args),
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **more,
     )
-    return file
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
 
 
 def command(*args: str | Path) -> list[str]:
     return [sys.executable, str(REPO / "train.py"), *map(str, args)]
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
-
-
-def run(cwd: Path, *args: str | Path, code: int = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        command(*args), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def stop_at(cwd: Path, step: int, number: signal.Signals, *args: str | Path) -> tuple[int, str]:
@@ -112,7 +87,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert rows == others
     assert [int(row["step"]) for row in rows] == sorted({*range(4, STEPS, 4), 30, 60, STEPS})
     states = [
-        torch.load(f / "checkpoints" / f"step={STEPS}.ckpt", weights_only=True) for f in (one, other)
+        torch.load(f / "checkpoints" / f"step={STEPS}.ckpt", weights_only=True)
+        for f in (one, other)
     ]
     compare(states[0]["state_dict"], states[1]["state_dict"], "state_dict")
     compare(states[0]["optimizer_states"], states[1]["optimizer_states"], "optimizer_states")
@@ -203,3 +179,18 @@ def test_an_existing_run_is_not_written_over(config, uninterrupted):
     assert done.stderr.count("\n") == 1
     assert "runs/tiny holds a finished run" in done.stderr and "--overwrite" in done.stderr
     assert {p: p.stat().st_mtime_ns for p in uninterrupted.rglob("*")} == before
+
+
+def test_a_full_disk_costs_nothing_but_the_rest_of_the_run(tmp_path, config, uninterrupted):
+    """The kernel refuses to write more than 20 kB to one file, as it would refuse on a full disk."""
+    stop_at(tmp_path, 30, signal.SIGINT, "fit", "--config", config)
+    run_folder = tmp_path / "runs/tiny"
+    before = {p.name: p.read_bytes() for p in (run_folder / "checkpoints").iterdir()}
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    done = run(tmp_path, "fit", "--resume", "runs/tiny", code=2, preexec_fn=limit)
+    assert done.stderr.startswith("error: checkpoint ") and done.stderr.count("\n") == 1
+    assert "was not written" in done.stderr and "stays" in done.stderr
+    after = {p.name: p.read_bytes() for p in (run_folder / "checkpoints").iterdir()}
+    assert after == before
+    run(tmp_path, "fit", "--resume", "runs/tiny")
+    assert_same_run(run_folder, uninterrupted)

@@ -15,15 +15,6 @@ TEXT = "the cat sat on a mat and saw its own tail run away from hot tin roof by 
 WORDS = TEXT.split()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Operations this small take 30 times longer when two threads share a busy core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory):
     """{"causal": a GPT-2 with <bos>, "encoder": a BERT}, both 16 wide with 3 layers."""
