@@ -21,7 +21,7 @@ REPO = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Row:
-    """One run. Milliseconds are of one step; FVU, L0 and shares are as `benchmarks.quality` says."""
+    """One run; `benchmarks.quality` says what its figures are."""
 
     date: str
     contender: str
@@ -60,7 +60,6 @@ class Row:
             self.seed,
             self.tokens,
             self.batch,
-            self.lr,
             self.config,
         )
 
@@ -176,10 +175,11 @@ def page(file: Path, rows: list[Row]) -> None:
     lines = [
         f"# Quality at equal tokens, CPU, {rows[-1].date}",
         "",
-        "Same activations, same order, same number of tokens; lower FVU is better. What each column",
-        "is, and how each trainer was driven, stands in `benchmarks/quality.py` and",
-        "`benchmarks/contenders.py`. A contender's lowest held-out FVU is bold: `tuned` rows were",
-        "chosen on the held-out set itself, which favours the peers; ours was run as configured.",
+        "Same activations, same order, same number of tokens; lower FVU is better. What each",
+        "column is, and how each trainer was driven, stands in `benchmarks/quality.py` and",
+        "`benchmarks/contenders.py`. A contender's lowest held-out FVU is bold: among `tuned` rows",
+        "that is a choice by the held-out set itself, which favours the peers, since ours ran as",
+        "configured and nothing else.",
     ]
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
@@ -188,8 +188,8 @@ def page(file: Path, rows: list[Row]) -> None:
         first = group[0]
         lines += ["", f"## {config}, {tokens:,} tokens", ""]
         lines += [
-            f"{first.d_in} -> {first.d_sae} latents, k {first.k}, {first.batch} activations a step, "
-            f"dead after {first.dead_after:,} tokens.",
+            f"Width {first.d_in}, {first.d_sae} latents, k {first.k}, {first.batch} activations a "
+            f"step, dead after {first.dead_after:,} tokens.",
             "",
             *table(group),
             "",

@@ -44,13 +44,13 @@ def test_bad_data(case, config, tmp_path, capsys):
     assert named in fails(capsys, "--config", config, *args)
 
 
-def test_activations_that_are_nan_stop_the_run(config, tmp_path, capsys, model_folders):
+def test_activations_that_are_nan_stop_the_run(config, tmp_path, capsys, tiny_folders):
     transformers = pytest.importorskip("transformers")
-    model = transformers.AutoModel.from_pretrained(model_folders["bert"])
+    model = transformers.AutoModel.from_pretrained(tiny_folders["bert"])
     with torch.no_grad():
         model.encoder.layer[0].output.dense.bias[0] = float("nan")
     model.save_pretrained(tmp_path / "broken")
-    transformers.AutoTokenizer.from_pretrained(model_folders["bert"]).save_pretrained(
+    transformers.AutoTokenizer.from_pretrained(tiny_folders["bert"]).save_pretrained(
         tmp_path / "broken"
     )
     error = fails(capsys, "--config", config, "--data.source.model", str(tmp_path / "broken"))
