@@ -15,7 +15,7 @@ Train sparse autoencoders on streamed activations of real models.
   python train.py                                   the default run (configs/default.yaml)
   python train.py fit --config F [--KEY VALUE ...]  any other run; every key of the YAML is a flag
   python train.py fit --resume runs/x               go on where a run ended, however it ended
-  python train.py report runs/x                     draw report.html again
+  python train.py report runs/x [curves.png]        draw report.html again, and its curves
   python train.py fit --help                        every setting, explained
   python train.py fit --config F --print_config     the resolved settings, as YAML
 
@@ -56,11 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(args: list[str]) -> int:
-    from sae.report import write_report
+    from sae.report import curves_png, write_report
 
-    if len(args) != 1:
-        raise UserError("report takes one argument, the folder of a run, such as runs/default")
+    if not 1 <= len(args) <= 2:
+        raise UserError("report takes the folder of a run, and perhaps a .png for its curves")
     sys.stdout.write(f"{write_report(Path(args[0]))}\n")
+    if len(args) == 2:
+        curves_png(Path(args[0]), Path(args[1]))
+        sys.stdout.write(f"{args[1]}\n")
     return 0
 
 

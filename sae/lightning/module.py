@@ -40,7 +40,7 @@ class SAEModule(L.LightningModule):
         objective: list[Term] | None = None,
         optim: OptimConfig = OptimConfig(),  # noqa: B008 (frozen; the CLI reads its defaults)
         dead_after: int = 10_000_000,
-        refresh_steps: int = 25,
+        refresh_steps: int = 50,
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -80,7 +80,7 @@ class Learner(nn.Module):
         *,
         total_steps: int,
         dead_after: int,
-        refresh_steps: int = 25,
+        refresh_steps: int = 50,
     ) -> None:
         super().__init__()
         self.sae = sae
