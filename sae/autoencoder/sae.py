@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sae.autoencoder import io
 from sae.autoencoder.init import unit_rows
 from sae.autoencoder.sites import Autoencode, Site
 from sae.autoencoder.sparsity import Sparsity
@@ -84,16 +85,37 @@ class SAE(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write `sae.safetensors` and `sae.json` to `folder`, all or nothing."""
-        from sae.autoencoder.io import save
-
-        save(self, folder)
+        config = {
+            "d_in": self.d_in,
+            "sparsity": self.sparsity.to_dict(),
+            "site": self.site.to_dict(),
+            "dtype": str(self.b_dec.dtype).removeprefix("torch."),
+            "metadata": self.metadata,
+        }
+        io.write(folder, config, self.state_dict())
 
     @staticmethod
     def load(folder: str | Path, *, device: str | torch.device = "cpu") -> SAE:
         """Read what `save` wrote; raises UserError when anything about it is not as written."""
-        from sae.autoencoder.io import load
-
-        return load(folder, device=device)
+        config, tensors = io.read(folder)
+        try:
+            sae = SAE(
+                config["d_in"],
+                Sparsity.from_dict(config["sparsity"]),
+                site=Site.from_dict(config["site"]),
+                dtype=getattr(torch, config["dtype"]),
+                metadata=config["metadata"],
+            )
+        except (KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{folder} is not a description of an SAE: {error!r}") from error
+        try:
+            sae.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"the weights in {folder} do not fit their description: {reason}"
+            ) from error
+        return sae.to(device)
 
     def extra_repr(self) -> str:
         return f"d_in={self.d_in}, {self.sparsity}, {self.site}"

@@ -1,0 +1,82 @@
+"""metrics.csv always; TensorBoard and Weights & Biases when they are asked for."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sae.lightning.cli import main
+from sae.lightning.logger import MetricsCSV
+
+
+VALIDATED = ["--trainer.val_check_interval", "4"]
+
+
+def rows(file):
+    with file.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_rows_are_merged_by_step_and_sorted(tmp_path):
+    logger = MetricsCSV(tmp_path)
+    logger.log_metrics({"fvu": 0.5, "epoch": 0}, step=4)
+    logger.save()
+    logger.log_metrics({"held_out_fvu": 0.6}, step=4)
+    logger.log_metrics({"fvu": 0.1 + 0.2}, step=8)
+    logger.save()
+    assert rows(tmp_path / "metrics.csv") == [
+        {"step": "4", "fvu": "0.5", "held_out_fvu": "0.6"},
+        {"step": "8", "fvu": "0.30000000000000004", "held_out_fvu": ""},
+    ]
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_resuming_drops_the_rows_that_will_be_made_again(tmp_path):
+    first = MetricsCSV(tmp_path)
+    for step in (4, 8, 12):
+        first.log_metrics({"fvu": 1 / step}, step=step)
+    first.save()
+    again = MetricsCSV(tmp_path, resume_step=9)
+    again.log_metrics({"fvu": 0.5}, step=12)
+    again.save()
+    assert [(r["step"], r["fvu"]) for r in rows(tmp_path / "metrics.csv")] == [
+        ("4", "0.25"),
+        ("8", "0.125"),
+        ("12", "0.5"),
+    ]
+
+
+def test_without_resume_an_old_file_is_not_read(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,fvu\n4,0.5\n")
+    logger = MetricsCSV(tmp_path)
+    logger.log_metrics({"fvu": 0.7}, step=2)
+    logger.save()
+    assert [r["step"] for r in rows(tmp_path / "metrics.csv")] == ["2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "flags", "pattern"),
+    [
+        ("tensorboard", ["--tensorboard", "true"], "tensorboard/events.out.tfevents*"),
+        ("wandb", ["--wandb", "offline"], "wandb/offline-run-*/*.wandb"),
+    ],
+)
+def test_one_flag_turns_a_logger_on(module, flags, pattern, tmp_path, write_config, repo):
+    pytest.importorskip(module)
+    config = write_config(tmp_path)
+    command = [sys.executable, str(repo / "train.py"), "fit", "--config", str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
+    subprocess.run(
+        [*command, "--trainer.max_steps", "8", *VALIDATED, *flags],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+    )
+    (file,) = (tmp_path / "runs/tiny").glob(pattern)
+    assert b"held_out_fvu" in file.read_bytes()
+    assert len(rows(tmp_path / "runs/tiny/metrics.csv")) == 2
