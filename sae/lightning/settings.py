@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentError, Namespace
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -32,6 +32,44 @@ def default_config() -> Path:
     raise UserError("configs/default.yaml is missing from this installation; give --config FILE")
 
 
+def make_trainer(
+    max_steps: int,
+    log_every_n_steps: int = 50,
+    val_check_interval: int = 1000,
+    accelerator: str = "auto",
+    devices: int | list[int] = 1,
+    deterministic: bool = False,
+    profiler: str | None = None,
+    callbacks: list[Callback] | None = None,
+) -> Trainer:
+    """The Trainer's settings that mean something to a stream, which has steps and no epochs.
+
+    Args:
+        max_steps: length of the run; times `data.batch_size` it is the number of tokens.
+        log_every_n_steps: steps between two rows of metrics.
+        val_check_interval: steps between two looks at held-out text.
+        accelerator: auto, cpu or cuda.
+        devices: how many, or which; one run uses one.
+        deterministic: whether torch refuses operations that may differ from run to run.
+        profiler: simple or advanced: where Lightning says the time went.
+        callbacks: Lightning callbacks of your own.
+    """
+    return _stream_trainer(dict(locals()), {})
+
+
+def _stream_trainer(settings: dict[str, Any], parts: dict[str, list[Any]]) -> Trainer:
+    callbacks = [*parts.get("callbacks", []), *(settings["callbacks"] or [])]
+    return Trainer(
+        **settings | parts | {"callbacks": callbacks},
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=None,
+        enable_model_summary=False,
+        # Without a bar or a checkpoint callback among ours, Lightning would add its own.
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+        enable_checkpointing=False,
+    )
+
+
 class Settings(LightningCLI):
     """A LightningCLI that only parses and builds: what is done with it is `fit`'s business.
 
@@ -47,15 +85,12 @@ class Settings(LightningCLI):
                 SAEModule,
                 ActivationDataModule,
                 save_config_callback=None,
-                trainer_defaults={
-                    "num_sanity_val_steps": 0,
-                    "check_val_every_n_epoch": None,  # a stream has no epochs
-                    "enable_model_summary": False,
-                },
+                trainer_class=make_trainer,
                 seed_everything_default=False,
                 parser_kwargs={
                     "exit_on_error": False,
                     "prog": "train.py fit",
+                    "usage": "train.py fit [--config FILE] [--resume RUN] [--KEY VALUE ...]",
                     "description": "Train a sparse autoencoder. Every setting can stand in a YAML "
                     "file (--config) or on the command line, the later one winning.",
                 },
@@ -66,6 +101,9 @@ class Settings(LightningCLI):
             )
         except ArgumentError as error:
             raise readable(error, self.parser) from error
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Nothing: Lightning's own `--seed_everything` would stand beside `--seed`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="default", help="the run: <runs>/<name>")
@@ -90,15 +128,7 @@ class Settings(LightningCLI):
         parser.link_arguments("seed", "data.seed")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        chosen = self.config_init.trainer
-        for name, ours in self._parts(self.config).items():
-            theirs = chosen.get(name) or []
-            kwargs[name] = [*ours, *(theirs if isinstance(theirs, list) else [theirs])]
-        # Without these Lightning adds a bar and a checkpoint callback of its own.
-        callbacks = kwargs.get("callbacks", [])
-        kwargs["enable_progress_bar"] = any(isinstance(c, ProgressBar) for c in callbacks)
-        kwargs["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
         try:
-            return super().instantiate_trainer(**kwargs)
+            return _stream_trainer(dict(self.config_init.trainer), self._parts(self.config))
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error

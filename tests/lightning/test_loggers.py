@@ -9,9 +9,7 @@ import sys
 
 import pytest
 
-from sae.lightning.cli import main
 from sae.lightning.logger import MetricsCSV
-
 
 VALIDATED = ["--trainer.val_check_interval", "4"]
 

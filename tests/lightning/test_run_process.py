@@ -182,7 +182,7 @@ def test_an_existing_run_is_not_written_over(config, uninterrupted):
 
 
 def test_a_full_disk_costs_nothing_but_the_rest_of_the_run(tmp_path, config, uninterrupted):
-    """The kernel refuses to write more than 20 kB to one file, as it would refuse on a full disk."""
+    """Files above 20 kB are refused by the system, as everything is on a full disk."""
     stop_at(tmp_path, 30, signal.SIGINT, "fit", "--config", config)
     run_folder = tmp_path / "runs/tiny"
     before = {p.name: p.read_bytes() for p in (run_folder / "checkpoints").iterdir()}
