@@ -101,6 +101,7 @@ class Settings(LightningCLI):
             )
         except ArgumentError as error:
             raise readable(error, self.parser) from error
+        self.config.pop("seed_everything", None)  # Lightning's, set even where no flag is
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Nothing: Lightning's own `--seed_everything` would stand beside `--seed`."""
