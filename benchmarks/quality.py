@@ -1,7 +1,7 @@
 """Our default autoencoder beside other trainers' on the same activations: `python -m
 benchmarks.quality`.
 
-Every contender (`benchmarks.contenders` says exactly how each is driven) trains on the same
+Every contender (`benchmarks.peers` says exactly how each is driven) trains on the same
 activations in the same order for the same number of tokens, at the same d_sae, k and batch size,
 all from one config file. The activations are harvested once, to `--cache`. One ruler for all:
 
@@ -32,13 +32,20 @@ import torch
 
 from benchmarks import results
 from benchmarks.activations import CachedSource
-from benchmarks.contenders import CONTENDERS, Contender, Task
+from benchmarks.contenders import Contender, Ours, Task
+from benchmarks.peers import DictionaryLearning, SAELens, Sparsify
 from benchmarks.setting import DEFAULT, Setting
 from sae.activations import Stream
 from sae.errors import UserError
 from sae.metrics.codes import Firing
 from sae.metrics.fvu import FVU
 
+CONTENDERS: dict[str, type[Contender]] = {
+    "ours": Ours,
+    "sparsify": Sparsify,
+    "dictionary_learning": DictionaryLearning,
+    "saelens": SAELens,
+}
 CACHE = Path("~/.cache/sae-benchmarks").expanduser()
 HELD_OUT_ROWS = 2048
 

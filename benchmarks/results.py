@@ -177,7 +177,7 @@ def page(file: Path, rows: list[Row]) -> None:
         "",
         "Same activations, same order, same number of tokens; lower FVU is better. What each",
         "column is, and how each trainer was driven, stands in `benchmarks/quality.py` and",
-        "`benchmarks/contenders.py`. A contender's lowest held-out FVU is bold. Nobody was tuned",
+        "`benchmarks/peers.py`. A contender's lowest held-out FVU is bold. Nobody was tuned",
         "blindly: the default config's learning rate and batch size were chosen on this model and",
         "text, and `tuned` rows give the peers our schedule and several learning rates.",
     ]

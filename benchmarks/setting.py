@@ -44,6 +44,7 @@ class Setting:
             try:
                 for part in path:
                     at = at[int(part)] if isinstance(at, list) else at[part]
+                at[last]  # raises as the ones above do
             except (KeyError, IndexError, ValueError, TypeError):
                 raise UserError(f"--set {change}: {key} is not in {file.name}") from None
             at[last] = yaml.safe_load(text)

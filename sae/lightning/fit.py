@@ -122,7 +122,6 @@ def _quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        ".*LightningCLI's args parameter is intended.*",
         ".*is smaller than the logging interval.*",  # the last row is written all the same
         ".*LeafSpec.*",
     ):

@@ -101,10 +101,15 @@ class Settings(LightningCLI):
             )
         except ArgumentError as error:
             raise readable(error, self.parser) from error
-        self.config.pop("seed_everything", None)  # Lightning's, set even where no flag is
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        self.config = parser.parse_args(args)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Nothing: Lightning's own `--seed_everything` would stand beside `--seed`."""
+
+    def _set_seed(self) -> None:
+        """Nothing: all that is random here has a generator of its own."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="default", help="the run: <runs>/<name>")
@@ -129,7 +134,8 @@ class Settings(LightningCLI):
         parser.link_arguments("seed", "data.seed")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        parts = self._parts(self.config)
         try:
-            return _stream_trainer(dict(self.config_init.trainer), self._parts(self.config))
+            return _stream_trainer(dict(self.config_init.trainer), parts)
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
