@@ -177,9 +177,9 @@ def page(file: Path, rows: list[Row]) -> None:
         "",
         "Same activations, same order, same number of tokens; lower FVU is better. What each",
         "column is, and how each trainer was driven, stands in `benchmarks/quality.py` and",
-        "`benchmarks/peers.py`. A contender's lowest held-out FVU is bold. Nobody was tuned",
-        "blindly: the default config's learning rate and batch size were chosen on this model and",
-        "text, and `tuned` rows give the peers our schedule and several learning rates.",
+        "`benchmarks/peers.py`. A contender's lowest held-out FVU is bold. On tuning: the",
+        "default config's learning rate and batch size were chosen on this model and text, so",
+        "`tuned` rows give the peers our schedule and several rates, up to as high as ours.",
     ]
     groups: dict[tuple[str, int, int], list[Row]] = {}
     for row in rows:
@@ -192,12 +192,12 @@ def page(file: Path, rows: list[Row]) -> None:
             f"{first.dead_after:,} tokens.",
             "",
             *table(group),
-            "",
-            f"Our model section: `{first.model}`",
         ]
+        ours = [row.model for row in group if row.contender == "ours"]
+        lines += [f"\nOurs as configured: `{model}`" for model in dict.fromkeys(ours)]
     lines += ["", "## How", ""]
     for title, values in (
-        ("Device", (f"{row.device}, {row.threads} threads" for row in rows)),
+        ("Device", (f"{row.device}, threads: {row.threads}" for row in rows)),
         ("Versions", (row.versions for row in rows)),
         ("Commit", (row.commit for row in rows)),
         ("Command", (f"`{row.command}`" for row in rows)),

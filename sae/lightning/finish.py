@@ -87,7 +87,8 @@ def _table(summary: dict[str, Any], run: RunFolder) -> str:
         table.add_column(column, justify="right")
     table.add_row("FVU (0 is a perfect copy)", f"{summary['fvu']:.4f}", f"{held_out['fvu']:.4f}")
     table.add_row("L0, latents per token", f"{summary['l0']:.1f}", f"{held_out['l0']:.1f}")
-    table.add_row("dead latents", f"{summary['dead_fraction']:.2%}", "")
+    dead = f"dead latents (silent for {summary['dead_after_tokens']:,} tokens)"
+    table.add_row(dead, f"{summary['dead_fraction']:.2%}", "")
     for key, label in (
         ("output_cosine", "model's output, cosine with the SAE in place"),
         ("output_cosine_mean_ablation", "  the same with the mean in place"),

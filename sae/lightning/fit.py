@@ -49,6 +49,8 @@ def fit(args: list[str]) -> int:
             f"  python train.py fit --resume {run.path}\n"
         )
         return STOPPED
+    sys.stdout.write("trained; now the figures on held-out text\n")
+    sys.stdout.flush()
     sys.stdout.write(finish(run, module, data, trainer))
     return 0
 

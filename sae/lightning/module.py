@@ -87,7 +87,8 @@ class SAEModule(L.LightningModule):
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         # Counted in the learner's own steps: Lightning's global_step has moved already.
-        if self.learner.steps % self.trainer.log_every_n_steps == 0:
+        step = self.learner.steps
+        if step % self.trainer.log_every_n_steps == 0 or step == self.trainer.max_steps:
             self._log()
 
     def _log(self) -> None:
@@ -110,12 +111,6 @@ class SAEModule(L.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(row, step=self.learner.steps)
             logger.save()
-
-    def on_train_end(self) -> None:
-        # A run that is stopped writes no row that the same run, going on, would not have written.
-        last = self.learner.steps == self.trainer.max_steps
-        if last and self.learner.steps % self.trainer.log_every_n_steps:
-            self._log()
 
     def on_validation_epoch_start(self) -> None:
         self._held_out = HeldOutFVU(self.learner.sae.d_in, self.device)
@@ -145,7 +140,8 @@ class SAEModule(L.LightningModule):
             ) from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["seconds"] = self.seconds
+        checkpoint["clock"] = {"seconds": self.seconds, "last_read": self.last_read}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.seconds = checkpoint["seconds"]
+        self.seconds = checkpoint["clock"]["seconds"]
+        self.last_read = checkpoint["clock"]["last_read"]

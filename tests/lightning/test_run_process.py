@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,6 +172,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, config, uninterrupted):
     assert f"stopped at step {stopped} of {STEPS}" in error
     run(tmp_path, "fit", "--resume", "runs/tiny")
     assert_same_run(tmp_path / "runs/tiny", uninterrupted)
+
+
+def test_killed_while_the_figures_were_made(tmp_path, uninterrupted):
+    """All steps are done and nothing else is: resuming only makes the rest."""
+    shutil.copytree(uninterrupted, tmp_path / "runs/tiny")
+    before = json.loads((tmp_path / "runs/tiny/summary.json").read_text())
+    for name in ("summary.json", "report.html", "examples.jsonl", "density.json"):
+        (tmp_path / "runs/tiny" / name).unlink()
+    shutil.rmtree(tmp_path / "runs/tiny/sae")
+    run(tmp_path, "fit", "--resume", "runs/tiny")
+    assert_same_run(tmp_path / "runs/tiny", uninterrupted)
+    after = json.loads((tmp_path / "runs/tiny/summary.json").read_text())
+    same = ("tokens", "steps", "seconds", "fvu", "l0", "dead_fraction", "held_out")
+    assert {k: after[k] for k in same} == {k: before[k] for k in same}
 
 
 def test_an_existing_run_is_not_written_over(config, uninterrupted):
