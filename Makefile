@@ -20,7 +20,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.quality --list
+	$(BIN)/python -m benchmarks.quality
 
 # Made again only when it is missing or older than what it is made of.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import results
+from benchmarks import record
 from benchmarks.activations import CachedSource
 from benchmarks.contenders import Contender, Ours, Task
 from benchmarks.peers import DictionaryLearning, SAELens, Sparsify
@@ -64,7 +64,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1, help="starting weights to try, from 0")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cache", type=Path, default=CACHE, help="where activations are kept")
-    parser.add_argument("--out", type=Path, default=results.REPO / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=record.REPO / "benchmarks" / "results")
     parser.add_argument("--list", action="store_true", help="say who is installed, and end")
     return parser.parse_args()
 
@@ -89,8 +89,8 @@ def main() -> None:
     for seed, (name, variant, options) in itertools.product(range(args.seeds), chosen):
         row = run(args, setting, source, steps, seed, name, variant, options)
         file = args.out / f"quality_cpu_{row.date}.csv"
-        results.page(file.with_suffix(".md"), results.add(file, row))
-        sys.stdout.write("\n".join(results.table([row])[2:]) + "\n")
+        record.page(file.with_suffix(".md"), record.add(file, row))
+        sys.stdout.write("\n".join(record.table([row])[2:]) + "\n")
         sys.stdout.flush()
 
 
@@ -122,7 +122,7 @@ def run(
     name: str,
     variant: str,
     options: dict,
-) -> results.Row:
+) -> record.Row:
     """Train one contender and judge it."""
     data = setting.data
     stream = Stream(
@@ -159,8 +159,8 @@ def run(
     for part in rows.split(HELD_OUT_ROWS):
         judge(contender, part, held_out, seen)
     p20, p80 = statistics.quantiles(wall, n=5, method="inclusive")[::3]
-    return results.Row(
-        date=results.today(),
+    return record.Row(
+        date=record.today(),
         contender=name,
         variant=variant,
         seed=seed,
@@ -182,13 +182,13 @@ def run(
         dead_after=setting.dead_after,
         config=" ".join([args.config.name, *args.set]),
         model=json.dumps(setting.model),
-        device=results.cpu(),
+        device=record.cpu(),
         threads=torch.get_num_threads(),
-        versions=results.versions(
+        versions=record.versions(
             ["numpy", "transformers", *filter(None, [CONTENDERS[name].distribution])]
         ),
-        commit=results.commit(),
-        command=results.command("benchmarks.quality", sys.argv[1:]),
+        commit=record.commit(),
+        command=record.command("benchmarks.quality", sys.argv[1:]),
     )
 
 

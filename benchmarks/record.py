@@ -59,7 +59,6 @@ class Row:
             self.variant,
             self.seed,
             self.tokens,
-            self.batch,
             self.config,
         )
 
