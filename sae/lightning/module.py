@@ -75,12 +75,11 @@ class SAEModule(L.LightningModule):
         return self.learner.optimizer
 
     def on_train_start(self) -> None:
-        if self.learner.scale is None:
-            self.learner.initialise(
-                self.trainer.datamodule.stream.first_block().to(self.device).acts
-            )
         self._clock = time.perf_counter()
         self._read_at = (self.learner.tokens, self.seconds)
+        if self.learner.scale is None:
+            block = self.trainer.datamodule.stream.first_block()
+            self.learner.initialise(block.to(self.device).acts)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         self.learner.step(batch.acts, backward=self.manual_backward, update=self.optimizers().step)

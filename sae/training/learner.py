@@ -118,7 +118,9 @@ class Learner(nn.Module):
                 f"{', '.join(self.sae.site.hooks)}; choose another hook"
             )
         self.scale = math.sqrt(x.shape[1]) / length
-        self.sae.b_dec.copy_(geometric_median(target[:8192].double() * self.scale))
+        # Some 8,192 rows from all over the sample: the first ones are of a few documents only.
+        spread = target[:: max(1, len(target) // 8192)]
+        self.sae.b_dec.copy_(geometric_median(spread.double() * self.scale))
 
     def forward(self, acts: dict[str, Tensor]) -> tuple[Forward, Tensor]:
         """Codes, prediction and loss of a batch {hook: [batch, width]}."""
