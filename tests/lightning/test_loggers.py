@@ -35,7 +35,7 @@ def test_rows_are_merged_by_step_and_sorted(tmp_path):
 
 def test_resuming_drops_the_rows_that_will_be_made_again(tmp_path):
     first = MetricsCSV(tmp_path)
-    for step in (4, 8, 12):
+    for step in (4, 8, 12, 16):
         first.log_metrics({"fvu": 1 / step}, step=step)
     first.save()
     again = MetricsCSV(tmp_path, resume_step=9)

@@ -228,6 +228,9 @@ def test_dead_list_is_bounded_and_oldest_first():
     dead.update(fire(0, 3), 3)
     assert dead.is_dead().tolist() == [False, True]
     assert float(dead.dead_fraction()) == pytest.approx(3 / 6)  # 2 (10 tokens), 4 and 5
+    dead.tokens_since_fired.copy_(torch.tensor([0, 20, 50, 30, 0, 40]))
+    dead.update(fire(0), 4)
+    assert dead.silent.tolist() == [2, 5], "those silent for longest come first"
 
 
 def test_a_code_of_zero_does_not_count_as_firing():
