@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import sys
 import warnings
@@ -102,6 +103,7 @@ def _parts(config: Namespace, folder: RunFolder | None, step: int | None) -> dic
 def _loggers(config: Namespace, run: RunFolder, step: int | None) -> list[Logger]:
     loggers: list[Logger] = [MetricsCSV(run.path, resume_step=step)]
     if config.wandb != "off":
+        _need("wandb", f"wandb={config.wandb}")
         from lightning.pytorch.loggers import WandbLogger
 
         loggers.append(
@@ -113,10 +115,16 @@ def _loggers(config: Namespace, run: RunFolder, step: int | None) -> list[Logger
             )
         )
     if config.tensorboard:
+        _need("tensorboard", "tensorboard=true")
         from lightning.pytorch.loggers import TensorBoardLogger
 
         loggers.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
     return loggers
+
+
+def _need(package: str, setting: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{setting} needs a package that is not here; pip install {package}")
 
 
 def _quiet() -> None:

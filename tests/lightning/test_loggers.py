@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import subprocess
 import sys
 
 import pytest
 
+from sae.lightning.cli import main
 from sae.lightning.logger import MetricsCSV
 
 VALIDATED = ["--trainer.val_check_interval", "4"]
@@ -54,6 +56,19 @@ def test_without_resume_an_old_file_is_not_read(tmp_path):
     logger.log_metrics({"fvu": 0.7}, step=2)
     logger.save()
     assert [r["step"] for r in rows(tmp_path / "metrics.csv")] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [("wandb", ["--wandb", "offline"]), ("tensorboard", ["--tensorboard", "true"])],
+)
+def test_a_logger_that_is_not_installed(module, flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == module else find(n))
+    assert main(["fit", *flags]) == 2
+    assert f"pip install {module}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
