@@ -26,9 +26,19 @@ def sum_latents(pairs: Pairs, weights: Tensor, table: Tensor) -> Tensor:
     return _bags(table, pairs.indices.flatten(), pairs.row_starts, weights)
 
 
-def sum_tokens(pairs: Pairs, weights: Tensor, table: Tensor) -> Tensor:
-    """[d_sae, d]: for each latent, the sum over its tokens of weight * table[token]."""
-    return _bags(table, pairs.tokens, pairs.latent_starts, weights[pairs.slots])
+def sum_tokens(
+    pairs: Pairs, weights: Tensor, table: Tensor, latents: slice | None = None
+) -> Tensor:
+    """[d_sae, d]: for each latent, the sum over its tokens of weight * table[token].
+
+    latents: only those, a contiguous run.
+    """
+    starts, slots, tokens = pairs.latent_starts, pairs.slots, pairs.tokens
+    if latents is not None:
+        starts = starts[latents.start : latents.stop + 1]
+        first, last = starts[0].item(), starts[-1].item()
+        starts, slots, tokens = starts - first, slots[first:last], tokens[first:last]
+    return _bags(table, tokens, starts, weights[slots])
 
 
 def sum_weights(pairs: Pairs, weights: Tensor) -> Tensor:

@@ -1,10 +1,21 @@
 """One Adam step on one parameter, in place, with a unit-norm constraint on its rows where asked
 for.
 
-Adam is torch.optim.Adam's: m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2,
-p -= lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps). With unit_norm the part of g along
-each row of p is taken out first and the rows are scaled back to length 1 last. bf16 is computed in
-fp32 and rounded once.
+With g the gradient, whole or in parts (`row_grads`), in this order:
+    g *= scale                                         (clipping; a scalar on the device)
+    g -= <g, p> / <p, p> p,  row by row                (unit_norm: the part along the row)
+    m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
+    p -= lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps)      (torch.optim.Adam's rule)
+    p /= |p|,  row by row                              (unit_norm)
+Arithmetic is fp32 for narrower tensors (float64 for float64), rounded once. `master` keeps what
+rounding to a bf16 parameter would lose. Moments may be bf16: they are rounded stochastically, since
+to nearest exp_avg_sq would stand still (beta2 = 0.999 moves it by less than half of bf16's last
+place); two runs give the same bits.
+
+lazy: rows that no part of the gradient touches in this step are left as they are, moments
+included (torch.optim.SparseAdam's rule). That is another algorithm: dense Adam lets them drift on.
+It saves traffic only where few rows are touched: at d_sae of 512k and more, and for W_dec alone,
+for W_enc is read whole at every step anyway.
 """
 
 from __future__ import annotations
@@ -12,42 +23,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sae_kernels import reference
 from sae_kernels._backend import resolve
-
-# 4 MB of fp32 of each tensor: the passes over a chunk stay in cache. Smaller chunks are no faster,
-# and every pass is a parallel region, which costs a scheduler's slice where cores are shared.
-_CHUNK_ELEMENTS = 2**20
+from sae_kernels.row_grads import RowGrads
 
 
-def _fused(
-    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, hyper: dict
-) -> None:
-    torch._fused_adam_(
-        [param], [grad], [exp_avg], [exp_avg_sq], [], [step], weight_decay=0.0, amsgrad=False,
-        maximize=False, **hyper,
-    )  # fmt: skip
+def _as_rows(param: Tensor) -> bool:
+    """Whether `param` is latent-major, so that its transpose is what lies in rows."""
+    if param.is_contiguous():
+        return False
+    if not (param.ndim == 2 and param.t().is_contiguous()):
+        raise ValueError("a parameter must be contiguous, or its transpose must be")
+    return True
 
 
-def _unit_norm_torch(param, grad, exp_avg, exp_avg_sq, step: Tensor, hyper: dict) -> None:
-    rows = max(_CHUNK_ELEMENTS // param.shape[1], 1)
-    scratch = torch.empty_like(param[:rows])
-    tiny = torch.finfo(param.dtype).tiny
-    for start in range(0, param.shape[0], rows):
-        chunk = slice(start, start + rows)
-        p, g = param[chunk], grad[chunk]
-        free = scratch[: len(p)]
-        along = torch.mul(p, g, out=free).sum(1, keepdim=True)
-        along /= torch.linalg.vector_norm(p, dim=1, keepdim=True).square_().clamp_min_(tiny)
-        torch.addcmul(g, p, along, value=-1, out=free)
-        _fused(p, free, exp_avg[chunk], exp_avg_sq[chunk], step, hyper)
-        p /= torch.linalg.vector_norm(p, dim=1, keepdim=True).clamp_min_(tiny)
+def hyper_values(
+    step: int, lr: float, beta1: float, beta2: float, eps: float
+) -> tuple[float, float, float, float, float, float]:
+    """What a step knows, with the powers taken: lr / (1 - beta1^t), sqrt(1 - beta2^t), beta1,
+    beta2, eps, t."""
+    return lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, beta1, beta2, eps, float(step)
 
 
 @torch.no_grad()
 def adam_rows_(
     param: Tensor,
-    grad: Tensor,
+    grad: Tensor | None,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     *,
@@ -57,43 +57,94 @@ def adam_rows_(
     beta2: float,
     eps: float,
     unit_norm: bool = False,
+    row_grads: RowGrads | None = None,
+    scale: Tensor | None = None,
+    master: Tensor | None = None,
+    seed: int = 0,
+    lazy: bool = False,
+    hyper: Tensor | None = None,
     backend: str = "auto",
 ) -> None:
-    """Update param, exp_avg and exp_avg_sq in place; grad is left as it is.
+    """Update param, exp_avg and exp_avg_sq (and master) in place; gradients are left as they are.
 
-    param: 1-D, or 2-D contiguous (W_dec) or latent-major (W_enc); exp_avg and exp_avg_sq
-    (torch.zeros_like(param) at the start) have its layout; grad is copied if it has another. step
-    counts from 1. unit_norm: rows of a contiguous [d_sae, d_in] param keep length 1; a row of zeros
-    stays zero. backend: as in `decode`. Raises ValueError for an unknown backend, a layout that is
-    neither, and unit_norm without contiguous rows.
+    param: 1-D, or 2-D contiguous (W_dec) or latent-major (W_enc); exp_avg and exp_avg_sq (zeros at
+    the start) have its layout, and its dtype or bf16. grad: like param, copied if its layout is
+    another; None when row_grads has all of it. step counts from 1. unit_norm: rows of a contiguous
+    [d_sae, d_in] param keep length 1; a row of zeros stays zero. scale: 0-d. master: like param, in
+    fp32; it is what is updated, and param is its rounded copy. seed: of the rounding of bf16
+    moments. hyper: `hyper_values` in a float64 tensor on the device, read in place of step, lr,
+    betas and eps by the triton backend, so that a recorded CUDA graph can go on to the next step.
+    backend: as in `decode`.
+
+    Raises ValueError for an unknown backend, a layout that is neither, moments or a master of
+    another layout, no gradient at all, and unit_norm without contiguous rows.
     """
     backend = resolve(backend, param)
     if unit_norm and not (param.ndim == 2 and param.is_contiguous()):
         raise ValueError("unit_norm=True needs a contiguous [d_sae, d_in] parameter")
-    if exp_avg.stride() != param.stride() or exp_avg_sq.stride() != param.stride():
-        raise ValueError(
-            f"moments must have the parameter's layout {param.stride()}, "
-            f"got {exp_avg.stride()} and {exp_avg_sq.stride()}"
-        )
-    hyper = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
+    if lazy and not row_grads:
+        raise ValueError("lazy=True needs a gradient in parts (row_grads), to know the rows")
+    if grad is None and not row_grads:
+        raise ValueError("no gradient: give grad, row_grads, or both")
+    for name, like in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq), ("master", master)):
+        if like is not None and like.stride() != param.stride():
+            raise ValueError(
+                f"{name} must have the parameter's layout {param.stride()}, got {like.stride()}"
+            )
+    numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
+    state = [param, grad, exp_avg, exp_avg_sq, master]
+    if _as_rows(param):
+        state = [t if t is None else t.t() for t in state]
+    elif param.ndim != 2:
+        state = [t if t is None else t.reshape(1, -1) for t in state]
+    param_, grad, exp_avg_, exp_avg_sq_, master_ = state
     if backend == "reference":
-        reference.adam_rows_(
-            param, grad, exp_avg, exp_avg_sq, step=step, unit_norm=unit_norm, **hyper
-        )
-        return
-    if not param.is_contiguous():
-        param, grad, exp_avg, exp_avg_sq = (t.t() for t in (param, grad, exp_avg, exp_avg_sq))
-        if not param.is_contiguous():
-            raise ValueError("a parameter must be contiguous, or its transpose must be")
-    grad = grad.contiguous()
-    if backend == "triton":
-        from sae_kernels._triton_adam import adam_rows
+        from sae_kernels.reference import adam_rows as update
+    elif backend == "triton":
+        from sae_kernels._triton_adam import adam_rows as update
 
-        adam_rows(param, grad, exp_avg, exp_avg_sq, step=step, unit_norm=unit_norm, **hyper)
+        numbers["hyper"] = hyper
     else:
-        update = _unit_norm_torch if unit_norm else _fused
-        count = torch.tensor(float(step), device=param.device)
-        update(param, grad, exp_avg, exp_avg_sq, count, hyper)
+        from sae_kernels._torch_adam import adam_rows as update
+    update(
+        param_,
+        grad if grad is None else grad.contiguous(),
+        exp_avg_,
+        exp_avg_sq_,
+        parts=row_grads,
+        scale=scale,
+        master=master_,
+        step=step,
+        seed=seed,
+        unit_norm=unit_norm,
+        lazy=lazy,
+        **numbers,
+    )
     # Neither a kernel's writes nor a fused step's are seen by autograd: without this, a backward
     # through the old values would pass silently.
-    torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))
+    changed = (param, exp_avg, exp_avg_sq, *(() if master is None else (master,)))
+    torch.autograd.graph.increment_version(changed)
+
+
+@torch.no_grad()
+def square_norm(
+    param: Tensor, grad: Tensor | None, row_grads: RowGrads | None = None, *, backend: str = "auto"
+) -> Tensor:
+    """|gradient of param|^2, 0-d and at least fp32: what a global norm is the root of the sum of.
+
+    Arguments as in `adam_rows_`. Gradients in parts are made row by row, and dropped.
+    """
+    backend = resolve(backend, param)
+    if not row_grads:
+        assert grad is not None, "no gradient: give grad, row_grads, or both"
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        return torch.linalg.vector_norm(grad, dtype=wide).square()
+    if _as_rows(param):
+        param, grad = param.t(), grad if grad is None else grad.t()
+    if backend == "triton":
+        from sae_kernels._triton_rows import square_norm as of_rows
+
+        return of_rows(param, grad, row_grads)
+    from sae_kernels._torch_rows import square_norm as of_rows
+
+    return of_rows(param.shape, grad, row_grads)

@@ -16,15 +16,18 @@ class Codes:
 
     values [batch, k], or [nnz] when ragged; indices int64, same shape, in [0, d_sae).
     offsets: None for a fixed k, else int64 [batch + 1]; row b is values[offsets[b] : offsets[b +
-    1]]. A slot with value 0 is empty: its index is valid but means nothing. No order of slots
-    within a row is promised. An encoder never puts a latent twice in one row; where a caller does,
-    its values add.
+    1]]. A slot with value 0 is empty: its index is valid but means nothing. Slots from offsets[-1]
+    on are padding, which ragged codes of a size fixed beforehand have: empty, and of no row;
+    dropped (int64, 0-d) is how many slots such a size left out, None where nothing can be. No order
+    of slots within a row is promised. An encoder never puts a latent twice in one row; where a
+    caller does, its values add.
     """
 
     values: Tensor
     indices: Tensor
     d_sae: int
     offsets: Tensor | None = None
+    dropped: Tensor | None = None
     _pairs: Pairs | None = field(default=None, repr=False)
 
     @property

@@ -18,16 +18,23 @@ from torch.autograd.function import once_differentiable
 from sae_kernels import reference
 from sae_kernels._backend import pair_sums, resolve
 from sae_kernels.codes import Codes
+from sae_kernels.row_grads import PairPart, RowGrads, deferred
 from sae_kernels.transpose import Pairs
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, values: Tensor, W_dec: Tensor, b_dec: Tensor, pairs: Pairs, sums: ModuleType
+        ctx,
+        values: Tensor,
+        W_dec: Tensor,
+        b_dec: Tensor,
+        pairs: Pairs,
+        sums: ModuleType,
+        sink: RowGrads | None,
     ) -> Tensor:
         ctx.save_for_backward(values, W_dec)
-        ctx.pairs, ctx.sums = pairs, sums
+        ctx.pairs, ctx.sums, ctx.sink = pairs, sums, sink
         return sums.sum_latents(pairs, values.flatten(), W_dec).add_(b_dec)
 
     @staticmethod
@@ -37,9 +44,13 @@ class _Decode(torch.autograd.Function):
         need_values, need_W, need_b = ctx.needs_input_grad[:3]
         pairs, sums = ctx.pairs, ctx.sums
         d_values = sums.dot_rows(pairs, grad, W_dec).view_as(values) if need_values else None
-        d_W = sums.sum_tokens(pairs, values.flatten(), grad) if need_W else None
+        d_W = None
+        if need_W and ctx.sink is not None:
+            ctx.sink.pair_parts.append(PairPart(pairs, values.flatten(), grad))
+        elif need_W:
+            d_W = sums.sum_tokens(pairs, values.flatten(), grad)
         d_b = grad.sum(0) if need_b else None
-        return d_values, d_W, d_b, None, None
+        return d_values, d_W, d_b, None, None, None
 
 
 def decode(codes: Codes, W_dec: Tensor, b_dec: Tensor, *, backend: str = "auto") -> Tensor:
@@ -52,7 +63,12 @@ def decode(codes: Codes, W_dec: Tensor, b_dec: Tensor, *, backend: str = "auto")
     """
     if W_dec.shape[0] != codes.d_sae:
         raise ValueError(f"W_dec has {W_dec.shape[0]} rows but the codes have d_sae={codes.d_sae}")
+    if torch.compiler.is_compiling() and backend != "reference":
+        from sae_kernels.decode_ops import decode_op
+
+        return decode_op(codes.values, W_dec, b_dec, codes.indices, codes.offsets, backend)
     backend = resolve(backend, W_dec)
     if backend == "reference":
         return reference.decode(codes, W_dec, b_dec)
-    return _Decode.apply(codes.values, W_dec, b_dec, codes.by_latent(), pair_sums(backend))
+    sums = pair_sums(backend)
+    return _Decode.apply(codes.values, W_dec, b_dec, codes.by_latent(), sums, deferred(W_dec))

@@ -2,15 +2,13 @@
 
 x [batch, d_in], W_enc [d_in, d_sae] stored latent-major (W_enc.t() contiguous), b_enc [d_sae],
 b_dec [d_in], all of one dtype. Selection is exact: the latents with a positive value are those of a
-stable descending sort of the row, so a tie at the k-th place goes to the lowest index. bf16 is
-multiplied into fp32, selected in fp32 and rounded last. Pre-activations exist for a bounded chunk
-of rows only.
+stable descending sort of the row, so a tie at the k-th place goes to the lowest index. 16-bit
+inputs are summed in fp32; the CPU selects from the sums and rounds last, the GPU rounds them first,
+as autocast would, and selects from what is rounded. Pre-activations exist for a bounded chunk of
+rows only.
 
-Backward, with g = dL/dvalues where the value is positive, else 0, and c = x - b_dec:
-    dW_enc[:, j] = sum over the tokens of latent j of g * c[token],  db_enc[j] = the sum of those g,
-    db_dec = -W_enc @ db_enc (tokens are summed first),
-    dx[b] = sum over the slots of row b of g * W_enc[:, index].
-Saved for it: c, W_enc, values and the pairs.
+Backward: `_encoder_grad`, with g = dL/dvalues where the value is positive, else 0. Saved for it:
+x - b_dec, W_enc, values and the pairs.
 
 Not finite: NaN counts as the largest value, as in torch.topk, and comes out as NaN, with gradient
 0; +inf is a value like any other; -inf is never positive.
@@ -19,7 +17,6 @@ Not finite: NaN counts as the largest value, as in torch.topk, and comes out as 
 from __future__ import annotations
 
 import math
-from functools import cache
 from types import ModuleType
 
 import torch
@@ -28,27 +25,11 @@ from torch.autograd.function import once_differentiable
 
 from sae_kernels import reference
 from sae_kernels._backend import pair_sums, resolve
+from sae_kernels._encoder_grad import encoder_grad
+from sae_kernels._product import pre_acts_chunks
 from sae_kernels.codes import Codes
+from sae_kernels.row_grads import RowGrads, deferred
 from sae_kernels.transpose import Pairs
-
-# Pre-activations of one chunk: 16 MB of fp32 stay in the last-level cache between product and
-# selection, and below the 32 MB from which glibc returns every freed block to the system, to be
-# page-faulted in again.
-CHUNK_ELEMENTS = 2**22
-CHUNK_MIN_ROWS = 64
-
-
-def _pre_acts(centred: Tensor, W_rows: Tensor, b_enc: Tensor) -> Tensor:
-    """[rows, d_sae] from centred [rows, d_in] and W_rows [d_sae, d_in]."""
-    if centred.dtype == torch.float32 and centred.device.type == "cpu" and _has_onednn():
-        # 33 ms where MKL's takes 90 (2048 x 384 x 8192 in 256-row chunks, AVX-512 AMD, 2 cores).
-        return torch.ops.mkldnn._linear_pointwise(centred, W_rows, b_enc, "none", [], "")
-    return torch.addmm(b_enc, centred, W_rows.t())
-
-
-@cache
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _break_ties(pre: Tensor, kth: Tensor, k: int) -> Tensor:
@@ -97,16 +78,11 @@ def _select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _forward_torch(centred: Tensor, W_rows: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    batch, d_sae = centred.shape[0], W_rows.shape[0]
-    values = centred.new_empty(batch, k)
-    indices = torch.empty(batch, k, dtype=torch.int64, device=centred.device)
-    if centred.dtype in (torch.bfloat16, torch.float16):
-        W_rows, b_enc = W_rows.float(), b_enc.float()
-    centred = centred.to(W_rows.dtype).contiguous()
-    rows = max(CHUNK_ELEMENTS // d_sae, CHUNK_MIN_ROWS)
-    for start in range(0, batch, rows):
-        chunk = slice(start, start + rows)
-        values[chunk], indices[chunk] = _select(_pre_acts(centred[chunk], W_rows, b_enc), k)
+    values = centred.new_empty(centred.shape[0], k)
+    indices = torch.empty(centred.shape[0], k, dtype=torch.int64, device=centred.device)
+    for rows, pre in pre_acts_chunks(centred, W_rows, b_enc):
+        values[rows], indices[rows] = _select(pre, k)
+        del pre  # or it would live on while the next is made
     return values, indices
 
 
@@ -115,32 +91,28 @@ class _EncodeTopK(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x, W_enc, b_enc, b_dec, centred: Tensor, codes: Codes, sums: ModuleType
+        ctx,
+        x,
+        W_enc,
+        b_enc,
+        b_dec,
+        centred: Tensor,
+        codes: Codes,
+        sums: ModuleType,
+        sink: RowGrads | None,
     ) -> Tensor:
         ctx.save_for_backward(centred, W_enc, codes.values)
-        ctx.pairs, ctx.sums = codes.by_latent(), sums
+        ctx.pairs, ctx.sums, ctx.sink = codes.by_latent(), sums, sink
         return codes.values
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         centred, W_enc, values = ctx.saved_tensors
-        need_x, need_W, need_b_enc, need_b_dec = ctx.needs_input_grad[:4]
-        pairs, sums = ctx.pairs, ctx.sums
-        gated = torch.where(values > 0, grad, 0).flatten()
-        d_x = d_W = d_b_enc = d_b_dec = None
-        if need_x:
-            d_x = sums.sum_latents(pairs, gated, W_enc.t())
-        if need_W:
-            d_W = sums.sum_tokens(pairs, gated, centred).t()
-        if need_b_enc or need_b_dec:
-            d_b = sums.sum_weights(pairs, gated)
-            d_b_enc = d_b.to(W_enc.dtype)
-            if need_b_dec:
-                wide = torch.promote_types(W_enc.dtype, torch.float32)
-                with torch.autocast(grad.device.type, enabled=False):
-                    d_b_dec = -(W_enc.to(wide) @ d_b.to(wide)).to(W_enc.dtype)
-        return d_x, d_W, d_b_enc, d_b_dec, None, None, None
+        g = torch.where(values > 0, grad, 0).flatten()
+        needs = ctx.needs_input_grad[:4]
+        grads = encoder_grad(g, centred, W_enc, ctx.pairs, ctx.sums, ctx.sink, needs)
+        return *grads, None, None, None, None
 
 
 def encode_topk(
@@ -166,6 +138,10 @@ def encode_topk(
     d_sae = W_enc.shape[1]
     if not 1 <= k <= d_sae:
         raise ValueError(f"k={k} must lie between 1 and d_sae={d_sae}")
+    if torch.compiler.is_compiling() and backend != "reference":
+        from sae_kernels.encode_ops import encode_topk_op
+
+        return Codes(*encode_topk_op(x, W_enc, b_enc, b_dec, k, backend), d_sae)
     backend = resolve(backend, W_enc)
     if backend == "reference":
         return reference.encode_topk(x, W_enc, b_enc, k, b_dec)
@@ -179,5 +155,6 @@ def encode_topk(
         values, indices = forward(centred, W_rows, b_enc, k)
     pairs = Pairs(indices, None, d_sae)
     codes = Codes(values, indices, d_sae, _pairs=pairs)
-    values = _EncodeTopK.apply(x, W_enc, b_enc, b_dec, centred, codes, pair_sums(backend))
+    sums, sink = pair_sums(backend), deferred(W_enc)
+    values = _EncodeTopK.apply(x, W_enc, b_enc, b_dec, centred, codes, sums, sink)
     return Codes(values, indices, d_sae, _pairs=pairs)

@@ -19,7 +19,8 @@ class Pairs:
     device.
 
     indices [batch, k], or [nnz] with offsets [batch + 1]; all tensors are int64. A *slot* is a
-    position in the flattened indices, which are ordered by token.
+    position in the flattened indices, which are ordered by token. Slots from offsets[-1] on are
+    padding: they belong to no token and to no latent.
     """
 
     def __init__(self, indices: Tensor, offsets: Tensor | None, d_sae: int) -> None:
@@ -41,18 +42,22 @@ class Pairs:
 
     @cached_property
     def token_of_slot(self) -> Tensor:
-        """[nnz]: the token each slot belongs to."""
+        """[nnz]: the token each slot belongs to; of padding, the last one."""
         slots = torch.arange(self.indices.numel(), device=self.indices.device)
         if self.offsets is None:
             return slots // self.indices.shape[1]
-        return torch.searchsorted(self.offsets, slots, right=True) - 1
+        return (torch.searchsorted(self.offsets, slots, right=True) - 1).clamp_(max=self.batch - 1)
 
     @cached_property
     def _by_latent(self) -> tuple[Tensor, Tensor]:
         # Narrow keys: a radix sort of int16 takes 0.12 ms where int64 takes 0.31 (65536 pairs, 2
         # cores).
-        narrow = torch.int16 if self.d_sae <= 2**15 else torch.int32
-        latents, slots = self.indices.flatten().to(narrow).sort(stable=True)
+        narrow = torch.int16 if self.d_sae < 2**15 else torch.int32
+        latents = self.indices.flatten().to(narrow)
+        if self.offsets is not None:  # padding goes behind the last latent
+            slots = torch.arange(latents.numel(), device=latents.device)
+            latents = latents.masked_fill_(slots >= self.offsets[-1], self.d_sae)
+        latents, slots = latents.sort(stable=True)
         bounds = torch.arange(self.d_sae + 1, dtype=torch.int32, device=self.indices.device)
         return torch.searchsorted(latents.to(torch.int32), bounds), slots
 
@@ -63,7 +68,7 @@ class Pairs:
 
     @property
     def slots(self) -> Tensor:
-        """[nnz]: the slots ordered by latent, and within a latent by token."""
+        """[nnz]: the slots ordered by latent, and within a latent by token; then the padding."""
         return self._by_latent[1]
 
     @cached_property

@@ -15,6 +15,7 @@ from sae.autoencoder.sparsity import Sparsity
 from sae.errors import UserError
 from sae_kernels.codes import Codes
 from sae_kernels.decode import decode
+from sae_kernels.decode_error import decode_error
 
 
 class SAE(nn.Module):
@@ -66,6 +67,12 @@ class SAE(nn.Module):
     def decode(self, codes: Codes, *, backend: str = "auto") -> Tensor:
         """The prediction [batch, d_in] that `codes` stand for."""
         return decode(codes, self.W_dec, self.b_dec, backend=backend)
+
+    def decode_error(
+        self, codes: Codes, target: Tensor, *, backend: str = "auto"
+    ) -> tuple[Tensor, Tensor]:
+        """target [batch, d_in] less the prediction, a constant, and the sum of its squares."""
+        return decode_error(codes, self.W_dec, self.b_dec, target, backend=backend)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))

@@ -18,6 +18,7 @@ from sae.errors import UserError
 from sae.metrics.codes import Firing
 from sae.metrics.fvu import FVU as HeldOutFVU
 from sae.training import Learner, OptimConfig
+from sae.training.graph import GraphedStep
 
 
 class SAEModule(L.LightningModule):
@@ -30,6 +31,8 @@ class SAEModule(L.LightningModule):
         optim: Adam's settings and the schedule.
         dead_after: tokens without firing after which a latent is dead.
         refresh_steps: how often the list of dead latents for AuxK is drawn up, in steps.
+        cuda_graph: record the step once and replay it; on a GPU this helps where d_sae is 32,768
+            or less, since there launching kernels takes longer than running them.
         seed: of the starting directions; set by `--seed`.
     """
 
@@ -41,6 +44,7 @@ class SAEModule(L.LightningModule):
         optim: OptimConfig = OptimConfig(),  # noqa: B008 (frozen; the CLI reads its defaults)
         dead_after: int = 10_000_000,
         refresh_steps: int = 50,
+        cuda_graph: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -52,6 +56,7 @@ class SAEModule(L.LightningModule):
         self.objective = [FVU(), AuxK()] if objective is None else objective
         self.optim = optim
         self.dead_after, self.refresh_steps, self.seed = dead_after, refresh_steps, seed
+        self.cuda_graph = cuda_graph
         # `Learner.step` calls backward and the optimiser itself; under automatic optimisation
         # Lightning would run them, and divide and clone the loss, around every step.
         self.automatic_optimization = False
@@ -80,9 +85,10 @@ class SAEModule(L.LightningModule):
         if self.learner.scale is None:
             block = self.trainer.datamodule.stream.first_block()
             self.learner.initialise(block.to(self.device).acts)
+        self._step = GraphedStep(self.learner) if self.cuda_graph else self.learner.step
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        self.learner.step(batch.acts, backward=self.manual_backward, update=self.optimizers().step)
+        self._step(batch.acts, backward=self.manual_backward, update=self.optimizers().step)
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         # Counted in the learner's own steps: Lightning's global_step has moved already.

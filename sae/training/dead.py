@@ -19,7 +19,7 @@ class DeadLatents(nn.Module):
         d_sae: number of latents.
         dead_after: tokens without firing after which a latent is dead.
         refresh_steps: how old the list may get, in steps.
-        most: the longest list; the latents silent for longest come first.
+        most: the longest list; the latents silent for longest are on it. It is ascending.
     """
 
     def __init__(self, d_sae: int, *, dead_after: int, refresh_steps: int, most: int) -> None:
@@ -37,16 +37,23 @@ class DeadLatents(nn.Module):
         return (self.tokens_since_fired >= self.dead_after).float().mean()
 
     @torch.no_grad()
-    def update(self, codes: Codes, step: int) -> None:
-        """Count one batch; `step` is the number of steps done, this one included."""
+    def count(self, codes: Codes) -> None:
+        """Take note of who fired in one batch."""
         self.tokens_since_fired += codes.batch
         self.tokens_since_fired.masked_fill_(codes.fired(), 0)
-        if step % self.refresh_steps == 0:
-            silent = (self.tokens_since_fired >= self.dead_after).nonzero().squeeze(1)
-            if len(silent) > self.most:
-                age = self.tokens_since_fired[silent]
-                silent = silent[age.argsort(descending=True, stable=True)[: self.most]]
-            self.silent = silent
+
+    @torch.no_grad()
+    def refresh(self, step: int) -> None:
+        """Draw up the list when it is due; `step` is the number of steps done. Then it waits for
+        the device."""
+        if step % self.refresh_steps:
+            return
+        silent = (self.tokens_since_fired >= self.dead_after).nonzero().squeeze(1)
+        if len(silent) > self.most:
+            age = self.tokens_since_fired[silent]
+            oldest = age.argsort(descending=True, stable=True)[: self.most]
+            silent = silent[oldest.sort().values]
+        self.silent = silent
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         saved = state_dict.get(prefix + "silent")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ class OptimConfig:
         lr_scale: the learning rate of an SAE of 16,384 latents (2e-4 in Gao et al. 2024).
         betas: decay rates of Adam's two moments.
         eps: added to Adam's denominator.
+        moments: dtype in which Adam keeps its moments; bfloat16 takes half the memory.
+        clip_norm: the most that the norm of the gradient may be, over all parameters; none when
+            left out.
         warmup: share of the run over which the learning rate rises.
         decay: share of the run, at its end, over which it falls to zero.
     """
@@ -37,11 +40,13 @@ class OptimConfig:
     lr_scale: float = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    moments: Literal["float32", "bfloat16"] = "float32"
+    clip_norm: float | None = None
     warmup: float = 0.05
     decay: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("lr", "lr_scale", "eps"):
+        for name in ("lr", "lr_scale", "eps", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise UserError(f"model.optim.{name}={value} must be a positive number")
@@ -105,6 +110,8 @@ class Learner(nn.Module):
             lr=self.lr,
             betas=optim.betas,
             eps=optim.eps,
+            moments=torch.bfloat16 if optim.moments == "bfloat16" else None,
+            clip_norm=optim.clip_norm,
         )
 
     @torch.no_grad()
@@ -128,12 +135,14 @@ class Learner(nn.Module):
         x = x.to(self.sae.b_dec.dtype) * self.scale
         target = x if target is x else target.to(x.dtype) * self.scale
         codes = self.sae.encode(x)
+        residual, squared_error = self.sae.decode_error(codes, target)
         forward = Forward(
             sae=self.sae,
             x=x,
             target=target,
             codes=codes,
-            x_hat=self.sae.decode(codes),
+            residual=residual,
+            squared_error=squared_error,
             variance=(target - target.mean(0)).square().sum(),
             silent=self.dead.silent,
             is_dead=self.dead.is_dead(),
@@ -153,26 +162,42 @@ class Learner(nn.Module):
 
         `backward` and `update` let a trainer put its own calls in place of the plain ones.
         """
-        forward, loss = self.forward(acts)
-        backward(loss)
-        factor = warmup_decay(
-            self.steps, self.total_steps, warmup=self.optim.warmup, decay=self.optim.decay
-        )
+        self.set_rate()
+        self.on_device(acts, backward, update or self.optimizer.step)
+        self.on_host(len(next(iter(acts.values()))))
+
+    def set_rate(self) -> None:
+        """The schedule's learning rate for the coming step."""
+        warmup, decay = self.optim.warmup, self.optim.decay
+        factor = warmup_decay(self.steps, self.total_steps, warmup=warmup, decay=decay)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * factor
-        (update or self.optimizer.step)()
-        self.optimizer.zero_grad(set_to_none=True)
 
-        self.steps += 1
-        self.tokens += forward.codes.batch
-        self.dead.update(forward.codes, self.steps)
+    def on_device(
+        self,
+        acts: dict[str, Tensor],
+        backward: Callable[[Tensor], None],
+        update: Callable[[], Any],
+    ) -> None:
+        """What a step does with tensors: all of it can be recorded as one CUDA graph."""
+        forward, loss = self.forward(acts)
+        backward(loss)
+        update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.dead.count(forward.codes)
         self.meter.add(
-            steps=1.0,
+            steps=torch.ones_like(loss),
             loss=loss.detach(),
-            squared_error=(forward.x_hat.detach() - forward.target).square().sum(),
+            squared_error=forward.squared_error.detach(),
             variance=forward.variance,
             l0=forward.codes.l0().double().mean(),
         )
+
+    def on_host(self, batch: int) -> None:
+        """What a step counts in Python; every `refresh_steps` it waits for the device."""
+        self.steps += 1
+        self.tokens += batch
+        self.dead.refresh(self.steps)
 
     def read(self) -> dict[str, float]:
         """Averages since the last call. Waits for the device, so call it on log steps only."""

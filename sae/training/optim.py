@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sae_kernels.adam import adam_rows_
+from sae_kernels.adam import adam_rows_, hyper_values, square_norm
+from sae_kernels.row_grads import RowGrads
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -15,6 +17,20 @@ class RowAdam(torch.optim.Optimizer):
 
     Groups with `unit_norm=True` hold matrices whose rows are directions: the part of the gradient
     along a row is removed before the moments see it, and rows return to norm 1 after the step.
+    A half-precision parameter is the rounded copy of an fp32 master, which lies in the state.
+    Matrices get their gradient in parts (`sae_kernels.row_grads`): what `encode` and `decode` know
+    of it never becomes a tensor as large as the parameter.
+
+    Args:
+        params: groups, as in torch.optim.
+        lr: learning rate.
+        betas: decay rates of the two moments.
+        eps: added to the denominator.
+        clip_norm: the most that the norm of the whole gradient, over all groups, may be; it is
+            scaled down to that, as torch.nn.utils.clip_grad_norm_ does. None: never.
+        moments: dtype of the moments; fp32 or wider when left out. bfloat16 saves half of their
+            memory; rounding is stochastic.
+        seed: of that rounding.
     """
 
     def __init__(
@@ -24,8 +40,60 @@ class RowAdam(torch.optim.Optimizer):
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        clip_norm: float | None = None,
+        moments: torch.dtype | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "unit_norm": False})
+        self.clip_norm, self.moments, self.seed = clip_norm, moments, seed
+        # Of a recorded step (`training.graph`): what replays it, and per group what it reads.
+        self.replay: Callable[[], None] | None = None
+        self.hyper: list[Tensor] = []
+        for param in self._params():
+            if param.ndim == 2:
+                param.row_grads = RowGrads()
+
+    def _params(self) -> Iterable[Tensor]:
+        return (param for group in self.param_groups for param in group["params"])
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for param in self._params():
+            if parts := getattr(param, "row_grads", None):
+                parts.clear()
+
+    def _first_state(self, param: Tensor) -> dict[str, Any]:
+        wide = torch.promote_types(param.dtype, torch.float32)
+        moments = self.moments or wide
+        state: dict[str, Any] = {
+            "step": 0,
+            "exp_avg": torch.zeros_like(param, dtype=moments),
+            "exp_avg_sq": torch.zeros_like(param, dtype=moments),
+        }
+        if wide != param.dtype:
+            state["master"] = param.detach().to(wide, copy=True)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        # torch casts the state to the parameter's dtype: a master would be rounded.
+        for number, param in enumerate(self._params()):
+            for name, saved in state_dict["state"].get(number, {}).items():
+                if torch.is_tensor(saved):
+                    self.state[param][name] = saved.to(param.device, copy=True)
+
+    @torch.no_grad()
+    def clip_factor(self) -> Tensor | None:
+        """What every gradient is multiplied by: 0-d, on the device; None without `clip_norm`."""
+        if self.clip_norm is None:
+            return None
+        squares = [
+            square_norm(param, param.grad, getattr(param, "row_grads", None))
+            for param in self._params()
+            if _has_gradient(param)
+        ]
+        norm = torch.stack([s.double() for s in squares]).sum().sqrt()
+        return (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -33,17 +101,35 @@ class RowAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            beta1, beta2 = group["betas"]
+        self.advance()
+        (self.replay or self.apply)()
+        return loss
+
+    def advance(self) -> None:
+        """Count one step, on the host and, for a recorded step, on the device."""
+        for number, group in enumerate(self.param_groups):
             for param in group["params"]:
-                if param.grad is None:
+                if _has_gradient(param) or self.replay:
+                    state = self.state[param]
+                    if not state:
+                        state.update(self._first_state(param))
+                    state["step"] += 1
+                    step = state["step"]
+            if self.hyper:
+                values = hyper_values(step, group["lr"], *group["betas"], group["eps"])
+                pinned = torch.tensor(values, dtype=torch.float64).pin_memory()
+                self.hyper[number].copy_(pinned, non_blocking=True)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Update every parameter that has a gradient. Nothing here waits for the device."""
+        scale = self.clip_factor()
+        for number, group in enumerate(self.param_groups):
+            beta1, beta2 = group["betas"]
+            for place, param in enumerate(group["params"]):
+                if not _has_gradient(param):
                     continue
                 state = self.state[param]
-                if not state:
-                    state["step"] = 0
-                    state["exp_avg"] = torch.zeros_like(param)
-                    state["exp_avg_sq"] = torch.zeros_like(param)
-                state["step"] += 1
                 adam_rows_(
                     param,
                     param.grad,
@@ -55,5 +141,13 @@ class RowAdam(torch.optim.Optimizer):
                     beta2=beta2,
                     eps=group["eps"],
                     unit_norm=group["unit_norm"],
+                    row_grads=getattr(param, "row_grads", None),
+                    scale=scale,
+                    master=state.get("master"),
+                    seed=self.seed + 1000 * number + place,
+                    hyper=self.hyper[number] if self.hyper else None,
                 )
-        return loss
+
+
+def _has_gradient(param: Tensor) -> bool:
+    return param.grad is not None or bool(getattr(param, "row_grads", None))

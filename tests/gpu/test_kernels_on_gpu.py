@@ -72,7 +72,8 @@ def test_encode(shape, dtype):
     pre_acts = (x - b_dec) @ W_enc + b_enc
     kth = pre_acts.topk(k, dim=1).values[:, -1:]
     chosen = pre_acts.gather(1, fast.indices)
-    slack = 1e-5 * pre_acts.abs().max()  # fp32 sums may swap what is this close to the k-th
+    # fp32 sums may swap what is this close to the k-th; bf16 selects what is already rounded.
+    slack = (2**-6 if dtype == torch.bfloat16 else 1e-5) * pre_acts.abs().max()
     assert (chosen >= kth - slack).all()
     assert (fast.indices.sort(1).values.diff(dim=1) > 0).all(), "an index twice in a row"
 

@@ -52,9 +52,8 @@ def test_steps_equal_the_reference(backend, dtype, layout):
 @each_dtype
 @pytest.mark.parametrize("shape", [(37, 63), (1, 5), (50, 2), (3, 777)], ids=str)
 def test_unit_norm_steps_equal_the_reference(backend, dtype, shape, monkeypatch):
-    monkeypatch.setattr(
-        "sae_kernels.adam._CHUNK_ELEMENTS", 8 * shape[1]
-    )  # several chunks, one ragged
+    # several chunks, one ragged
+    monkeypatch.setattr("sae_kernels._torch_rows.CHUNK_ELEMENTS", 8 * shape[1])
     make = lambda seed: normal(*shape, seed=seed) + 0.25 * (seed == 0)
     results = run(make, backend, dtype, True)
     plain, truth = run(make, "reference", dtype, True), run(make, "reference", torch.float64, True)

@@ -10,17 +10,15 @@ import pytest
 pytest.importorskip("triton")
 
 
-def test_every_kernel_compiles_for_sm_90(tmp_path):
-    """What the interpreter lets pass, the compiler may refuse. Nothing may spill either."""
+def test_every_kernel_compiles_for_sm_80_sm_90_and_sm_100(tmp_path):
+    """What the interpreter lets pass, the compiler may refuse; compile_ahead.py says what else."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("compile_sm90.py"))],
+        [sys.executable, str(Path(__file__).with_name("compile_ahead.py"))],
         env={**environment, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 33
-    spilled = [line for line in lines if "stack" in line and "stack 0" not in line]
-    assert not spilled, spilled
+    failed = [line for line in done.stdout.splitlines() if "FAILED" in line]
+    assert done.returncode == 0, "\n".join(failed) + done.stderr
+    assert done.stdout, "nothing was compiled"

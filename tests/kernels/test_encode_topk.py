@@ -51,7 +51,13 @@ def test_values_and_gradients_of_every_input(backend, dtype, shape):
     fast = encode_topk(*fast_in[:3], k, fast_in[3], backend=backend)
     assert fast.values.dtype == dtype and fast.indices.dtype == torch.int64
     assert fast.values.shape == fast.indices.shape == (shape[0], k)
-    assert active_sets(fast) == active_sets(support)
+    if dtype == torch.bfloat16 and backend == "triton":
+        # It selects what is already rounded: what lies within two roundings of the k-th may swap.
+        acts = on_support(inputs, torch.arange(shape[2]).expand(shape[0], -1))
+        kth = acts.topk(k, dim=1).values[:, -1:]
+        assert (acts.gather(1, fast.indices.cpu()) >= kth * (1 - 2**-6)).all()
+    else:
+        assert active_sets(fast) == active_sets(support)
     assert all(len(set(row)) == k for row in fast.indices.tolist()), "an index twice in a row"
 
     indices = fast.indices.cpu()
@@ -148,7 +154,7 @@ def test_nan_beside_ties(backend):
 
 @each_backend
 def test_autocast_changes_nothing(backend, monkeypatch):
-    monkeypatch.setattr("sae_kernels.encode_topk._has_onednn", lambda: False)  # it ignores autocast
+    monkeypatch.setattr("sae_kernels._product._has_onednn", lambda: False)  # it ignores autocast
     inputs = [t.to(device(backend), torch.float32) for t in problem((6, 50, 70, 5))]
     want = encode_topk(*inputs[:3], 5, inputs[3], backend=backend)
     with torch.autocast(device(backend), dtype=torch.bfloat16):
@@ -174,9 +180,11 @@ def test_no_b_dec_and_a_W_enc_that_is_not_latent_major(backend):
 def test_chunks_of_rows_do_not_show(backend, monkeypatch):
     inputs = [t.to(device(backend), torch.float64) for t in problem((11, 9, 40, 3))]
     whole = encode_topk(*inputs[:3], 3, inputs[3], backend=backend)
-    owner = "sae_kernels." + ("encode_topk" if backend == "torch" else "_triton_select")
-    monkeypatch.setattr(f"{owner}.CHUNK_ELEMENTS", 1)
-    monkeypatch.setattr(f"{owner}.CHUNK_MIN_ROWS", 4)
+    if backend == "torch":
+        monkeypatch.setattr("sae_kernels._product.CHUNK_ELEMENTS", 1)
+        monkeypatch.setattr("sae_kernels._product.CHUNK_MIN_ROWS", 4)
+    else:
+        monkeypatch.setattr("sae_kernels._triton_product.CHUNK_BYTES", 4 * 40 * 8)  # 4 rows
     parts = encode_topk(*inputs[:3], 3, inputs[3], backend=backend)
     assert active_sets(parts) == active_sets(whole)
     torch.testing.assert_close(parts.to_dense(), whole.to_dense())

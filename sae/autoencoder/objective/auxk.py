@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sae.autoencoder.objective.base import Forward, Term
 from sae.errors import UserError
+from sae_kernels.aux_error import aux_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +35,14 @@ class AuxK(Term):
     def __call__(self, forward: Forward) -> Tensor:
         sae, silent, is_dead = forward.sae, forward.silent, forward.is_dead
         if len(silent) == 0:
-            return forward.x_hat.new_zeros(())
-        residual = (forward.target - forward.x_hat).detach()
+            return torch.zeros_like(forward.squared_error)
+        residual = forward.residual
         k_aux = self.k_aux or max(1, residual.shape[1] // 2)
 
-        # Dense over the few silent columns: below about 184 k_aux of them this costs less than
-        # gathering k_aux rows per token would. They are a bounded list (training.dead).
-        encoder = sae.W_enc.t().index_select(0, silent)
-        decoder = sae.W_dec.index_select(0, silent)
-        acts = torch.relu((forward.x - sae.b_dec) @ encoder.t() + sae.b_enc[silent]) * is_dead
-        if len(silent) > k_aux:
-            kept = acts.topk(k_aux, dim=1, sorted=False)
-            acts = torch.zeros_like(acts).scatter(1, kept.indices, kept.values)
-        missed = (residual - acts @ decoder).square().sum()
+        missed = aux_error(
+            forward.x, residual, sae.W_enc, sae.b_enc, sae.W_dec, silent, k_aux,
+            b_dec=sae.b_dec, mask=is_dead,
+        )  # fmt: skip
         spread = (residual - residual.mean(0)).square().sum()
         share = (is_dead.sum().to(spread.dtype) / k_aux).clamp(max=1)
         # No residual at all means nothing to learn, not a division by zero.

@@ -24,7 +24,8 @@ class Forward:
         x: what was read [batch, d_in].
         target: what is to be predicted [batch, d_out].
         codes: sparse codes of x.
-        x_hat: the prediction [batch, d_out].
+        residual: target less the prediction [batch, d_out], a constant.
+        squared_error: sum over the batch of |target - prediction|^2: a scalar, differentiable.
         variance: sum over the batch of |target - its batch mean|^2, a scalar.
         silent: latents that may be dead, int64 [n]; a list a few steps old.
         is_dead: bool [n], which of `silent` are dead now.
@@ -34,10 +35,16 @@ class Forward:
     x: Tensor
     target: Tensor
     codes: Codes
-    x_hat: Tensor
+    residual: Tensor
+    squared_error: Tensor
     variance: Tensor
     silent: Tensor
     is_dead: Tensor
+
+    @property
+    def x_hat(self) -> Tensor:
+        """The prediction [batch, d_out], a constant."""
+        return self.target - self.residual
 
 
 class Term(Family, ABC, family="model.objective"):

@@ -14,4 +14,4 @@ class FVU(Term):
     coefficient: float = 1.0
 
     def __call__(self, forward: Forward) -> Tensor:
-        return (forward.x_hat - forward.target).square().sum() / forward.variance
+        return forward.squared_error / forward.variance

@@ -1,0 +1,106 @@
+"""Pictures of `benchmarks.run`'s results: `python -m benchmarks.plot [speed_cpu_….csv]`.
+
+Two panels for the training steps of each file: time as a multiple of the bare product of the same
+shape, and peak memory. One PNG beside the CSV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib
+
+from benchmarks import record, speed
+from sae.errors import UserError
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+
+OURS, OTHERS = "#0b6e99", "#b8b8b8"
+
+
+def _latest() -> Path:
+    folder = record.REPO / "benchmarks" / "results"
+    files = sorted(folder.glob("speed_*.csv"), key=lambda file: file.stem.rsplit("_", 1)[-1])
+    if not files:
+        raise UserError(f"{folder} holds no speed_*.csv yet; run python -m benchmarks.run --step")
+    return files[-1]
+
+
+def draw(file: Path) -> Path:
+    """The picture of one CSV; returns where it lies."""
+    rows = [row for row in speed.read(file) if row.op == "step" and row.mode == "topk"]
+    if not rows:
+        raise UserError(f"{file} has no TopK steps; run python -m benchmarks.run --step")
+    shapes = list(dict.fromkeys(row.shape for row in rows))
+    columns = [
+        (
+            "times_product",
+            "ms_p50",
+            "time of a step, in bare products `torch.mm(x, W_enc)`",
+            "{:.2f}",
+        ),
+        ("peak_mib", "peak_mib", "peak memory of a step, MiB", "{:.0f}"),
+    ]
+    height = 0.32 * len(rows) + 0.7 * len(shapes) + 0.8
+    figure, panels = plt.subplots(1, 2, figsize=(11, height), layout="constrained")
+    for panel, (column, _, title, form) in zip(panels, columns, strict=True):
+        at, ticks, names = 0.0, [], []
+        for shape in shapes:
+            some = sorted((r for r in rows if r.shape == shape), key=lambda r: r.ms_p50)
+            d_in, d_sae, k, batch = shape
+            panel.text(
+                0,
+                at,
+                f"{d_in} to {d_sae:,}, k {k}, batch {batch}",
+                fontsize=9,
+                weight="bold",
+                va="center",
+            )
+            for row in some:
+                at -= 1
+                value = getattr(row, column)
+                if value == "":
+                    continue
+                colour = OURS if row.provider.startswith("ours") else OTHERS
+                panel.barh(at, value, color=colour, height=0.75)
+                panel.text(value, at, " " + form.format(value), va="center", fontsize=8)
+                ticks.append(at)
+                names.append(row.provider)
+            at -= 1.6
+        panel.set_yticks(ticks, names, fontsize=8)
+        panel.set_title(title, fontsize=10, loc="left")
+        panel.set_xlim(0, 1.12 * max(float(getattr(r, column) or 0) for r in rows))
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.tick_params(axis="y", length=0)
+    first = rows[0]
+    figure.supxlabel(
+        f"{first.device}, {first.threads} threads, {first.dtype}, torch {first.torch}, "
+        f"{first.date}, commit {first.commit}",
+        fontsize=8,
+    )
+    target = file.with_suffix(".png")
+    figure.savefig(target, dpi=130)
+    plt.close(figure)
+    return target
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("csv", nargs="*", type=Path, help="the latest of benchmarks/results")
+    for file in parser.parse_args(argv).csv or [_latest()]:
+        if not file.is_file():
+            raise UserError(f"{file} is not a file; give a CSV that benchmarks.run wrote")
+        sys.stdout.write(f"{draw(file)}\n")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)

@@ -1,0 +1,152 @@
+"""`torch.ops.sae_kernels.decode*`: see `_library`. Gradients go to values, W_dec, b_dec and, where
+there is one, the target."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.library import custom_op
+
+from sae_kernels._backend import pair_sums, resolve
+from sae_kernels._library import differentiable, like, some, wide
+from sae_kernels.codes import Codes
+from sae_kernels.decode import decode
+from sae_kernels.decode_error import decode_error, error_grad
+from sae_kernels.decode_prefixes import by_level, decode_prefixes, prefixes_grad
+from sae_kernels.transpose import Pairs
+
+
+@custom_op("sae_kernels::decode", mutates_args=())
+def decode_op(
+    values: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    backend: str,
+) -> Tensor:
+    return decode(Codes(values, indices, len(W_dec), offsets), W_dec, b_dec, backend=backend)
+
+
+@decode_op.register_fake
+def _(values, W_dec, b_dec, indices, offsets, backend):
+    # len() would make a symbolic size a number.
+    batch = indices.shape[0] if offsets is None else offsets.shape[0] - 1
+    return W_dec.new_empty(batch, W_dec.shape[1])
+
+
+@custom_op("sae_kernels::decode_backward", mutates_args=())
+def decode_backward_op(
+    grad: Tensor,
+    values: Tensor,
+    W_dec: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    backend: str,
+    needs: list[bool],
+) -> list[Tensor]:
+    pairs, sums = Pairs(indices, offsets, len(W_dec)), pair_sums(resolve(backend, W_dec))
+    makers = (
+        lambda: sums.dot_rows(pairs, grad, W_dec).view_as(values),
+        lambda: sums.sum_tokens(pairs, values.flatten(), grad),
+        lambda: grad.sum(0),
+    )
+    return [make() for make in some(makers, needs)]
+
+
+@decode_backward_op.register_fake
+def _(grad, values, W_dec, indices, offsets, backend, needs):
+    return like((values, W_dec, grad[0]), needs)
+
+
+@custom_op("sae_kernels::decode_error", mutates_args=())
+def decode_error_op(
+    values: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    target: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    codes = Codes(values, indices, len(W_dec), offsets)
+    return decode_error(codes, W_dec, b_dec, target, backend=backend)
+
+
+@decode_error_op.register_fake
+def _(values, W_dec, b_dec, target, indices, offsets, backend):
+    return target.new_empty(target.shape), target.new_empty((), dtype=wide(target))
+
+
+@custom_op("sae_kernels::decode_error_backward", mutates_args=())
+def decode_error_backward_op(
+    grad: Tensor,
+    values: Tensor,
+    W_dec: Tensor,
+    residual: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    backend: str,
+    needs: list[bool],
+) -> list[Tensor]:
+    pairs, sums = Pairs(indices, offsets, len(W_dec)), pair_sums(resolve(backend, W_dec))
+    return some(error_grad(grad, values, W_dec, residual, pairs, sums, None, needs), needs)
+
+
+@decode_error_backward_op.register_fake
+def _(grad, values, W_dec, residual, indices, offsets, backend, needs):
+    return like((values, W_dec, W_dec[0], residual), needs)
+
+
+@custom_op("sae_kernels::decode_prefixes", mutates_args=())
+def decode_prefixes_op(
+    values: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    target: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    levels: Tensor,
+    n_levels: int,
+    backend: str,
+) -> Tensor:
+    codes = Codes(values, indices, len(W_dec), offsets)
+    return decode_prefixes(codes, levels, n_levels, W_dec, b_dec, target, backend=backend)
+
+
+@decode_prefixes_op.register_fake
+def _(values, W_dec, b_dec, target, indices, offsets, levels, n_levels, backend):
+    return target.new_empty(n_levels, dtype=wide(target))
+
+
+@custom_op("sae_kernels::decode_prefixes_backward", mutates_args=())
+def decode_prefixes_backward_op(
+    grad: Tensor,
+    values: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    target: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    levels: Tensor,
+    backend: str,
+    needs: list[bool],
+) -> list[Tensor]:
+    codes, n_levels = Codes(values, indices, len(W_dec), offsets), len(grad)
+    how = *by_level(codes, levels, n_levels), n_levels, resolve(backend, W_dec)
+    return some(prefixes_grad(grad, values, W_dec, b_dec, target, *how, needs), needs)
+
+
+@decode_prefixes_backward_op.register_fake
+def _(grad, values, W_dec, b_dec, target, indices, offsets, levels, backend, needs):
+    return like((values, W_dec, b_dec, target), needs)
+
+
+differentiable(decode_op, decode_backward_op, 3, lambda inputs, _: [*inputs[:2], *inputs[3:5]])
+differentiable(
+    decode_error_op,
+    decode_error_backward_op,
+    4,
+    lambda inputs, output: [*inputs[:2], output[0], *inputs[4:6]],
+    which=1,
+)
+differentiable(decode_prefixes_op, decode_prefixes_backward_op, 4, lambda inputs, _: inputs[:7])

@@ -1,0 +1,89 @@
+"""A training step recorded once as a CUDA graph, and replayed.
+
+At d_sae of 32,768 and less the kernels of a step take less time than Python takes to launch them.
+A replay launches all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae.errors import UserError
+from sae.training.learner import Learner
+
+
+class GraphedStep:
+    """`Learner.step` for a batch size that does not change; the same numbers, bit by bit.
+
+    The first steps run as usual, for kernels are tuned and moments made then; they are real steps.
+    The step is recorded anew when the list of dead latents changes its length.
+
+    Args:
+        learner: on a CUDA device. Raises UserError on any other.
+    """
+
+    WARM_UP = 3
+
+    def __init__(self, learner: Learner) -> None:
+        device = learner.sae.W_dec.device
+        if device.type != "cuda":
+            raise UserError(f"model.cuda_graph=true needs a CUDA device, this one is {device}")
+        self.learner, self.stream = learner, torch.cuda.Stream(device)
+        learner.optimizer.hyper = [
+            torch.zeros(6, dtype=torch.float64, device=device)
+            for _ in learner.optimizer.param_groups
+        ]
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.recorded: tuple | None = None
+        self.acts: dict[str, Tensor] = {}
+        self.silent = learner.dead.silent
+
+    def __call__(
+        self,
+        acts: dict[str, Tensor],
+        *,
+        backward: Callable[[Tensor], None] = torch.Tensor.backward,
+        update: Callable[[], Any] | None = None,
+    ) -> None:
+        """As `Learner.step`."""
+        learner = self.learner
+        if learner.steps < self.WARM_UP or not learner.optimizer.state:
+            self._on_own_stream(lambda: learner.step(acts, backward=backward, update=update))
+            return
+        shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in acts.items())
+        key = (shapes, len(learner.dead.silent))
+        if key != self.recorded:
+            self.acts = {name: t.clone() for name, t in acts.items()}
+            self.silent = learner.dead.silent.clone()
+        for name, tensor in acts.items():
+            self.acts[name].copy_(tensor)
+        self.silent.copy_(learner.dead.silent)
+        learner.dead.silent = self.silent
+        learner.set_rate()
+        if key != self.recorded:
+            self._record()
+            self.recorded = key
+        learner.optimizer.replay = self.graph.replay
+        try:
+            (update or learner.optimizer.step)()
+        finally:
+            learner.optimizer.replay = None
+        learner.on_host(len(next(iter(acts.values()))))
+
+    def _record(self) -> None:
+        """Recording runs nothing: state is what it was, also for who reads it from Python."""
+        torch.cuda.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=self.stream):
+            self.learner.on_device(self.acts, torch.Tensor.backward, self.learner.optimizer.apply)
+
+    def _on_own_stream(self, call: Callable[[], None]) -> None:
+        # Autograd's accumulation into leaves remembers the stream of its first use.
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            call()
+        torch.cuda.current_stream().wait_stream(self.stream)

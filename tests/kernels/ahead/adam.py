@@ -1,0 +1,85 @@
+"""`_triton_adam`: a whole row of d_in elements a program with unit_norm, else a block of it.
+
+Whole rows are 1024 wide at d_in = 768 and 4096 at 2304 and 4096. Blocks are of 512 where the
+gradient has parts, and of 1024 where a tensor is taken as one long row.
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from ahead import CHIPS, Case
+from ahead.rows import constants, pair_part, row_part
+from sae_kernels import _triton_adam
+
+SCALARS = ("rate", "root_scale", "beta1", "beta2", "eps", "step")
+OPTIONAL = ("master_ptr", "dense_ptr", "scale_ptr", "hyper_ptr")
+
+
+def case(
+    dtype: str,
+    block: int,
+    *,
+    num_warps: int = 4,
+    chips: tuple[int, ...] = (90,),
+    parts: int = 0,
+    moments: str = "",
+    table: str = "",
+    pointers: dict[str, str] | None = None,
+    width: int | None = None,
+    unit_norm: bool = True,
+    lazy: bool = False,
+) -> Case:
+    """parts: how many pair parts, and one less row parts. pointers: which optional ones there are,
+    the dense gradient if nothing is said."""
+    moments, table = moments or dtype, table or dtype
+    pointers = {"dense_ptr": f"*{dtype}"} if pointers is None else pointers
+    types = {
+        "param_ptr": f"*{dtype}",
+        "exp_avg_ptr": f"*{moments}",
+        "exp_avg_sq_ptr": f"*{moments}",
+        "pair_parts": (pair_part(table),) * parts,
+        "row_parts": (row_part(table),) * (parts - 1),
+        "count": "i32:16",
+        "width": "i32:16",
+        "seed": "i64",
+        **dict.fromkeys(SCALARS, "fp64"),
+        **pointers,
+    }
+    fixed = {
+        "UNIT_NORM": unit_norm,
+        "LAZY": lazy,
+        "STOCHASTIC": moments == "bf16" and (dtype != "bf16" or "master_ptr" in pointers),
+        **dict.fromkeys(set(OPTIONAL) - set(pointers), None),
+        **constants(table, block, num_warps),
+    }
+    fixed["ACC"] = tl.float64 if dtype == "fp64" else tl.float32
+    if width is not None:
+        fixed["width"] = width
+        del types["width"]
+    return Case(
+        kernel=_triton_adam._adam_kernel,
+        types=types,
+        constants=fixed,
+        num_warps=num_warps,
+        chips=chips,
+    )
+
+
+CLIP = {"scale_ptr": "*fp32"}
+GRAPH = {"hyper_ptr": "*fp64", **CLIP}
+MASTER = {"master_ptr": "*fp32", **CLIP}
+CASES = [
+    case("fp32", 1024, unit_norm=False, chips=CHIPS),
+    case("fp32", 1024, parts=1, pointers=CLIP, chips=CHIPS),
+    case("fp32", 4096, num_warps=8, parts=1, pointers=CLIP, chips=CHIPS),
+    case("bf16", 4096, num_warps=8, parts=1, pointers=MASTER, moments="bf16", chips=CHIPS),
+    case("bf16", 1024, parts=1, pointers=MASTER, moments="bf16"),
+    case("bf16", 512, parts=1, pointers=MASTER, moments="bf16", unit_norm=False, chips=CHIPS),
+    case("fp32", 512, parts=2, pointers=GRAPH, lazy=True, unit_norm=False),
+    case("fp32", 4096, num_warps=8, parts=2, pointers=GRAPH, moments="bf16"),
+    case("bf16", 4096, num_warps=8),
+    case("fp32", 8192, num_warps=16, parts=1, pointers=CLIP),
+    case("fp64", 1024, parts=1, pointers={}),
+    case("fp32", 1, width=1),
+]

@@ -1,0 +1,38 @@
+"""`_triton_encode`: every configuration that it is tuned over."""
+
+from __future__ import annotations
+
+from ahead import Case
+from sae_kernels import _triton_encode
+
+
+def case(config, dtype: str, *chips: int) -> Case:
+    b, f, d = (config.kwargs[f"BLOCK_{name}"] for name in "BFD")
+    tma = 80 not in chips
+    tile = lambda *shape: "tensordesc<{}[{},{}]>".format(dtype, *shape) if tma else f"*{dtype}"
+    return Case(
+        kernel=_triton_encode._encode_kernel,
+        types={
+            "x": tile(b, d),
+            "W": tile(f, d),
+            "acts": tile(b, f),
+            "bias_ptr": f"*{dtype}",
+            "maxima_ptr": f"*{dtype}",
+            "batch": "i32:16",
+            "d_in": "i32:16",
+            "d_sae": "i32:16",
+        },
+        constants={"GROUP": 32, "TMA": tma, "UPCAST": False, **config.kwargs},
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        chips=chips,
+        tensor_cores=True,
+    )
+
+
+CASES = [
+    *(case(config, "bf16", 90, 100) for config in _triton_encode.CONFIGS),
+    # On sm_80 the first two spill 8 and 16 bytes.
+    case(_triton_encode.CONFIGS[2], "bf16", 80),
+    case(_triton_encode.CONFIGS[2], "fp16", 90),
+]

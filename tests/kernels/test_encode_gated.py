@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from test_encode_threshold import (
+    TRITON_ONLY,
+    assert_well_formed,
+    chunks_of,
+    each_dtype,
+    forbid_waiting,
+    gradients,
+    integers,
+    problem,
+)
+from torch import Tensor
+
+from kernel_cases import (
+    assert_as_good,
+    device,
+    each_backend,
+    each_shape,
+    given,
+    leaves,
+    normal,
+    settings,
+    st,
+)
+from sae_kernels import reference
+from sae_kernels.encode_gated import encode_gated
+from sae_kernels.row_grads import RowGrads
+
+NAMES = ["x", "W_enc", "b_gate", "b_mag", "r_mag", "b_dec"]
+
+
+def gated_problem(batch: int, d_in: int, d_sae: int) -> list[Tensor]:
+    """Gates of exact integers, many of them 0; magnitudes with scales that are not exact."""
+    x, W_enc, b_gate, b_dec = problem(batch, d_in, d_sae)
+    b_mag, r_mag = integers(d_sae, seed=8, most=3), integers(d_sae, seed=9, most=8) / 8
+    b_mag[0], r_mag[0] = 3, -200  # padding has this index; exp(-200) is 0 in fp32
+    return [x, W_enc, b_gate, b_mag, r_mag, b_dec]
+
+
+def dense(outputs) -> list[Tensor]:
+    return [codes.to_dense() for codes in outputs]
+
+
+@each_backend
+@each_dtype
+@each_shape
+def test_values_and_gradients_of_every_input(backend, dtype, shape):
+    inputs = gated_problem(*shape[:3])
+    results = []
+    for which, as_dtype in ((backend, dtype), ("reference", dtype), ("reference", torch.float64)):
+        at = leaves(*inputs, dtype=as_dtype, device=device(which))
+        codes, gates = encode_gated(*at, backend=which)
+        for either in (codes, gates):
+            assert_well_formed(either, as_dtype)
+        acts = dense((codes, gates))
+        results.append([*acts, *gradients(acts, at)])
+        if which == backend:
+            assert codes.by_latent() is gates.by_latent()
+            assert codes.indices is gates.indices and codes.offsets is gates.offsets
+            assert results[0][3].t().is_contiguous(), "W_enc's gradient must be latent-major"
+            offsets = codes.offsets.cpu()
+    assert torch.equal(offsets, codes.offsets)
+    for name, got, same, true in zip(["codes", "gates", *NAMES], *results, strict=True):
+        assert_as_good(got, same, true, name)
+
+
+@each_backend
+def test_by_hand(backend):
+    """h = 1; an open gate with a negative magnitude is a slot that is empty in codes alone."""
+    place = device(backend)
+    make = lambda *values: torch.tensor(values, device=place, requires_grad=True)
+    x, W_enc = torch.ones(1, 1, device=place), torch.ones(1, 4, device=place, requires_grad=True)
+    b_gate, b_mag = make(1.0, 1.0, -1.0, -2.0), make(3.0, -5.0, 3.0, 3.0)
+    r_mag = make(*[torch.tensor(2.0).log().item()] * 4)
+    codes, gates = encode_gated(x, W_enc, b_gate, b_mag, r_mag, backend=backend)
+    assert codes.indices.tolist() == [0, 1]
+    assert codes.values.tolist() == [5, 0] and gates.values.tolist() == [2, 2]
+    parameters = [W_enc, b_gate, b_mag, r_mag]
+    grads = torch.autograd.grad(codes.values.sum(), parameters, retain_graph=True)
+    want = [[[2, 0, 0, 0]], [0, 0, 0, 0], [1, 0, 0, 0], [2, 0, 0, 0]]
+    assert [g.tolist() for g in grads] == want
+    grads = torch.autograd.grad(gates.values.sum(), parameters)
+    assert [g.tolist() for g in grads] == [[[1, 1, 0, 0]], [1, 1, 0, 0], [0] * 4, [0] * 4]
+
+
+@each_backend
+@pytest.mark.parametrize("which", ["codes", "gates"])
+def test_either_output_alone(backend, which):
+    """The loss may use one of the two: what does not depend on it gets zeros, not None."""
+    grads = []
+    for kind in (backend, "reference"):
+        at = leaves(*gated_problem(7, 5, 33), dtype=torch.float64, device=device(kind))
+        codes, gates = encode_gated(*at, backend=kind)
+        acts = (codes if which == "codes" else gates).to_dense()
+        cotangent = normal(*acts.shape, seed=1).to(acts.device)
+        grads.append(torch.autograd.grad(acts, at, cotangent, materialize_grads=True))
+    for name, got, want in zip(NAMES, *grads, strict=True):
+        assert_as_good(got, want, want, name)
+
+
+@each_backend
+def test_without_b_dec_and_a_W_enc_that_is_not_latent_major(backend):
+    x, W_enc, *biases, _ = gated_problem(9, 20, 61)
+    grads = []
+    for which, W in ((backend, W_enc.contiguous()), ("reference", W_enc)):
+        at = leaves(x, W, *biases, dtype=torch.float64, device=device(which))
+        grads.append(gradients(dense(encode_gated(*at, backend=which)), at))
+    for name, got, want in zip(NAMES, *grads, strict=False):
+        assert_as_good(got, want, want, name)
+
+
+@each_backend
+@pytest.mark.parametrize("batch", [0, 5])
+def test_no_slots(backend, batch):
+    at = leaves(*gated_problem(batch, 4, 30), dtype=torch.float32, device=device(backend))
+    with torch.no_grad():
+        at[2] -= 100
+    codes, gates = encode_gated(*at, backend=backend)
+    assert codes.offsets.tolist() == [0] * (batch + 1)
+    grads = torch.autograd.grad(codes.values.sum() + gates.values.sum(), at)
+    assert all((g == 0).all() for g in grads)
+
+
+@each_backend
+def test_not_finite(backend):
+    at = leaves(*gated_problem(4, 5, 70), dtype=torch.float32, device=device(backend))
+    with torch.no_grad():
+        at[0][1, 2] = float("nan")
+        at[2][7], at[2][8] = float("inf"), float("-inf")
+    codes, gates = encode_gated(*at, backend=backend)
+    acts, opened = dense((codes, gates))
+    assert acts[1, :7].isnan().all() and opened[1, :7].isnan().all()
+    for row in (0, 2, 3):
+        assert opened[row, 7] == float("inf") and opened[row, 8] == acts[row, 8] == 0
+        assert acts[row].isfinite().all()
+    cotangents = [torch.ones_like(codes.values), torch.ones_like(gates.values)]
+    grads = torch.autograd.grad([codes.values, gates.values], at[2:5], cotangents)
+    assert grads[0].tolist() == (opened > 0).sum(0).tolist(), "NaN has gradient 0"
+    assert grads[1].tolist() == (acts > 0).sum(0).tolist()
+    assert grads[2].isfinite().all()
+
+
+@TRITON_ONLY
+@pytest.mark.parametrize("capacity", [37, 500])
+def test_capacity(backend, capacity, monkeypatch):
+    chunks_of(2, 33, torch.float32, backend, monkeypatch)
+    at = leaves(*gated_problem(7, 5, 33), dtype=torch.float32, device=device(backend))
+    want = encode_gated(*at, backend=backend)
+    nnz = len(want[0].values)
+    fits = min(capacity, nnz)
+    assert 37 < nnz < 500
+    with forbid_waiting():
+        got = encode_gated(*at, capacity=capacity, backend=backend)
+    for some, every in zip(got, want, strict=True):
+        assert some.dropped.item() == nnz - fits and every.dropped is None
+        assert_well_formed(some, torch.float32)
+        assert torch.equal(some.values[:fits], every.values[:fits])
+        assert torch.equal(some.indices[:fits], every.indices[:fits])
+    outputs = [codes.values for codes in want]
+    cotangents = [normal(nnz, seed=i).to(outputs[0]) for i in (0, 1)]
+    grads = torch.autograd.grad(
+        [values[:fits] for values in outputs], at, [c[:fits] for c in cotangents]
+    )
+    padded = [torch.nn.functional.pad(c, (0, capacity), value=3.0)[:capacity] for c in cotangents]
+    with_padding = torch.autograd.grad([codes.values for codes in got], at, padded)
+    for name, some, every in zip(NAMES, with_padding, grads, strict=True):
+        torch.testing.assert_close(some, every, msg=name)
+
+
+@each_backend
+def test_chunks_of_rows_do_not_show(backend, monkeypatch):
+    at = [t.to(device(backend)) for t in gated_problem(11, 9, 40)]
+    whole = encode_gated(*at, backend=backend)
+    chunks_of(4, 40, torch.float64, backend, monkeypatch)
+    for some, every in zip(encode_gated(*at, backend=backend), whole, strict=True):
+        for name in ("values", "indices", "offsets"):
+            assert torch.equal(getattr(some, name), getattr(every, name)), name
+
+
+@each_backend
+def test_autocast_changes_nothing(backend, monkeypatch):
+    monkeypatch.setattr("sae_kernels._product._has_onednn", lambda: False)  # it ignores autocast
+    at = [t.to(device(backend), torch.float32) / 3 for t in gated_problem(6, 50, 70)]
+    want = dense(encode_gated(*at, backend=backend))
+    with torch.autocast(device(backend), dtype=torch.bfloat16):
+        got = dense(encode_gated(*at, backend=backend))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@each_backend
+def test_the_gradient_of_W_enc_in_parts(backend):
+    at = leaves(*gated_problem(9, 6, 30), dtype=torch.float64, device=device(backend))
+    want = gradients(dense(encode_gated(*at, backend=backend)), at)[1]
+    at[1].row_grads = RowGrads()
+    acts = dense(encode_gated(*at, backend=backend))
+    cotangents = [normal(*a.shape, seed=7 + i).to(a.device) for i, a in enumerate(acts)]
+    torch.autograd.backward(acts, cotangents)
+    assert at[1].grad is None
+    got = reference.gradient(at[1].t().shape, None, at[1].row_grads).t()
+    torch.testing.assert_close(got, want)
+
+
+@each_backend
+def test_two_runs_give_the_same_bits(backend):
+    runs = []
+    for _ in range(2):
+        at = leaves(*gated_problem(7, 20, 37), dtype=torch.float32, device=device(backend))
+        codes, gates = encode_gated(*at, backend=backend)
+        values = [codes.values, gates.values]
+        runs.append([*values, codes.indices, *torch.autograd.grad(values, at, values)])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 40),
+    d_in=st.integers(1, 9),
+    d_sae=st.integers(1, 70),
+    shift=st.integers(-9, 9),
+    seed=st.integers(0, 99),
+)
+def test_any_shape_and_any_density(batch, d_in, d_sae, shift, seed):
+    at = [normal(batch, d_in, seed=seed), normal(d_sae, d_in, seed=seed + 1).t()]
+    at += [normal(d_sae, seed=seed + 2) + shift, *normal(2, d_sae, seed=seed + 3)]
+    for got, want in zip(
+        *(dense(encode_gated(*at, backend=which)) for which in ("torch", "reference")), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
+def test_second_derivatives_raise():
+    at = leaves(*gated_problem(4, 5, 30), dtype=torch.float64)
+    codes, _ = encode_gated(*at)
+    first = torch.autograd.grad(codes.values.square().sum(), at[0], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_impossible_capacity():
+    with pytest.raises(ValueError, match="capacity=-1 must not be negative"):
+        encode_gated(*gated_problem(2, 4, 30), capacity=-1)

@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernel_cases import (
+    BACKENDS,
+    CUDA,
+    DTYPES,
+    SHAPES,
+    TRITON,
+    assert_as_good,
+    device,
+    each_backend,
+    each_shape,
+    given,
+    leaves,
+    normal,
+    settings,
+    st,
+)
+from sae_kernels import reference
+from sae_kernels.encode_threshold import encode_jumprelu, encode_threshold
+from sae_kernels.row_grads import RowGrads
+
+NAMES = ["x", "W_enc", "b_enc", "b_dec", "threshold"]
+BANDWIDTH = 3.0
+# In the interpreter fp32 takes the same way as float64, and as long.
+RUN_DTYPES = [torch.float64, torch.bfloat16] if TRITON and not CUDA else DTYPES
+each_dtype = pytest.mark.parametrize(
+    "dtype", RUN_DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch.")
+)
+
+
+def integers(*shape: int, seed: int, most: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-most, most + 1, shape, generator=generator).double()
+
+
+def problem(batch: int, d_in: int, d_sae: int) -> list[Tensor]:
+    """x, W_enc, b_enc, b_dec: small integers. Pre-activations are exact in every dtype and order of
+    summation, so slots are the same everywhere; many lie on a threshold or on its window's edge."""
+    W_enc = integers(d_sae, d_in, seed=2, most=1)
+    W_enc *= torch.rand(d_sae, d_in, generator=torch.Generator().manual_seed(3)) < 12 / d_in
+    b_enc, b_dec = integers(d_sae, seed=4, most=3), integers(d_in, seed=5, most=2)
+    return [integers(batch, d_in, seed=1, most=2), W_enc.t(), b_enc, b_dec]
+
+
+def thresholds(kind: str, d_sae: int) -> Tensor | None:
+    """Halves: on the values, between them, and below zero."""
+    if kind == "one":
+        return torch.tensor(2.0, dtype=torch.float64)
+    return integers(d_sae, seed=6, most=6) / 2 + 2 if kind == "per-latent" else None
+
+
+def gradients(outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    """With random cotangents of the dense [batch, d_sae] outputs."""
+    cotangents = [
+        normal(*out.shape, seed=7 + i).to(out.device, out.dtype) for i, out in enumerate(outputs)
+    ]
+    return list(torch.autograd.grad(outputs, inputs, cotangents))
+
+
+@contextmanager
+def forbid_waiting() -> Iterator[None]:
+    """What would wait for the device raises; on CPU, what would do so for a CUDA tensor."""
+
+    def refuse(*_, **__):
+        raise RuntimeError("this is a synchronizing call")
+
+    if CUDA:
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        yield
+        torch.cuda.set_sync_debug_mode(mode)
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+            patch.setattr(torch.Tensor, name, refuse)
+        yield
+
+
+def chunks_of(rows: int, d_sae: int, dtype: torch.dtype, backend: str, monkeypatch) -> None:
+    if backend == "triton":
+        size = rows * d_sae * dtype.itemsize
+        monkeypatch.setattr("sae_kernels._triton_product.CHUNK_BYTES", size)
+        monkeypatch.setattr("sae_kernels._triton_product.CHUNK_MIN_ROWS", 1)
+    else:
+        monkeypatch.setattr("sae_kernels._product.CHUNK_ELEMENTS", 1)
+        monkeypatch.setattr("sae_kernels._product.CHUNK_MIN_ROWS", rows)
+
+
+def threshold_outputs(at: list[Tensor], threshold: Tensor | None, backend: str, **more):
+    x, W_enc, b_enc, b_dec = at
+    return encode_threshold(x, W_enc, b_enc, b_dec, threshold=threshold, backend=backend, **more)
+
+
+def assert_well_formed(codes, dtype: torch.dtype) -> None:
+    nnz = int(codes.offsets[-1])
+    assert codes.values.dtype == dtype and codes.values.shape == codes.indices.shape
+    assert codes.indices.dtype == codes.offsets.dtype == torch.int64
+    assert codes.offsets[0] == 0 and (codes.offsets.diff() >= 0).all()
+    assert ((codes.indices >= 0) & (codes.indices < codes.d_sae)).all()
+    assert (codes.values[nnz:] == 0).all()
+    places = codes.by_latent().token_of_slot * codes.d_sae + codes.indices
+    assert len(set(places[:nnz].tolist())) == nnz, "an index twice in a row"
+
+
+@each_backend
+@each_dtype
+@pytest.mark.parametrize("kind", ["relu", "one", "per-latent"])
+def test_values_and_gradients_of_every_input(backend, dtype, kind):
+    shape = SHAPES[1]  # the others are below: the kernels are the same
+    inputs, threshold = problem(*shape[:3]), thresholds(kind, shape[2])
+    results = []
+    for which, as_dtype in ((backend, dtype), ("reference", dtype), ("reference", torch.float64)):
+        place = device(which)
+        theta = None if threshold is None else threshold.to(place, torch.float32)
+        at = leaves(*inputs, dtype=as_dtype, device=place)
+        codes = threshold_outputs(at, theta, which)
+        assert_well_formed(codes, as_dtype)
+        results.append([codes.to_dense(), *gradients([codes.to_dense()], at)])
+        if which == backend:
+            lists = codes
+            assert results[0][2].t().is_contiguous(), "W_enc's gradient must be latent-major"
+    assert torch.equal(lists.offsets.cpu(), codes.offsets)
+    for name, got, same, true in zip(["values", *NAMES], *results, strict=False):
+        assert_as_good(got, same, true, name)
+
+
+@each_backend
+@each_dtype
+@each_shape
+def test_jumprelu_and_its_threshold(backend, dtype, shape):
+    inputs, threshold = problem(*shape[:3]), thresholds("per-latent", shape[2])
+    results = []
+    for which, as_dtype in ((backend, dtype), ("reference", dtype), ("reference", torch.float64)):
+        place = device(which)
+        at = leaves(*inputs, dtype=as_dtype, device=place)
+        theta_dtype = torch.promote_types(as_dtype, torch.float32)
+        at += leaves(threshold, dtype=theta_dtype, device=place)
+        x, W_enc, b_enc, b_dec, theta = at
+        codes, gates = encode_jumprelu(
+            x, W_enc, b_enc, theta, b_dec, bandwidth=BANDWIDTH, backend=which
+        )
+        assert_well_formed(codes, as_dtype)
+        assert gates.dtype == as_dtype and gates.shape == codes.values.shape
+        assert torch.equal(gates, (codes.values != 0).to(as_dtype))
+        gates = type(codes)(gates, codes.indices, codes.d_sae, codes.offsets)
+        dense = [codes.to_dense(), gates.to_dense()]
+        results.append([*dense, *gradients(dense, at)])
+        if which == backend:
+            lists = codes
+            assert results[0][-1].dtype == theta_dtype
+    assert torch.equal(lists.offsets.cpu(), codes.offsets), "not the same slots are listed"
+    for name, got, same, true in zip(["values", "gates", *NAMES], *results, strict=True):
+        assert_as_good(got, same, true, name)
+
+
+@each_backend
+@each_dtype
+def test_one_learning_threshold_for_all_is_the_sum(backend, dtype):
+    at = leaves(*problem(7, 5, 33), dtype=dtype, device=device(backend))
+    wide = torch.promote_types(dtype, torch.float32)
+    grads = []
+    for shape in ((), (33,)):
+        theta = torch.full(shape, 2.3, dtype=wide, device=device(backend), requires_grad=True)
+        codes, gates = encode_jumprelu(*at[:3], theta, at[3], bandwidth=2.0, backend=backend)
+        cotangents = [normal(len(gates), seed=i).to(gates) for i in (1, 2)]
+        grads.append(torch.autograd.grad([codes.values, gates], theta, cotangents)[0])
+    torch.testing.assert_close(grads[0], grads[1].sum(), rtol=1e-5, atol=1e-5)
+
+
+@each_backend
+def test_window_and_edges_by_hand(backend):
+    """theta 2, bandwidth 2: fires above 2, moves the threshold strictly between 1 and 3."""
+    place = device(backend)
+    pre = torch.tensor([[-5.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0]], device=place)
+    x, W_enc = torch.ones(1, 1, device=place), torch.zeros(1, 8, device=place)
+    theta = torch.full((8,), 2.0, device=place, requires_grad=True)
+    b_enc = pre[0].clone().requires_grad_()
+    codes, gates = encode_jumprelu(x, W_enc, b_enc, theta, bandwidth=2.0, backend=backend)
+    assert codes.indices.tolist() == [3, 4, 5, 6, 7]
+    assert codes.values.tolist() == [0, 0, 2.5, 3, 4]
+    assert gates.tolist() == [0, 0, 1, 1, 1]
+    d_theta, d_b = torch.autograd.grad(codes.values.sum(), [theta, b_enc], retain_graph=True)
+    assert d_theta.tolist() == [0, 0, 0, -1, -1, -1, 0, 0]
+    assert d_b.tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+    (d_theta,) = torch.autograd.grad(gates.sum(), theta)
+    assert d_theta.tolist() == [0, 0, 0, -0.5, -0.5, -0.5, 0, 0]
+
+
+@each_backend
+def test_negative_threshold_acts_as_zero_and_can_come_back(backend):
+    place = device(backend)
+    b_enc = torch.tensor([-0.25, 0.0, 0.25, 2.0], device=place)
+    x, W_enc = torch.ones(1, 1, device=place), torch.zeros(1, 4, device=place)
+    theta = torch.full((4,), -1.0, device=place, requires_grad=True)
+    fired = encode_threshold(x, W_enc, b_enc, threshold=theta, backend=backend)
+    assert fired.indices.tolist() == [2, 3]
+    codes, gates = encode_jumprelu(x, W_enc, b_enc, theta, bandwidth=1.0, backend=backend)
+    assert codes.values.tolist() == [0, 0, 0.25, 2]
+    (d_theta,) = torch.autograd.grad(gates.sum(), theta)
+    assert d_theta.tolist() == [-1, -1, -1, 0]
+
+
+@each_backend
+@pytest.mark.parametrize("b_enc", [-100.0, 100.0], ids=["nothing fires", "everything fires"])
+def test_none_and_all(backend, b_enc):
+    x, W_enc, _, b_dec = problem(5, 3, 40)
+    inputs = [x, W_enc, torch.full((40,), b_enc), b_dec]
+    at = leaves(*inputs, dtype=torch.float32, device=device(backend))
+    codes = threshold_outputs(at, None, backend)
+    assert codes.offsets.tolist() == [0 if b_enc < 0 else 40 * row for row in range(6)]
+    grads = gradients([codes.to_dense()], at)
+    assert all((g == 0).all() for g in grads) == (b_enc < 0)
+
+
+@each_backend
+def test_empty_batch(backend):
+    at = leaves(*problem(0, 4, 30), dtype=torch.float32, device=device(backend))
+    theta = torch.ones(30, device=device(backend), requires_grad=True)
+    codes, gates = encode_jumprelu(*at[:3], theta, at[3], bandwidth=1.0, backend=backend)
+    assert codes.offsets.tolist() == [0] and codes.values.shape == gates.shape == (0,)
+    grads = torch.autograd.grad(codes.values.sum() + gates.sum(), [*at, theta])
+    assert all((g == 0).all() for g in grads)
+
+
+@each_backend
+def test_not_finite(backend):
+    """NaN is listed and has no gradient; inf is a value like any other."""
+    at = leaves(*problem(4, 5, 70), dtype=torch.float32, device=device(backend))
+    theta = torch.full((70,), 2.0, device=device(backend), requires_grad=True)
+    with torch.no_grad():
+        at[0][1, 2] = float("nan")
+        at[2][7], at[2][8], at[2][9] = float("inf"), float("-inf"), float("nan")
+    codes, gates = encode_jumprelu(*at[:3], theta, at[3], bandwidth=1.0, backend=backend)
+    acts = codes.to_dense()
+    assert acts[1].isnan().all()
+    for row in (0, 2, 3):
+        assert acts[row, 7] == float("inf") and acts[row, 8] == 0 and acts[row, 9].isnan()
+    listed = codes.values.detach()
+    assert (gates[listed.isnan()] == 1).all()
+    d_b, d_theta = torch.autograd.grad([codes.values, gates], [at[2], theta], [listed, gates])
+    assert d_theta.isfinite().all() and d_theta[7] == d_theta[9] == d_b[9] == 0
+
+
+TRITON_ONLY = pytest.mark.parametrize("backend", [b for b in BACKENDS if b == "triton"])
+
+
+@TRITON_ONLY
+@pytest.mark.parametrize("capacity", [0, 1, 37, 500])
+def test_capacity(backend, capacity, monkeypatch):
+    """What fits is the beginning of the whole list; the rest is counted, and has no gradient."""
+    chunks_of(2, 33, torch.float32, backend, monkeypatch)
+    inputs = [*problem(7, 5, 33), thresholds("per-latent", 33)]
+    place = device(backend)
+    at = leaves(*inputs, dtype=torch.float32, device=place)
+    want, want_gates = encode_jumprelu(*at[:3], at[4], at[3], bandwidth=BANDWIDTH, backend=backend)
+    nnz = len(want.values)
+    assert 37 < nnz < 500 and want.dropped is None
+    fits = min(capacity, nnz)
+    codes, gates = encode_jumprelu(
+        *at[:3], at[4], at[3], bandwidth=BANDWIDTH, capacity=capacity, backend=backend
+    )
+    assert codes.dropped.item() == nnz - fits
+    assert codes.offsets.tolist() == want.offsets.clamp(max=capacity).tolist()
+    assert_well_formed(codes, torch.float32)
+    assert len(codes.values) == capacity
+    for got, all_of_it in ((codes.values, want.values), (codes.indices, want.indices)):
+        assert torch.equal(got[:fits], all_of_it[:fits])
+    cotangents = [normal(nnz, seed=i, dtype=torch.float32).to(place) for i in (0, 1)]
+    grads = torch.autograd.grad(
+        [want.values[:fits], want_gates[:fits]], at, [c[:fits] for c in cotangents]
+    )
+    cotangents = [
+        torch.nn.functional.pad(c, (0, capacity), value=3.0)[:capacity] for c in cotangents
+    ]
+    with_padding = torch.autograd.grad([codes.values, gates], at, cotangents)
+    for name, got, expected in zip(NAMES, with_padding, grads, strict=True):
+        torch.testing.assert_close(got, expected, msg=name)
+
+
+@TRITON_ONLY
+def test_nothing_waits_with_a_capacity(backend):
+    at = leaves(*problem(7, 5, 33), dtype=torch.float32, device=device(backend))
+    theta = torch.full((33,), 2.0, device=device(backend), requires_grad=True)
+    with forbid_waiting():
+        codes, gates = encode_jumprelu(
+            *at[:3], theta, at[3], bandwidth=1.0, capacity=50, backend=backend
+        )
+        torch.autograd.grad(codes.values.sum() + gates.sum(), [*at, theta])
+        threshold_outputs(at, theta, backend, capacity=50)
+    with pytest.raises(RuntimeError, match="synchroniz"), forbid_waiting():
+        threshold_outputs(at, theta, backend)
+
+
+def test_capacity_has_no_effect_on_cpu():
+    at = problem(7, 5, 33)
+    codes = threshold_outputs(at, None, "torch", capacity=1)
+    assert len(codes.values) > 1 and codes.dropped is None
+
+
+@each_backend
+def test_chunks_of_rows_do_not_show(backend, monkeypatch):
+    inputs = [t.to(device(backend)) for t in problem(11, 9, 40)]
+    theta = thresholds("per-latent", 40).to(device(backend))
+    whole = threshold_outputs(inputs, theta, backend)
+    chunks_of(4, 40, torch.float64, backend, monkeypatch)
+    parts = threshold_outputs(inputs, theta, backend)
+    for name in ("values", "indices", "offsets"):
+        assert torch.equal(getattr(parts, name), getattr(whole, name)), name
+
+
+@each_backend
+def test_autocast_changes_nothing(backend, monkeypatch):
+    monkeypatch.setattr("sae_kernels._product._has_onednn", lambda: False)  # it ignores autocast
+    at = [t.to(device(backend), torch.float32) / 3 for t in problem(6, 50, 70)]
+    want = threshold_outputs(at, None, backend)
+    with torch.autocast(device(backend), dtype=torch.bfloat16):
+        got = threshold_outputs(at, None, backend)
+    assert torch.equal(got.to_dense(), want.to_dense())
+
+
+@each_backend
+def test_no_b_dec_and_a_W_enc_that_is_not_latent_major(backend):
+    x, W_enc, b_enc, _ = problem(9, 20, 61)
+    grads = []
+    for which, W in ((backend, W_enc.contiguous()), ("reference", W_enc)):
+        at = leaves(x, W, b_enc, dtype=torch.float64, device=device(which))
+        grads.append(gradients([encode_threshold(*at, backend=which).to_dense()], at))
+    for name, got, want in zip(NAMES, *grads, strict=False):
+        assert_as_good(got, want, want, name)
+
+
+@each_backend
+def test_the_gradient_of_W_enc_in_parts(backend):
+    at = leaves(*problem(9, 6, 30), dtype=torch.float64, device=device(backend))
+    want = gradients([threshold_outputs(at, None, backend).to_dense()], at)[1]
+    at[1].row_grads = RowGrads()
+    dense = threshold_outputs(at, None, backend).to_dense()
+    dense.backward(normal(*dense.shape, seed=7).to(dense.device))
+    assert at[1].grad is None
+    got = reference.gradient(at[1].t().shape, None, at[1].row_grads).t()
+    torch.testing.assert_close(got, want)
+
+
+@each_backend
+def test_two_runs_give_the_same_bits(backend):
+    runs = []
+    for _ in range(2):
+        at = leaves(
+            normal(7, 20, seed=0),
+            normal(37, 20, seed=1).t(),
+            normal(37, seed=2),
+            normal(37, seed=3).abs(),
+            dtype=torch.float32,
+            device=device(backend),
+        )
+        codes, gates = encode_jumprelu(*at, bandwidth=2.0, backend=backend)
+        grads = torch.autograd.grad([codes.values, gates], at, [codes.values, gates + 1])
+        runs.append([codes.values, codes.indices, gates, *grads])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 40),
+    d_in=st.integers(1, 9),
+    d_sae=st.integers(1, 70),
+    quantile=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_any_shape_and_any_density(batch, d_in, d_sae, quantile, seed):
+    x, W_enc = normal(batch, d_in, seed=seed), normal(d_sae, d_in, seed=seed + 1).t()
+    b_enc = normal(d_sae, seed=seed + 2)
+    theta = (x @ W_enc + b_enc).quantile(quantile)  # one of the values themselves, or between two
+    got, want = (
+        encode_threshold(x, W_enc, b_enc, threshold=theta, backend=backend)
+        for backend in ("torch", "reference")
+    )
+    torch.testing.assert_close(got.to_dense(), want.to_dense())
+
+
+def test_second_derivatives_raise():
+    at = leaves(*problem(4, 5, 30), dtype=torch.float64)
+    theta = torch.full((30,), 2.0, dtype=torch.float64, requires_grad=True)
+    codes, _ = encode_jumprelu(*at[:3], theta, at[3], bandwidth=1.0)
+    first = torch.autograd.grad(codes.values.square().sum(), theta, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_impossible_settings(backend):
+    x, W_enc, b_enc, _ = problem(2, 4, 30)
+    with pytest.raises(ValueError, match=r"threshold has shape \(29,\).* d_sae=30"):
+        encode_threshold(x, W_enc, b_enc, threshold=torch.ones(29), backend=backend)
+    with pytest.raises(ValueError, match="capacity=-1 must not be negative"):
+        encode_threshold(x, W_enc, b_enc, capacity=-1, backend=backend)
+    for bandwidth in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"bandwidth={bandwidth} must be positive"):
+            encode_jumprelu(x, W_enc, b_enc, torch.ones(30), bandwidth=bandwidth, backend=backend)
