@@ -21,9 +21,11 @@ class Row:
         ms_p50: median wall time in ms (on a GPU between two events), with ms_p20 and ms_p80.
         product_ms: `torch.mm` of the encoder's shape, timed in turn with it.
         times_product: ms_p50 / product_ms.
+        times_best: ms_p50 over the time of the fastest product of that shape that this build has.
         roofline: floor / ms_p50, the floor being what this machine's product and copy rates allow.
         gbps, tflops: the least traffic and arithmetic the op can do with, per second.
-        peak_mib: the most memory above what one tiny call of the same provider left in use.
+        peak_mib: the most memory above what a tiny step of the same provider left in use; for a
+            single op on a GPU above its inputs, and not known on CPU, where freed memory is kept.
         import_mib: the same above the import of the provider; steps on CPU only.
         max_err: largest difference from `reference` in float64, relative to its largest value.
         command: what makes this row again.
@@ -42,6 +44,7 @@ class Row:
     ms_p80: float
     product_ms: float
     times_product: float
+    times_best: float
     roofline: float | str
     gbps: float | str
     tflops: float | str
@@ -114,8 +117,8 @@ def page(rows: list[Row]) -> list[str]:
     lines = ["# Speed", ""]
     lines += [
         "Medians (20th to 80th percentile). `x product`: multiple of a bare `torch.mm` of the",
-        "encoder's shape, timed in turn with the call in the same process. What each column is:",
-        "`benchmarks/speed.py`.",
+        "encoder's shape, timed in turn with the call in the same process; `x best`: of the",
+        "fastest product this build of torch has. What each column is: `benchmarks/speed.py`.",
     ]
     for shape in dict.fromkeys((row.device, row.threads, *row.shape) for row in rows):
         device, threads, d_in, d_sae, k, batch = shape
@@ -139,6 +142,7 @@ HEAD = (
     "dtype",
     "ms",
     "x product",
+    "x best",
     "roofline",
     "peak MiB",
     "above import",
@@ -156,6 +160,7 @@ def table(rows: list[Row]) -> list[str]:
             row.dtype,
             f"{row.ms_p50:.4g} ({row.ms_p20:.4g}-{row.ms_p80:.4g})",
             f"{row.times_product:.2f}",
+            f"{row.times_best:.2f}",
             _number(row.roofline, ".0%"),
             _number(row.peak_mib, ".0f"),
             _number(row.import_mib, ".0f"),

@@ -13,7 +13,7 @@ import sys
 import torch
 import torch._dynamo  # every optimiser imports it at its first step
 
-from benchmarks.measure import PeakMemory, interleaved, limits
+from benchmarks.measure import PeakMemory, best_ms, interleaved, limits, products
 from benchmarks.steps import PEERS, Shape, build
 
 TINY = Shape(d_in=8, d_sae=64, k=4, batch=16)
@@ -29,12 +29,12 @@ def step_time(
         step.prepare()
         step()
 
-    calls = {"product": lambda: torch.mm(x, rows.t()), "step": prepared}
-    times = interleaved(calls, device=device, seconds=seconds)
+    times = interleaved({**products(x, rows), "step": prepared}, device=device, seconds=seconds)
     best = limits(device, dtype)
     return {
         "step": vars(times["step"]),
-        "product": vars(times["product"]),
+        "product": times["product"].p50,
+        "best_product": best_ms(times),
         "flops_rate": best.flops,
         "bytes_rate": best.bytes,
     }

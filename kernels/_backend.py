@@ -44,3 +44,8 @@ def resolve(backend: str, tensor: Tensor) -> str:
 def pair_sums(backend: str) -> ModuleType:
     """The sums over pairs of a resolved backend. Triton is imported here, at its first use."""
     return importlib.import_module(f"sae_kernels._{backend}_pairs")
+
+
+def compaction(backend: str) -> ModuleType:
+    """How a resolved backend turns pre-activations into slots of ragged codes."""
+    return importlib.import_module(f"sae_kernels._{backend}_compact")

@@ -13,7 +13,9 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from sae_kernels.codes import Codes
 from sae_kernels.row_grads import PairPart, RowGrads
 from sae_kernels.transpose import Pairs
 
@@ -48,3 +50,36 @@ def encoder_grad(
             with torch.autocast(g.device.type, enabled=False):
                 d_b_dec = -(W_enc.to(wide) @ d_b.to(wide)).to(W_enc.dtype)
     return d_x, d_W, d_b_enc, d_b_dec
+
+
+class Selected(torch.autograd.Function):
+    """Attaches the graph to codes that were already selected: the selection itself is constant.
+
+    A value is its pre-activation where positive, else constant. Saved: x - b_dec, W_enc, values and
+    the pairs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        x,
+        W_enc,
+        b_enc,
+        b_dec,
+        centred: Tensor,
+        codes: Codes,
+        sums: ModuleType,
+        sink: RowGrads | None,
+    ) -> Tensor:
+        ctx.save_for_backward(centred, W_enc, codes.values)
+        ctx.pairs, ctx.sums, ctx.sink = codes.by_latent(), sums, sink
+        return codes.values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        centred, W_enc, values = ctx.saved_tensors
+        g = torch.where(values > 0, grad, 0).flatten()
+        needs = ctx.needs_input_grad[:4]
+        grads = encoder_grad(g, centred, W_enc, ctx.pairs, ctx.sums, ctx.sink, needs)
+        return *grads, None, None, None, None

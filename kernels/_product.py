@@ -29,6 +29,21 @@ def product(centred: Tensor, W_rows: Tensor, b_enc: Tensor) -> Tensor:
     return torch.addmm(b_enc, centred, W_rows.t())
 
 
+def matmul(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right by the faster of the two libraries; see `product`."""
+    if left.dtype == torch.float32 and left.device.type == "cpu" and _has_onednn():
+        rows, bias = right.t().contiguous(), right.new_zeros(right.shape[1])
+        return torch.ops.mkldnn._linear_pointwise(left.contiguous(), rows, bias, "none", [], "")
+    return left @ right
+
+
+def less_matmul(whole: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """whole - left @ right, rounded once where the dtype is narrow."""
+    if whole.dtype == torch.float32:
+        return whole - matmul(left, right)
+    return torch.addmm(whole, left, right, alpha=-1)
+
+
 def pre_acts_chunks(
     centred: Tensor, W_rows: Tensor, b_enc: Tensor
 ) -> Iterator[tuple[slice, Tensor]]:

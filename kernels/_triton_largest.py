@@ -25,7 +25,7 @@ from sae_kernels._torch_compact import Slots, slots_of
 from sae_kernels._triton_encode import fits
 from sae_kernels._triton_launch import on_device_of
 from sae_kernels._triton_product import acts_chunks, design, pre_acts_chunks
-from sae_kernels._triton_select import GROUP, _bits, _key_constants, _keys, group_maxima
+from sae_kernels._triton_select import GROUP, bits, group_maxima, key_constants, keys
 
 _BLOCK = 1024
 _BLOCKS = 16  # of one program of the histogram, so that it adds to the 256 sums less often
@@ -201,13 +201,13 @@ def _members_kernel(
     b_row = (b_group // n_groups).to(tl.int64)
     m_c = m_g[:, None] & (o_c < d_sae)
     b_bits = tl.load(bits_ptr + b_row[:, None] * d_sae + o_c, mask=m_c, other=0)
-    b_key = _keys(b_bits, INF, TOP, KEY).to(keys_ptr.dtype.element_ty)
+    b_key = keys(b_bits, INF, TOP, KEY).to(keys_ptr.dtype.element_ty)
     tl.store(keys_ptr + o_g[:, None] * GROUP + o_m[None, :], b_key, mask=m_g[:, None])
 
 
 def _take(keys: Tensor, n: int, dtype: torch.dtype, places: Tensor, state: Tensor, **more) -> None:
     """`_take_kernel` on `keys`, with what it needs first. n is at most len(keys)."""
-    constants = _key_constants(dtype)
+    constants = key_constants(dtype)
     digits = dtype.itemsize
     histograms = keys.new_zeros((digits, 256), dtype=torch.int32)
     arguments = {
@@ -235,7 +235,7 @@ def _take(keys: Tensor, n: int, dtype: torch.dtype, places: Tensor, state: Tenso
 
 def _leading_groups(maxima: Tensor, n: int, floor: Tensor) -> tuple[Tensor, Tensor]:
     """The n groups that lead, ascending, of those above `floor`; state[1] is how many there are."""
-    keys, state = _bits(maxima).flatten(), floor.new_empty(2)
+    keys, state = bits(maxima).flatten(), floor.new_empty(2)
     if n >= len(keys):
         every = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
         return every, state.fill_(len(keys))
@@ -258,7 +258,7 @@ def largest(centred: Tensor, W_rows: Tensor, bias: Tensor, n: int) -> Slots:
     else:
         chunks = pre_acts_chunks(centred, W_rows, bias)
         chunks = ((rows, pre, group_maxima(pre)) for rows, pre in chunks)
-    kept = _bits(centred.new_zeros(n))
+    kept = bits(centred.new_zeros(n))
     places = torch.full((n,), batch * d_sae, dtype=torch.int64, device=centred.device)
     state = torch.zeros(2, dtype=torch.int64, device=centred.device)
     with on_device_of(centred):
@@ -269,11 +269,11 @@ def largest(centred: Tensor, W_rows: Tensor, bias: Tensor, n: int) -> Slots:
             block = 128
             _members_kernel[(triton.cdiv(len(groups), block),)](
                 keys_ptr=keys[n:],
-                bits_ptr=_bits(pre),
+                bits_ptr=bits(pre),
                 groups_ptr=groups,
                 groups_state_ptr=groups_state,
                 d_sae=d_sae,
-                **_key_constants(pre.dtype),
+                **key_constants(pre.dtype),
                 GROUP=GROUP,
                 BLOCK=block,
             )

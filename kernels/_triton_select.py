@@ -40,7 +40,7 @@ _INF = {  # the bit pattern of +inf: what is larger, without the sign, is NaN
 
 
 @triton.jit
-def _keys(b_bits, INF: tl.constexpr, TOP: tl.constexpr, KEY: tl.constexpr):
+def keys(b_bits, INF: tl.constexpr, TOP: tl.constexpr, KEY: tl.constexpr):
     """Integers in the order of the relu'd values; NaN above all, whatever its sign bit."""
     b_bits = b_bits.to(KEY)
     return tl.where((b_bits & TOP) > INF, TOP, tl.maximum(b_bits, 0))
@@ -63,7 +63,7 @@ def _group_max_kernel(
     o_g = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     o_c = o_g[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     b_bits = tl.load(pre_ptr + row * d_sae + o_c, mask=o_c < d_sae, other=0)
-    b_max = tl.max(_keys(b_bits, INF, TOP, KEY), axis=1)
+    b_max = tl.max(keys(b_bits, INF, TOP, KEY), axis=1)
     b_max = b_max.to(maxima_ptr.dtype.element_ty)
     tl.store(maxima_ptr + row * n_groups + o_g, b_max, mask=o_g < n_groups)
 
@@ -91,7 +91,7 @@ def _load_keys(
         o_c = b_group * GROUP + o_c % GROUP
     m_c = o_c < width
     b_bits = tl.load(bits_ptr + o_c, mask=m_c, other=0)
-    return o_c, _keys(b_bits, INF, TOP, KEY), m_c
+    return o_c, keys(b_bits, INF, TOP, KEY), m_c
 
 
 @triton.jit
@@ -152,11 +152,11 @@ def _select_kernel(
         equal += tl.sum(b_equal, axis=0)
 
 
-def _bits(tensor: Tensor) -> Tensor:
+def bits(tensor: Tensor) -> Tensor:
     return tensor.view(_INTEGER[tensor.dtype.itemsize])
 
 
-def _key_constants(dtype: torch.dtype) -> dict[str, object]:
+def key_constants(dtype: torch.dtype) -> dict[str, object]:
     return {
         "INF": _INF[dtype],
         "TOP": (1 << (8 * dtype.itemsize - 1)) - 1,
@@ -171,10 +171,10 @@ def group_maxima(pre: Tensor) -> Tensor:
     maxima = pre.new_empty(rows, n_groups)
     block = min(triton.next_power_of_2(n_groups), 4 * _BLOCK // GROUP)
     _group_max_kernel[(rows, triton.cdiv(n_groups, block))](
-        pre_ptr=_bits(pre),
-        maxima_ptr=_bits(maxima),
+        pre_ptr=bits(pre),
+        maxima_ptr=bits(maxima),
         d_sae=d_sae,
-        **_key_constants(pre.dtype),
+        **key_constants(pre.dtype),
         GROUP=GROUP,
         BLOCK=block,
     )
@@ -188,13 +188,13 @@ def _select(
     rows, width = pre.shape
     count = width if groups is None else k * GROUP
     _select_kernel[(rows,)](
-        bits_ptr=_bits(pre),
+        bits_ptr=bits(pre),
         groups_ptr=groups,
-        values_ptr=None if values is None else _bits(values),
+        values_ptr=None if values is None else bits(values),
         indices_ptr=indices,
         width=width,
         k=k,
-        **_key_constants(pre.dtype),
+        **key_constants(pre.dtype),
         DIGITS=pre.dtype.itemsize,
         GROUP=GROUP,
         BLOCK=min(triton.next_power_of_2(count), _BLOCK),

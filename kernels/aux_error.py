@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from sae_kernels import reference
 from sae_kernels._backend import resolve
-from sae_kernels._product import product
+from sae_kernels._product import less_matmul, matmul, product
 from sae_kernels.row_grads import RowGrads, RowPart, deferred
 
 # 4 MB of fp32 for each of the few [rows, n] of a chunk.
@@ -69,12 +69,12 @@ class _AuxError(torch.autograd.Function):
             centred = centred if b_dec is None else centred - b_dec
             acts = product(centred, encoder, bias).relu_()
             acts = _keep_largest_(acts if mask is None else acts.mul_(mask), k)
-            error = torch.addmm(residual[start : start + rows], acts, decoder, alpha=-1)
+            error = less_matmul(residual[start : start + rows], acts, decoder)
             total += error.to(wide).square().sum()
             if ctx.wanted:
-                d_acts = product(error, decoder, torch.zeros_like(bias)).mul_(acts > 0)
-                d_decoder += acts.t() @ error
-                d_encoder += d_acts.t() @ centred
+                d_acts = matmul(error, decoder.t()).mul_(acts > 0)
+                d_decoder += matmul(acts.t(), error)
+                d_encoder += matmul(d_acts.t(), centred)
                 d_bias += d_acts.sum(0)
         ctx.save_for_backward(W_enc, b_enc, W_dec, latents, d_encoder, d_decoder, d_bias)
         ctx.sinks = sinks

@@ -15,15 +15,13 @@ Not finite: NaN counts as the largest value and comes out as NaN, with gradient 
 
 from __future__ import annotations
 
-import importlib
-
 import torch
 from torch import Tensor
 
 from sae_kernels import reference
-from sae_kernels._backend import pair_sums, resolve
+from sae_kernels._backend import compaction, pair_sums, resolve
+from sae_kernels._encoder_grad import Selected
 from sae_kernels.codes import Codes
-from sae_kernels.encode_topk import _EncodeTopK
 from sae_kernels.row_grads import deferred
 from sae_kernels.transpose import Pairs
 
@@ -63,11 +61,11 @@ def encode_batch_topk(
         return reference.encode_batch_topk(x, W_enc, b_enc, k, b_dec)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         centred = x if b_dec is None else x - b_dec
-        compact = importlib.import_module(f"sae_kernels._{backend}_compact")
+        compact = compaction(backend)
         slots = compact.largest(centred, W_enc.t().contiguous(), b_enc, k * len(x))
         values = slots.pre.relu().to(x.dtype)
     pairs = Pairs(slots.indices, slots.offsets, d_sae)
     codes = Codes(values, slots.indices, d_sae, slots.offsets, _pairs=pairs)
     sums, sink = pair_sums(backend), deferred(W_enc)
-    codes.values = _EncodeTopK.apply(x, W_enc, b_enc, b_dec, centred, codes, sums, sink)
+    codes.values = Selected.apply(x, W_enc, b_enc, b_dec, centred, codes, sums, sink)
     return codes

@@ -17,7 +17,6 @@ Not finite: a NaN of h makes a slot and comes out as NaN, with gradient 0.
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae_kernels import reference
-from sae_kernels._backend import pair_sums, resolve
+from sae_kernels._backend import compaction, pair_sums, resolve
 from sae_kernels._encoder_grad import encoder_grad
 from sae_kernels.codes import Codes
 from sae_kernels.row_grads import RowGrads, deferred
@@ -108,7 +107,7 @@ def encode_gated(
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         wide = torch.promote_types(x.dtype, torch.float32)
         centred = x if b_dec is None else x - b_dec
-        compact = importlib.import_module(f"sae_kernels._{backend}_compact")
+        compact = compaction(backend)
         # pi_gate > 0 as h > -b_gate, which is the same in floating point: so h itself is kept.
         W_rows, no_bias = W_enc.t().contiguous(), torch.zeros_like(b_gate)
         slots = compact.above_floor(centred, W_rows, no_bias, -b_gate.to(wide), capacity)

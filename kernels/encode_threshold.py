@@ -17,7 +17,6 @@ Not finite: NaN is above every threshold and comes out as NaN, with gradient 0.
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 
 import torch
@@ -25,10 +24,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae_kernels import reference
-from sae_kernels._backend import pair_sums, resolve
-from sae_kernels._encoder_grad import encoder_grad
+from sae_kernels._backend import compaction, pair_sums, resolve
+from sae_kernels._encoder_grad import Selected, encoder_grad
 from sae_kernels.codes import Codes
-from sae_kernels.encode_topk import _EncodeTopK
 from sae_kernels.row_grads import RowGrads, deferred
 from sae_kernels.transpose import Pairs
 
@@ -82,14 +80,14 @@ def encode_threshold(
         wide = torch.promote_types(x.dtype, torch.float32)
         theta = 0.0 if threshold is None else threshold.to(wide).clamp(min=0)
         centred = x if b_dec is None else x - b_dec
-        compact = importlib.import_module(f"sae_kernels._{backend}_compact")
+        compact = compaction(backend)
         W_rows = W_enc.t().contiguous()
         slots = compact.above_floor(centred, W_rows, b_enc, theta, capacity)
         values = slots.pre.relu().to(x.dtype)
     pairs = Pairs(slots.indices, slots.offsets, d_sae)
     codes = Codes(values, slots.indices, d_sae, slots.offsets, slots.dropped, pairs)
     sums, sink = pair_sums(backend), deferred(W_enc)
-    codes.values = _EncodeTopK.apply(x, W_enc, b_enc, b_dec, centred, codes, sums, sink)
+    codes.values = Selected.apply(x, W_enc, b_enc, b_dec, centred, codes, sums, sink)
     return codes
 
 
@@ -170,7 +168,7 @@ def encode_jumprelu(
         wide = torch.promote_types(x.dtype, torch.float32)
         theta = threshold.to(wide).clamp(min=0)
         centred = x if b_dec is None else x - b_dec
-        compact = importlib.import_module(f"sae_kernels._{backend}_compact")
+        compact = compaction(backend)
         W_rows = W_enc.t().contiguous()
         floor = theta - bandwidth / 2
         slots = compact.above_floor(centred, W_rows, b_enc, floor, capacity)

@@ -17,18 +17,16 @@ Not finite: NaN counts as the largest value, as in torch.topk, and comes out as 
 from __future__ import annotations
 
 import math
-from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sae_kernels import reference
 from sae_kernels._backend import pair_sums, resolve
-from sae_kernels._encoder_grad import encoder_grad
+from sae_kernels._encoder_grad import Selected
 from sae_kernels._product import pre_acts_chunks
 from sae_kernels.codes import Codes
-from sae_kernels.row_grads import RowGrads, deferred
+from sae_kernels.row_grads import deferred
 from sae_kernels.transpose import Pairs
 
 
@@ -86,35 +84,6 @@ def _forward_torch(centred: Tensor, W_rows: Tensor, b_enc: Tensor, k: int) -> tu
     return values, indices
 
 
-class _EncodeTopK(torch.autograd.Function):
-    """Attaches the graph to codes that were already selected: the selection itself is constant."""
-
-    @staticmethod
-    def forward(
-        ctx,
-        x,
-        W_enc,
-        b_enc,
-        b_dec,
-        centred: Tensor,
-        codes: Codes,
-        sums: ModuleType,
-        sink: RowGrads | None,
-    ) -> Tensor:
-        ctx.save_for_backward(centred, W_enc, codes.values)
-        ctx.pairs, ctx.sums, ctx.sink = codes.by_latent(), sums, sink
-        return codes.values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        centred, W_enc, values = ctx.saved_tensors
-        g = torch.where(values > 0, grad, 0).flatten()
-        needs = ctx.needs_input_grad[:4]
-        grads = encoder_grad(g, centred, W_enc, ctx.pairs, ctx.sums, ctx.sink, needs)
-        return *grads, None, None, None, None
-
-
 def encode_topk(
     x: Tensor,
     W_enc: Tensor,
@@ -156,5 +125,5 @@ def encode_topk(
     pairs = Pairs(indices, None, d_sae)
     codes = Codes(values, indices, d_sae, _pairs=pairs)
     sums, sink = pair_sums(backend), deferred(W_enc)
-    values = _EncodeTopK.apply(x, W_enc, b_enc, b_dec, centred, codes, sums, sink)
+    values = Selected.apply(x, W_enc, b_enc, b_dec, centred, codes, sums, sink)
     return Codes(values, indices, d_sae, _pairs=pairs)

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_encode_threshold import (
-    NAMES,
+from torch import Tensor
+
+from encoder_cases import (
     TRITON_ONLY,
     assert_well_formed,
     chunks_of,
@@ -12,8 +13,6 @@ from test_encode_threshold import (
     gradients,
     problem,
 )
-from torch import Tensor
-
 from kernel_cases import (
     DTYPES,
     assert_as_good,
@@ -31,6 +30,8 @@ from sae_kernels.codes import Codes
 from sae_kernels.encode_batch_topk import encode_batch_topk
 from sae_kernels.encode_threshold import encode_threshold
 from sae_kernels.row_grads import RowGrads
+
+NAMES = ["x", "W_enc", "b_enc", "b_dec"]
 
 
 def of_pre(pre: Tensor, k: int, backend: str, rows: int, monkeypatch) -> Codes:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_encode_threshold import (
+from torch import Tensor
+
+from encoder_cases import (
     TRITON_ONLY,
     assert_well_formed,
     chunks_of,
@@ -12,8 +14,6 @@ from test_encode_threshold import (
     integers,
     problem,
 )
-from torch import Tensor
-
 from kernel_cases import (
     assert_as_good,
     device,
