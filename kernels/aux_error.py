@@ -23,8 +23,8 @@ from sae_kernels._backend import resolve
 from sae_kernels._product import less_matmul, matmul, product
 from sae_kernels.row_grads import RowGrads, RowPart, deferred
 
-# 4 MB of fp32 for each of the few [rows, n] of a chunk.
-CHUNK_ELEMENTS = 2**20
+# 1 MB of fp32 for each of the ten or so [rows, n] of a chunk: as fast as 4 MB, and 30 MB less.
+CHUNK_ELEMENTS = 2**18
 CHUNK_MIN_ROWS = 160
 
 
