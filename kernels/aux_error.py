@@ -23,8 +23,9 @@ from sae_kernels._backend import resolve
 from sae_kernels._product import less_matmul, matmul, product
 from sae_kernels.row_grads import RowGrads, RowPart, deferred
 
-# 1 MB of fp32 for each of the ten or so [rows, n] of a chunk: as fast as 4 MB, and 30 MB less.
-CHUNK_ELEMENTS = 2**18
+# 1 MB of fp32 on CPU for each of the ten or so [rows, n] of a chunk: as fast as 4 MB, and 30 MB
+# less. A GPU wants larger products.
+CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 CHUNK_MIN_ROWS = 160
 
 
@@ -63,7 +64,7 @@ class _AuxError(torch.autograd.Function):
         )
         total = torch.zeros((), dtype=wide, device=x.device)
         ctx.wanted = any(ctx.needs_input_grad[:4])
-        rows = max(CHUNK_ELEMENTS // max(len(latents), 1), CHUNK_MIN_ROWS)
+        rows = max(CHUNK_ELEMENTS[x.device.type] // max(len(latents), 1), CHUNK_MIN_ROWS)
         for start in range(0, len(x), rows):
             centred = x[start : start + rows]
             centred = centred if b_dec is None else centred - b_dec

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import lightning as L
 
@@ -20,6 +23,7 @@ class ActivationDataModule(L.LightningDataModule):
             far apart two activations of one batch can come from, and what is held in memory.
         held_out_tokens: how many held-out activations to judge by.
         seed: of the shuffling; set by `--seed`.
+        steps_per_call: batches that Lightning hands over at a time; set by the trainer's.
     """
 
     def __init__(
@@ -29,6 +33,7 @@ class ActivationDataModule(L.LightningDataModule):
         block_batches: int = 32,
         held_out_tokens: int = 16384,
         seed: int = 0,
+        steps_per_call: int = 1,
     ) -> None:
         super().__init__()
         settings = {
@@ -42,6 +47,7 @@ class ActivationDataModule(L.LightningDataModule):
         self.source = source
         self.batch_size, self.block_batches = batch_size, block_batches
         self.held_out_tokens, self.seed = held_out_tokens, seed
+        self.steps_per_call = steps_per_call
         self._ready = False
 
     def setup(self, stage: str) -> None:
@@ -61,13 +67,40 @@ class ActivationDataModule(L.LightningDataModule):
         )
         self._ready = True
 
-    def train_dataloader(self) -> Stream:
-        return self.stream
+    def train_dataloader(self) -> Calls:
+        return Calls(self.stream, self.steps_per_call)
 
     def val_dataloader(self) -> HeldOut:
         if not hasattr(self, "held_out"):
             self.held_out = HeldOut(self.source, self.held_out_tokens, self.batch_size, self.seed)
         return self.held_out
+
+
+class Calls:
+    """The batches of a stream in lists of `size`, the last one shorter where it does not divide."""
+
+    def __init__(self, stream: Stream, size: int) -> None:
+        self.stream, self.size = stream, size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.stream) / self.size)
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        batches = iter(self.stream)
+        while some := list(itertools.islice(batches, self.size)):
+            yield some
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.stream.state_dict(), "steps_per_call": self.size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises UserError for another `steps_per_call`: Lightning's counters count calls."""
+        if state["steps_per_call"] != self.size:
+            raise UserError(
+                f"trainer.steps_per_call={self.size} differs from {state['steps_per_call']} of the "
+                "run to resume; resume with the same"
+            )
+        self.stream.load_state_dict(state)
 
 
 class HeldOut:

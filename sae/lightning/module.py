@@ -87,14 +87,16 @@ class SAEModule(L.LightningModule):
             self.learner.initialise(block.to(self.device).acts)
         self._step = GraphedStep(self.learner) if self.cuda_graph else self.learner.step
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch.acts, backward=self.manual_backward, update=self.optimizers().step)
-        now = time.perf_counter()
-        self.seconds, self._clock = self.seconds + now - self._clock, now
-        # Counted in the learner's own steps: Lightning's global_step has moved already.
-        step = self.learner.steps
-        if step % self.trainer.log_every_n_steps == 0 or step == self.trainer.max_steps:
-            self._log()
+    def training_step(self, batches: list[Batch], batch_idx: int) -> None:
+        update = self.optimizers().step
+        for batch in batches:
+            self._step(batch.acts, update=update)
+            now = time.perf_counter()
+            self.seconds, self._clock = self.seconds + now - self._clock, now
+            # Counted in the learner's own steps: Lightning's global_step has moved already.
+            step = self.learner.steps
+            if step % self.trainer.log_every_n_steps == 0 or step == self.trainer.max_steps:
+                self._log()
 
     def _log(self) -> None:
         """One row of metrics; the only place in training that reads numbers off the device."""

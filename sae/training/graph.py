@@ -46,13 +46,12 @@ class GraphedStep:
         self,
         acts: dict[str, Tensor],
         *,
-        backward: Callable[[Tensor], None] = torch.Tensor.backward,
         update: Callable[[], Any] | None = None,
     ) -> None:
         """As `Learner.step`."""
         learner = self.learner
         if learner.steps < self.WARM_UP or not learner.optimizer.state:
-            self._on_own_stream(lambda: learner.step(acts, backward=backward, update=update))
+            self._on_own_stream(lambda: learner.step(acts, update=update))
             return
         shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in acts.items())
         key = (shapes, len(learner.dead.silent))
@@ -79,7 +78,7 @@ class GraphedStep:
         torch.cuda.synchronize()
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=self.stream):
-            self.learner.on_device(self.acts, torch.Tensor.backward, self.learner.optimizer.apply)
+            self.learner.on_device(self.acts, self.learner.optimizer.apply)
 
     def _on_own_stream(self, call: Callable[[], None]) -> None:
         # Autograd's accumulation into leaves remembers the stream of its first use.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sae.autoencoder import SAE
 from sae.autoencoder.init import geometric_median
-from sae.autoencoder.objective import AuxK, Forward, Term
+from sae.autoencoder.objective import AuxK, Forward, Term, spread
 from sae.errors import UserError
 from sae.training.dead import DeadLatents
 from sae.training.meter import Meter
@@ -143,7 +143,7 @@ class Learner(nn.Module):
             codes=codes,
             residual=residual,
             squared_error=squared_error,
-            variance=(target - target.mean(0)).square().sum(),
+            variance=spread(target),
             silent=self.dead.silent,
             is_dead=self.dead.is_dead(),
         )
@@ -154,16 +154,15 @@ class Learner(nn.Module):
         self,
         acts: dict[str, Tensor],
         *,
-        backward: Callable[[Tensor], None] = torch.Tensor.backward,
         update: Callable[[], Any] | None = None,
     ) -> None:
         """Learn from one batch {hook: [batch, width]}. Never waits for the device, save where
         `DeadLatents` draws up its list.
 
-        `backward` and `update` let a trainer put its own calls in place of the plain ones.
+        `update` lets a trainer put its own call in place of the optimiser's.
         """
         self.set_rate()
-        self.on_device(acts, backward, update or self.optimizer.step)
+        self.on_device(acts, update or self.optimizer.step)
         self.on_host(len(next(iter(acts.values()))))
 
     def set_rate(self) -> None:
@@ -173,15 +172,10 @@ class Learner(nn.Module):
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * factor
 
-    def on_device(
-        self,
-        acts: dict[str, Tensor],
-        backward: Callable[[Tensor], None],
-        update: Callable[[], Any],
-    ) -> None:
+    def on_device(self, acts: dict[str, Tensor], update: Callable[[], Any]) -> None:
         """What a step does with tensors: all of it can be recorded as one CUDA graph."""
         forward, loss = self.forward(acts)
-        backward(loss)
+        loss.backward()
         update()
         self.optimizer.zero_grad(set_to_none=True)
         self.dead.count(forward.codes)

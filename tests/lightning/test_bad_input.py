@@ -32,6 +32,12 @@ CASES = {
     "no-hook": (["--data.source.hooks", "[layers.9]"], "layers.2"),
     "no-usable-token": (["--data.source.text.paths", "[special.txt]"], "no usable token"),
     "context-too-long": (["--data.source.context_size", "4096"], "context_size=4096"),
+    "calls-of-no-step": (["--trainer.steps_per_call", "0"], "trainer.steps_per_call=0"),
+    "calls-across-a-log": (
+        ["--trainer.steps_per_call", "3", "--checkpoint_every", "12"],
+        "trainer.log_every_n_steps=4",
+    ),
+    "no-gpu-to-record-for": (["--model.cuda_graph", "true"], "model.cuda_graph=true"),
     "site-elsewhere": (["--model.site", "Autoencode", "--model.site.hook", "x"], "layers.1"),
 }
 
@@ -69,6 +75,8 @@ def test_damaged_checkpoints(stopped, config, capsys):
     error = fails(capsys, "--config", config)
     assert "runs/tiny holds an unfinished run at step 20" in error and "--resume runs/tiny" in error
 
+    twos = ["--trainer.steps_per_call", "2", "--checkpoint_every", "14"]
+    assert "steps_per_call=2 differs from 1" in fails(capsys, "--resume", "runs/tiny", *twos)
     error = fails(capsys, "--resume", "runs/tiny", "--model.sae.d_sae", "128")
     assert "W_enc" in error and "[16, 256]" in error and "[16, 128]" in error
 

@@ -161,6 +161,14 @@ def test_killed_and_resumed_is_the_run_that_was_never_stopped(
     assert_same_run(tmp_path / "runs/tiny", uninterrupted)
 
 
+def test_steps_handed_over_in_twos_are_the_same_run(tmp_path, config, uninterrupted):
+    twos = ("--trainer.steps_per_call", "2", "--checkpoint_every", "14")
+    code, _ = stop_at(tmp_path, 37, signal.SIGKILL, "fit", "--config", config, *twos)
+    assert code == -signal.SIGKILL
+    run(tmp_path, "fit", "--resume", "runs/tiny")
+    assert_same_run(tmp_path / "runs/tiny", uninterrupted)
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, config, uninterrupted):
     code, error = stop_at(tmp_path, 24, signal.SIGINT, "fit", "--config", config)
     assert code == 130, error

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae.autoencoder.objective.base import Forward, Term
+from sae.autoencoder.objective.base import Forward, Term, spread
 from sae.errors import UserError
 from sae_kernels.aux_error import aux_error
 
@@ -43,7 +43,7 @@ class AuxK(Term):
             forward.x, residual, sae.W_enc, sae.b_enc, sae.W_dec, silent, k_aux,
             b_dec=sae.b_dec, mask=is_dead,
         )  # fmt: skip
-        spread = (residual - residual.mean(0)).square().sum()
-        share = (is_dead.sum().to(spread.dtype) / k_aux).clamp(max=1)
+        variance = spread(residual)
+        share = (is_dead.sum().to(variance.dtype) / k_aux).clamp(max=1)
         # No residual at all means nothing to learn, not a division by zero.
-        return share * missed / spread.clamp_min(torch.finfo(spread.dtype).tiny)
+        return share * missed / variance.clamp_min(torch.finfo(variance.dtype).tiny)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from sae.autoencoder.family import Family
@@ -45,6 +46,13 @@ class Forward:
     def x_hat(self) -> Tensor:
         """The prediction [batch, d_out], a constant."""
         return self.target - self.residual
+
+
+def spread(x: Tensor) -> Tensor:
+    """sum |x - mean(x)|^2 over the rows of x [batch, width]: 0-d, at least fp32."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    # Norms of rows first: one norm of everything keeps few running sums, and is off by 1e-5.
+    return torch.linalg.vector_norm(x - x.mean(0), dim=1, dtype=wide).square().sum()
 
 
 class Term(Family, ABC, family="model.objective"):
