@@ -37,20 +37,15 @@ def draw(file: Path) -> Path:
         raise UserError(f"{file} has no TopK steps; run python -m benchmarks.run --step")
     shapes = list(dict.fromkeys(row.shape for row in rows))
     columns = [
-        (
-            "times_product",
-            "ms_p50",
-            "time of a step, in bare products `torch.mm(x, W_enc)`",
-            "{:.2f}",
-        ),
-        ("peak_mib", "peak_mib", "peak memory of a step, MiB", "{:.0f}"),
+        ("times_product", "time of a TopK step, in bare products torch.mm(x, W_enc)", "{:.2f}"),
+        ("peak_mib", "its peak memory, parameters and optimiser included, MiB", "{:.0f}"),
     ]
     height = 0.32 * len(rows) + 0.7 * len(shapes) + 0.8
     figure, panels = plt.subplots(1, 2, figsize=(11, height), layout="constrained")
-    for panel, (column, _, title, form) in zip(panels, columns, strict=True):
+    for panel, (column, title, form) in zip(panels, columns, strict=True):
         at, ticks, names = 0.0, [], []
         for shape in shapes:
-            some = sorted((r for r in rows if r.shape == shape), key=lambda r: r.ms_p50)
+            some = sorted((r for r in rows if r.shape == shape), key=lambda r: r.times_product)
             d_in, d_sae, k, batch = shape
             panel.text(
                 0,
@@ -72,7 +67,8 @@ def draw(file: Path) -> Path:
                 names.append(row.provider)
             at -= 1.6
         panel.set_yticks(ticks, names, fontsize=8)
-        panel.set_title(title, fontsize=10, loc="left")
+        panel.set_ylim(at + 0.9, 0.9)
+        panel.set_title(title, fontsize=10, loc="left", pad=10)
         panel.set_xlim(0, 1.12 * max(float(getattr(r, column) or 0) for r in rows))
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.tick_params(axis="y", length=0)

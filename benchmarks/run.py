@@ -36,7 +36,7 @@ SHAPES = {
     "cpu": ("288,4608,32,2048", "512,8192,32,4096", "768,24576,32,2048"),
     "cuda": ("768,24576,32,8192", "2304,65536,64,8192", "4096,131072,64,8192"),
 }
-GPU_TESTS = "test_kernels_on_gpu"
+GPU_TESTS = ("test_kernels_on_gpu", "test_step_on_gpu")
 STEP_TESTS = ("tests/kernels/test_step.py", "tests/kernels/test_row_grads.py", "tests/training")
 
 
@@ -89,7 +89,10 @@ def main(argv: list[str]) -> None:
     args = arguments(argv)
     torch.set_num_threads(args.threads)
     rows = step_rows(args) if args.step else op_rows(args)
-    command = record.command("benchmarks.run", argv)
+    # With --tested it is benchmarks/gpu.sh that calls, and that is what makes the rows again.
+    command = "OUT=folder benchmarks/gpu.sh"
+    if args.tested is None:
+        command = record.command("benchmarks.run", argv)
     done: list[speed.Row] = []
     for values in rows:
         done.append(_row(args, command, values))
@@ -158,7 +161,7 @@ def red(args: argparse.Namespace, op: str, tests: tuple[str, ...]) -> str:
     mine = [
         case
         for case in cases
-        if op == "step" or case.get("classname", "").rsplit(".", 1)[-1] in (*files, GPU_TESTS)
+        if op == "step" or case.get("classname", "").rsplit(".", 1)[-1] in (*files, *GPU_TESTS)
     ]
     bad = [
         c.get("name", "")

@@ -27,9 +27,16 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 # (batch, d_in, d_sae, k): one of everything, primes, k = 1, k = d_sae, widths that no block
 # divides. The interpreter takes about 2 ms a program, and there is one for every token and every
 # latent.
-SHAPES = [(1, 1, 1, 1), (37, 50, 777, 13), (5, 63, 37, 37), (63, 37, 1001, 1), (50, 1, 50, 5)]
+SHAPES = [
+    (1, 1, 1, 1),
+    (37, 50, 777, 13),
+    (5, 63, 37, 37),
+    (63, 37, 1000, 1),
+    (50, 1, 50, 5),
+    (3, 1000, 101, 32),
+]
 if TRITON and not CUDA:
-    SHAPES = [(1, 1, 1, 1), (7, 50, 63, 13), (5, 63, 37, 37), (9, 37, 101, 1), (10, 1, 50, 5)]
+    SHAPES[1], SHAPES[3], SHAPES[4] = (7, 50, 63, 13), (9, 37, 101, 1), (10, 1, 50, 5)
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
