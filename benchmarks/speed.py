@@ -97,8 +97,8 @@ def write(folder: Path, name: str, rows: list[Row]) -> Path:
     """Add `rows` to `<name>.csv`, and write `<name>.md` and `<name>.json` anew from all of it."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.csv"
-    new = {row.key for row in rows}
-    rows = [row for row in read(file) if row.key not in new] + rows
+    latest = {row.key: row for row in [*read(file), *rows]}  # each keeps its place
+    rows = sorted(latest.values(), key=lambda row: row.shape)
     lines = [",".join(f.name for f in fields(Row))]
     lines += [",".join(_cell(value) for value in asdict(row).values()) for row in rows]
     write_text(file, "\n".join(lines) + "\n")
