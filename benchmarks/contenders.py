@@ -112,5 +112,4 @@ class Ours(Contender):
         self.learner.step(self._named(acts))
 
     def judge(self, acts: Tensor) -> tuple[Tensor, Tensor, Codes]:
-        forward, _ = self.learner(self._named(acts))
-        return forward.target, forward.x_hat, forward.codes
+        return self.learner.predict(self._named(acts))

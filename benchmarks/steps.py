@@ -93,7 +93,7 @@ class OursTopK(Step):
             dead_after=10**9,
             refresh_steps=10**9,
         ).to(self.device)
-        self.learner.scale = 1.0
+        self.learner.scale = {"x": 1.0}
         self.dead = torch.arange(int(DEAD_SHARE * shape.d_sae), device=self.device)
 
     def prepare(self) -> None:

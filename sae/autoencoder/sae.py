@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +10,38 @@ import torch
 from torch import Tensor, nn
 
 from sae.autoencoder import io
+from sae.autoencoder.groups import joined
 from sae.autoencoder.init import unit_rows
 from sae.autoencoder.sites import Autoencode, Site
-from sae.autoencoder.sparsity import Sparsity
+from sae.autoencoder.sparsity import Encoded, Sparsity
+from sae.autoencoder.weights import Weights
 from sae.errors import UserError
 from sae_kernels.codes import Codes
 from sae_kernels.decode import decode
-from sae_kernels.decode_error import decode_error
 
 
 class SAE(nn.Module):
-    """x -> codes -> x_hat, with few latents active.
+    """x -> codes -> y_hat, with few latents active; y is x itself unless the site says otherwise.
 
     `W_enc` [d_in, d_sae] is stored latent by latent (its transpose is contiguous), so one latent's
     encoder and decoder weights are each one run of memory for the kernels and the optimiser.
-    At the start W_enc is the transpose of W_dec, whose rows have norm 1, and the biases are zero.
+    At the start the rows of W_dec [d_sae, d_out] have norm 1, W_enc is its transpose where x is
+    what is predicted and has columns of norm 1 elsewhere, and the biases are zero. A site with a
+    skip has `W_skip` [d_in, d_out], a sparsity rule may have parameters of its own.
 
     Args:
-        d_in: width of the activations read.
+        d_in: width of the activations that one latent reads.
         sparsity: which latents fire; holds `d_sae`.
         site: what is read and what is predicted.
+        d_out: width of what is predicted; d_in when left out.
         seed: of the starting directions.
         metadata: what is worth knowing later (model, hook, ...); JSON values only; saved along.
+
+    Attributes:
+        unit_norm: whether training holds the rows of W_dec at norm 1.
     """
+
+    unit_norm = True
 
     def __init__(
         self,
@@ -39,61 +49,164 @@ class SAE(nn.Module):
         sparsity: Sparsity,
         *,
         site: Site | None = None,
+        d_out: int | None = None,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.d_in, self.d_sae = d_in, sparsity.d_sae
+        self.d_out = d_in if d_out is None else d_out
         self.sparsity = sparsity
         self.site = site or Autoencode()
         self.metadata = dict(metadata or {})
-        directions = unit_rows(self.d_sae, d_in, seed=seed, dtype=dtype)
-        self.W_enc = nn.Parameter(directions.clone().t())
+        reads = unit_rows(self.d_sae, d_in, seed=seed, dtype=dtype)
+        tied = self.site.reads == self.site.predicts
+        writes = reads if tied else unit_rows(self.d_sae, self.d_out, seed=seed + 1, dtype=dtype)
+        self.W_enc = nn.Parameter(reads.clone().t())
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae, dtype=dtype))
-        self.W_dec = nn.Parameter(directions)
-        self.b_dec = nn.Parameter(torch.zeros(d_in, dtype=dtype))
+        self.W_dec = nn.Parameter(writes)
+        self.b_dec = nn.Parameter(torch.zeros(self.d_out, dtype=dtype))
+        if self.site.skip:
+            self.W_skip = nn.Parameter(torch.zeros(d_in, self.d_out, dtype=dtype))
+        for name, own in sparsity.own().items():
+            shape = (self.d_sae,) if own.per_latent else ()
+            wide = torch.promote_types(dtype, torch.float32) if own.wide else dtype
+            start = torch.full(shape, own.start, dtype=wide)
+            if own.learns:
+                self.register_parameter(name, nn.Parameter(start))
+            else:
+                self.register_buffer(name, start)
+        self.restrict()
+
+    def weights(self) -> Weights:
+        """What the sparsity rule encodes with."""
+        pre_bias = self.b_dec if self.site.reads == self.site.predicts else None
+        own = {name: getattr(self, name) for name in self.sparsity.own()}
+        return Weights(self.W_enc, self.b_enc, self.W_dec, pre_bias, own)
 
     def encode(self, x: Tensor, *, backend: str = "auto") -> Codes:
-        """Codes of `x` [batch, d_in]. Raises UserError when the width is another."""
-        if x.dim() != 2 or x.shape[1] != self.d_in:
-            where = f" at {', '.join(self.site.hooks)}" if self.site.hooks else ""
+        """Codes of `x` [batch, d_in]; the hooks of a site side by side, as `site.pair` gives them.
+
+        Raises UserError when the width is another.
+        """
+        x = self._checked(x)
+        if self.site.groups == 1:
+            return self.sparsity.encode(x, self.weights(), backend=backend)
+        rule = self.sparsity.part(self.site.groups)
+        parts = [Encoded(rule.encode(*some, backend=backend)) for some in self._by_group(x)]
+        return joined(parts).codes
+
+    def encode_training(self, x: Tensor, *, backend: str = "auto") -> Encoded:
+        """As `encode`, by the rule that holds in training, with what penalties need."""
+        x = self._checked(x)
+        if self.site.groups == 1:
+            return self.sparsity.encode_training(x, self.weights(), backend=backend)
+        rule = self.sparsity.part(self.site.groups)
+        return joined([rule.encode_training(*some, backend=backend) for some in self._by_group(x)])
+
+    @torch.no_grad()
+    def observe(self, encoded: Encoded) -> None:
+        """What the rule changes itself after a step of training."""
+        for part, some in zip(encoded.parts or [encoded], self.groups(), strict=True):
+            self.sparsity.observe(part, self.weights().latents(some))
+
+    def decoder_norms(self) -> Tensor:
+        """[d_sae]: norm of each latent's row of W_dec; several hooks' norms are added."""
+        widths = [self.site.widths[hook] for hook in self.site.predicts if self.site.widths]
+        return sum(part.norm(dim=1) for part in self.W_dec.split(widths or [self.d_out], dim=1))
+
+    def _checked(self, x: Tensor) -> Tensor:
+        width = self.d_in * self.site.groups
+        if x.dim() != 2 or x.shape[1] != width:
+            where = f" at {', '.join(self.site.reads)}" if self.site.reads else ""
             raise UserError(
                 f"activations of shape {tuple(x.shape)} do not fit: this SAE reads "
-                f"[batch, {self.d_in}]{where}"
+                f"[batch, {width}]{where}"
             )
-        return self.sparsity.encode(x.to(self.b_dec.dtype), self, backend=backend)
+        return x.to(self.b_dec.dtype)
 
-    def decode(self, codes: Codes, *, backend: str = "auto") -> Tensor:
-        """The prediction [batch, d_in] that `codes` stand for."""
-        return decode(codes, self.W_dec, self.b_dec, backend=backend)
+    def groups(self) -> list[slice]:
+        """The latents of each group; all of them where there is one."""
+        size = self.d_sae // self.site.groups
+        return [slice(at, at + size) for at in range(0, size * self.site.groups, size)]
 
-    def decode_error(
-        self, codes: Codes, target: Tensor, *, backend: str = "auto"
-    ) -> tuple[Tensor, Tensor]:
-        """target [batch, d_in] less the prediction, a constant, and the sum of its squares."""
-        return decode_error(codes, self.W_dec, self.b_dec, target, backend=backend)
+    def _by_group(self, x: Tensor) -> list[tuple[Tensor, Weights]]:
+        weights = self.weights()
+        read = x.split(self.d_in, dim=1)
+        return [(x, weights.latents(g)) for x, g in zip(read, self.groups(), strict=True)]
+
+    @torch.no_grad()
+    def restrict(self) -> None:
+        """Take back what groups of latents must not write: an earlier prediction than their own."""
+        groups = self.site.groups
+        if groups == 1:
+            return
+        for number, some in enumerate(self.groups()):
+            self.W_dec[some, : number * self.d_out // groups] = 0
+        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
+
+    def decode(self, codes: Codes, x: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+        """The prediction [batch, d_out] that `codes` stand for; a site with a skip needs x too."""
+        y_hat = decode(codes, self.W_dec, self.b_dec, backend=backend)
+        return y_hat + self.skip(x) if self.site.skip else y_hat
+
+    def skip(self, x: Tensor) -> Tensor:
+        """What is predicted past the codes: [batch, d_out]."""
+        return x.to(self.W_skip.dtype) @ self.W_skip
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), x)
 
-    def folded(self, scale: float) -> SAE:
-        """A copy for raw activations, of this SAE, which was trained on `scale` times them."""
+    @torch.no_grad()
+    def folded(self, scale: Mapping[str, float] | float) -> SAE:
+        """A copy for raw activations, of this SAE, which was trained on `scale` times them.
+
+        Args:
+            scale: one factor, or one for every hook.
+
+        The same latents fire. Codes and thresholds are divided by the scale of what is read, where
+        that is one; decoder rows keep their norm where what is predicted has the same.
+        """
         copy = SAE(
             self.d_in,
             self.sparsity,
             site=self.site,
+            d_out=self.d_out,
             dtype=self.b_dec.dtype,
             metadata={**self.metadata, "activation_scale": scale},
         ).to(self.b_dec.device)
         copy.load_state_dict(self.state_dict())
-        self.sparsity.fold(copy, scale)
+        reads, predicts = self._factors(scale)
+        # Every rule is homogeneous: with x divided by `unit`, and whatever is added to or compared
+        # with pre-activations too, codes come out divided by it.
+        unit = reads[0] if bool((reads == reads[0]).all()) else reads.new_ones(())
+        for some, read in zip(self.groups(), reads.split(self.d_in), strict=True):
+            copy.W_enc[:, some] *= (read / unit)[:, None].to(copy.W_enc)
+        copy.W_dec *= (unit / predicts).to(copy.W_dec)
+        copy.b_enc /= unit.to(copy.b_enc)
+        copy.b_dec /= predicts.to(copy.b_dec)
+        for name, own in self.sparsity.own().items():
+            if own.power:
+                tensor = getattr(copy, name)
+                tensor /= unit.to(tensor)
+        if self.site.skip:
+            copy.W_skip *= (reads[:, None] / predicts).to(copy.W_skip)
         return copy
+
+    def _factors(self, scale: Mapping[str, float] | float) -> tuple[Tensor, Tensor]:
+        """The scale of every column of x and of y, float64."""
+        if isinstance(scale, Mapping):
+            reads, predicts = self.site.factors(scale)
+            return reads.to(self.b_dec.device), predicts.to(self.b_dec.device)
+        one = self.b_dec.new_tensor(scale, dtype=torch.float64)
+        return one.expand(self.d_in * self.site.groups), one.expand(self.d_out)
 
     def save(self, folder: str | Path) -> None:
         """Write `sae.safetensors` and `sae.json` to `folder`, all or nothing."""
         config = {
             "d_in": self.d_in,
+            "d_out": self.d_out,
             "sparsity": self.sparsity.to_dict(),
             "site": self.site.to_dict(),
             "dtype": str(self.b_dec.dtype).removeprefix("torch."),
@@ -110,6 +223,7 @@ class SAE(nn.Module):
                 config["d_in"],
                 Sparsity.from_dict(config["sparsity"]),
                 site=Site.from_dict(config["site"]),
+                d_out=config.get("d_out"),
                 dtype=getattr(torch, config["dtype"]),
                 metadata=config["metadata"],
             )

@@ -66,7 +66,7 @@ class SAEModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         widths = self.trainer.datamodule.source.widths
         site = self.site.bind(widths)
-        sae = SAE(widths[site.hooks[0]], self.sparsity, site=site, seed=self.seed)
+        sae = SAE(site.d_in, self.sparsity, site=site, d_out=site.d_out, seed=self.seed)
         self.learner = Learner(
             sae,
             self.objective,
@@ -120,13 +120,13 @@ class SAEModule(L.LightningModule):
             logger.save()
 
     def on_validation_epoch_start(self) -> None:
-        self._held_out = HeldOutFVU(self.learner.sae.d_in, self.device)
+        self._held_out = HeldOutFVU(self.learner.sae.d_out, self.device)
         self._firing = Firing(self.learner.sae.d_sae, self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        forward, _ = self.learner(batch.acts)
-        self._held_out.update(forward.target, forward.x_hat)
-        self._firing.update(forward.codes)
+        y, y_hat, codes = self.learner.predict(batch.acts)
+        self._held_out.update(y, y_hat)
+        self._firing.update(codes)
 
     def on_validation_epoch_end(self) -> None:
         self._clock = time.perf_counter()  # time spent on held-out text is not training time

@@ -52,16 +52,16 @@ def evaluate(
     """
     site, device = sae.site.bind(source.widths), sae.W_dec.device
     firing = firing or Firing(sae.d_sae, device)
-    fvu, cosine, shrinkage = FVU(sae.d_in, device), Cosine(device), Shrinkage(device)
+    fvu, cosine, shrinkage = FVU(sae.d_out, device), Cosine(device), Shrinkage(device)
     tokens = 0
     for index in range(-(-max_tokens // _BLOCK)):
         block = source.block("held_out", index, min(_BLOCK, max_tokens), seed)
         block = block.rows(slice(0, max_tokens - tokens))
         if len(block) == 0:
             break
-        x, y = (acts.to(device) for acts in site.pair(block.acts))
+        x, y = site.pair({hook: block.acts[hook].to(device) for hook in site.hooks})
         codes = sae.encode(x)
-        y_hat = sae.decode(codes)
+        y_hat = sae.decode(codes, x)
         firing.update(codes)
         for metric in (fvu, cosine, shrinkage):
             metric.update(y, y_hat)

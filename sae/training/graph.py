@@ -20,7 +20,8 @@ class GraphedStep:
     """`Learner.step` for a batch size that does not change; the same numbers, bit by bit.
 
     The first steps run as usual, for kernels are tuned and moments made then; they are real steps.
-    The step is recorded anew when the list of dead latents changes its length.
+    The step is recorded anew when the list of dead latents changes its length, or a schedule what
+    is computed (k, the exponent of a penalty).
 
     Args:
         learner: on a CUDA device. Raises UserError on any other.
@@ -54,7 +55,8 @@ class GraphedStep:
             self._on_own_stream(lambda: learner.step(acts, update=update))
             return
         shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in acts.items())
-        key = (shapes, len(learner.dead.silent))
+        learner.set_rate()
+        key = (shapes, len(learner.dead.silent), *learner.schedule())
         if key != self.recorded:
             self.acts = {name: t.clone() for name, t in acts.items()}
             self.silent = learner.dead.silent.clone()
@@ -62,7 +64,6 @@ class GraphedStep:
             self.acts[name].copy_(tensor)
         self.silent.copy_(learner.dead.silent)
         learner.dead.silent = self.silent
-        learner.set_rate()
         if key != self.recorded:
             self._record()
             self.recorded = key

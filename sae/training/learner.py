@@ -4,67 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sae.autoencoder import SAE
 from sae.autoencoder.init import geometric_median
-from sae.autoencoder.objective import AuxK, Forward, Term, spread
+from sae.autoencoder.objective import AuxK, Forward, Penalty, Term, spread
 from sae.errors import UserError
+from sae.training.config import OptimConfig
+from sae.training.controller import L0Controller
 from sae.training.dead import DeadLatents
 from sae.training.meter import Meter
 from sae.training.optim import RowAdam
 from sae.training.schedule import warmup_decay
+from sae_kernels.codes import Codes
+from sae_kernels.decode_error import decode_error
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """Adam and its schedule.
+def check_objective(sae: SAE, objective: Sequence[Term]) -> None:
+    """Raises UserError for terms that do not go with `sae`, or with each other."""
+    for term in objective:
+        term.check(sae)
+    rule, penalties = type(sae.sparsity).__name__, [t for t in objective if t.penalty]
+    if sae.sparsity.penalised and not penalties:
+        raise UserError(
+            f"model.objective has no penalty, and nothing else keeps {rule} sparse; add L1, or L0"
+        )
+    steered(objective)
 
-    Args:
-        lr: learning rate; left out, `lr_scale / sqrt(d_sae / 2**14)`.
-        lr_scale: the learning rate of an SAE of 16,384 latents (2e-4 in Gao et al. 2024).
-        betas: decay rates of Adam's two moments.
-        eps: added to Adam's denominator.
-        moments: dtype in which Adam keeps its moments; bfloat16 takes half the memory.
-        clip_norm: the most that the norm of the gradient may be, over all parameters; none when
-            left out.
-        warmup: share of the run over which the learning rate rises.
-        decay: share of the run, at its end, over which it falls to zero.
-    """
 
-    lr: float | None = None
-    lr_scale: float = 2e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    moments: Literal["float32", "bfloat16"] = "float32"
-    clip_norm: float | None = None
-    warmup: float = 0.05
-    decay: float = 0.2
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "lr_scale", "eps", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise UserError(f"model.optim.{name}={value} must be a positive number")
-        for name in ("warmup", "decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(
-                    f"model.optim.{name}={getattr(self, name)} is a share of the run: from 0 to 1"
-                )
-
-    def learning_rate(self, d_sae: int) -> float:
-        return self.lr if self.lr is not None else self.lr_scale / math.sqrt(d_sae / 2**14)
+def steered(objective: Sequence[Term]) -> int | None:
+    """Which term's coefficient a controller sets; UserError where that would be several."""
+    found = [n for n, term in enumerate(objective) if isinstance(term, Penalty) and term.steered]
+    if len(found) > 1:
+        raise UserError("model.objective has several terms with target_l0; one can be steered")
+    return found[0] if found else None
 
 
 class Learner(nn.Module):
     """An SAE, its optimiser, its counters, and the step that changes them.
 
-    Activations are multiplied by `scale`, estimated once so that E|x| = sqrt(d_in); the SAE itself
-    lives in that unit until `export` folds the factor in.
+    The activations of each hook are multiplied by a factor of `scale`, estimated once so that
+    E|x| = sqrt(width); the SAE itself lives in that unit until `export` folds the factors in.
 
     Args:
         sae: what is trained, in place.
@@ -73,6 +56,10 @@ class Learner(nn.Module):
         total_steps: length of the run, for the schedule.
         dead_after: tokens without firing after which a latent is dead.
         refresh_steps: how often the list of dead latents is drawn up.
+        backend: of every kernel; `auto` except in tests.
+
+    Raises UserError for a term that means nothing for this SAE, and for a sparsity rule that
+    nothing in the objective keeps sparse.
     """
 
     METERS = ("steps", "loss", "squared_error", "variance", "l0")
@@ -86,27 +73,37 @@ class Learner(nn.Module):
         total_steps: int,
         dead_after: int,
         refresh_steps: int = 50,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         self.sae = sae
+        self.sae.unit_norm = optim.unit_norm
         self.objective = list(objective)
+        check_objective(sae, self.objective)
         self.total_steps = total_steps
-        self.optim = optim
+        self.optim, self.backend = optim, backend
         self.lr = optim.learning_rate(sae.d_sae)
-        k_aux = max((t.k_aux or sae.d_in // 2 for t in objective if isinstance(t, AuxK)), default=0)
+        k_aux = max(
+            (t.k_aux or sae.d_out // 2 for t in objective if isinstance(t, AuxK)), default=0
+        )
         # 16 k_aux columns bound AuxK's dense product; the rest wait their turn.
         self.dead = DeadLatents(
             sae.d_sae, dead_after=dead_after, refresh_steps=refresh_steps, most=16 * max(1, k_aux)
         )
+        self.steered = steered(self.objective)
+        self.controller = None
+        if self.steered is not None:
+            term = self.objective[self.steered]
+            self.controller = L0Controller(term.target_l0, term.coefficient)
+        self.register_buffer("warm", torch.ones(len(self.objective), dtype=torch.float64), False)
         self.meter = Meter(self.METERS)
         self.steps = 0
         self.tokens = 0
-        self.scale: float | None = None
+        self.rule = sae.sparsity
+        self.scale: dict[str, float] | None = None
+        others = [p for name, p in sae.named_parameters() if name != "W_dec"]
         self.optimizer = RowAdam(
-            [
-                {"params": [sae.W_enc, sae.b_enc, sae.b_dec]},
-                {"params": [sae.W_dec], "unit_norm": True},
-            ],
+            [{"params": others}, {"params": [sae.W_dec], "unit_norm": optim.unit_norm}],
             lr=self.lr,
             betas=optim.betas,
             eps=optim.eps,
@@ -116,39 +113,76 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def initialise(self, acts: dict[str, Tensor]) -> None:
-        """Set the scale, and b_dec to the geometric median, from a sample {hook: [n, width]}."""
-        x, target = self.sae.site.pair(acts)
-        length = x.double().norm(dim=1).mean().item()
-        if length == 0:
-            raise UserError(
-                "the activations of the first block are all zero: nothing can be learnt from "
-                f"{', '.join(self.sae.site.hooks)}; choose another hook"
-            )
-        self.scale = math.sqrt(x.shape[1]) / length
+        """Set the scales, and biases by the geometric median, from a sample {hook: [n, width]}.
+
+        b_dec becomes the median of what is predicted. Where that is not what is read, b_enc takes
+        off the median of x instead.
+        """
+        sae, site = self.sae, self.sae.site
+        self.scale = {}
+        for hook in site.hooks:
+            length = acts[hook].double().norm(dim=1).mean().item()
+            if length == 0:
+                raise UserError(
+                    "the activations of the first block are all zero: nothing can be learnt from "
+                    f"{hook}; choose another hook"
+                )
+            self.scale[hook] = math.sqrt(acts[hook].shape[1]) / length
         # Some 8,192 rows from all over the sample: the first ones are of a few documents only.
-        spread = target[:: max(1, len(target) // 8192)]
-        self.sae.b_dec.copy_(geometric_median(spread.double() * self.scale))
+        rows = next(iter(acts.values()))
+        some = slice(None, None, max(1, len(rows) // 8192))
+        x, target = site.pair({h: acts[h][some].double() * self.scale[h] for h in site.hooks})
+        sae.b_dec.copy_(geometric_median(target))
+        if x is not target:
+            centres = geometric_median(x).split(sae.d_in)
+            for group, centre in zip(sae.groups(), centres, strict=True):
+                sae.b_enc[group] = -(centre.to(sae.W_enc) @ sae.W_enc[:, group])
+
+    def read_acts(self, acts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """x and y of a batch {hook: [batch, width]}, in the unit the SAE lives in."""
+        dtype, site = self.sae.b_dec.dtype, self.sae.site
+        return site.pair({h: acts[h].to(dtype) * self.scale[h] for h in site.hooks})
 
     def forward(self, acts: dict[str, Tensor]) -> tuple[Forward, Tensor]:
-        """Codes, prediction and loss of a batch {hook: [batch, width]}."""
-        x, target = self.sae.site.pair(acts)
-        x = x.to(self.sae.b_dec.dtype) * self.scale
-        target = x if target is x else target.to(x.dtype) * self.scale
-        codes = self.sae.encode(x)
-        residual, squared_error = self.sae.decode_error(codes, target)
+        """Codes, prediction and loss of a batch {hook: [batch, width]}, as in training."""
+        x, y = self.read_acts(acts)
+        encoded = self.sae.encode_training(x, backend=self.backend)
+        target = y - self.sae.skip(x) if self.sae.site.skip else y
+        residual, squared_error = decode_error(
+            encoded.codes, self.sae.W_dec, self.sae.b_dec, target, backend=self.backend
+        )
         forward = Forward(
             sae=self.sae,
             x=x,
             target=target,
-            codes=codes,
+            encoded=encoded,
             residual=residual,
             squared_error=squared_error,
-            variance=spread(target),
+            variance=spread(y),
             silent=self.dead.silent,
             is_dead=self.dead.is_dead(),
+            backend=self.backend,
         )
-        loss = sum(term.coefficient * term(forward) for term in self.objective)
-        return forward, loss
+        return forward, self._loss(forward)
+
+    def _loss(self, forward: Forward) -> Tensor:
+        loss = 0.0
+        for number, term in enumerate(self.schedule()[1:]):
+            value = term(forward)
+            weight = term.coefficient
+            if number == self.steered:
+                weight = self.controller.coefficient()
+            if isinstance(term, Penalty):
+                weight = weight * self.warm[number]
+            loss = loss + weight * value
+        return loss
+
+    @torch.no_grad()
+    def predict(self, acts: dict[str, Tensor]) -> tuple[Tensor, Tensor, Codes]:
+        """y, its prediction and the codes of a batch, by the rule that holds after training."""
+        x, y = self.read_acts(acts)
+        codes = self.sae.encode(x, backend=self.backend)
+        return y, self.sae.decode(codes, x, backend=self.backend), codes
 
     def step(
         self,
@@ -166,11 +200,21 @@ class Learner(nn.Module):
         self.on_host(len(next(iter(acts.values()))))
 
     def set_rate(self) -> None:
-        """The schedule's learning rate for the coming step."""
+        """What the schedules say for the coming step: learning rate, penalties, k."""
         warmup, decay = self.optim.warmup, self.optim.decay
         factor = warmup_decay(self.steps, self.total_steps, warmup=warmup, decay=decay)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * factor
+        self.sae.sparsity = self.rule.at(self.steps / self.total_steps)
+        for number, term in enumerate(self.objective):
+            if isinstance(term, Penalty) and self.steps <= term.warmup * self.total_steps:
+                rise = (self.steps + 1) / max(term.warmup * self.total_steps, 1)
+                self.warm[number].fill_(min(rise, 1.0))
+
+    def schedule(self) -> tuple:
+        """The rule and the terms of the coming step: what a recorded step cannot change."""
+        progress = self.steps / self.total_steps
+        return (self.sae.sparsity, *(term.at(progress) for term in self.objective))
 
     def on_device(self, acts: dict[str, Tensor], update: Callable[[], Any]) -> None:
         """What a step does with tensors: all of it can be recorded as one CUDA graph."""
@@ -178,13 +222,18 @@ class Learner(nn.Module):
         loss.backward()
         update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.sae.restrict()
+        self.sae.observe(forward.encoded)
         self.dead.count(forward.codes)
+        l0 = forward.codes.l0().double().mean()
+        if self.controller is not None:
+            self.controller.update(l0)
         self.meter.add(
             steps=torch.ones_like(loss),
             loss=loss.detach(),
             squared_error=forward.squared_error.detach(),
             variance=forward.variance,
-            l0=forward.codes.l0().double().mean(),
+            l0=l0,
         )
 
     def on_host(self, batch: int) -> None:
@@ -203,11 +252,19 @@ class Learner(nn.Module):
             "l0": sums["l0"] / steps,
             "dead_fraction": self.dead.dead_fraction().item(),
             "lr": self.optimizer.param_groups[0]["lr"],
+            **self._steered(),
         }
 
+    def _steered(self) -> dict[str, float]:
+        if self.controller is None:
+            return {}
+        return {"penalty_coefficient": self.controller.coefficient().item()}
+
     def export(self) -> SAE:
-        """The SAE for raw activations: a copy with the scale folded in."""
-        return self.sae.folded(self.scale)
+        """The SAE for raw activations: a copy with the scales folded in."""
+        self.sae.sparsity = self.rule.at(1.0)
+        (factor, *others) = set(self.scale.values())
+        return self.sae.folded(self.scale if others else factor)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"steps": self.steps, "tokens": self.tokens, "scale": self.scale}

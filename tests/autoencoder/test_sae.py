@@ -168,7 +168,7 @@ def test_site_binds_to_what_is_harvested():
     assert Autoencode().bind({"layers.3": 8}).hooks == ("layers.3",)
     with pytest.raises(UserError, match="model.site.hook is not set.*a, b"):
         Autoencode().bind({"a": 8, "b": 8})
-    with pytest.raises(UserError, match="model.site.hook=c is not harvested.*a, b"):
+    with pytest.raises(UserError, match="model.site names c, which is not harvested.*a, b"):
         Autoencode(hook="c").bind({"a": 8, "b": 8})
 
 

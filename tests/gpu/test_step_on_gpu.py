@@ -41,7 +41,7 @@ def learner(d_in: int, d_sae: int, k: int, dtype: torch.dtype, dead: float = 0.0
         dead_after=10**9,
         refresh_steps=10**9,
     ).cuda()
-    made.scale = 1.0
+    made.scale = {"x": 1.0}
     made.dead.silent = torch.arange(int(dead * d_sae), device="cuda")
     made.dead.tokens_since_fired[made.dead.silent] = 2 * 10**9
     return made

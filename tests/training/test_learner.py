@@ -96,7 +96,7 @@ def test_step_equals_the_dense_twin(k_aux, clip_norm):
     ours.optimizer.clip_norm = clip_norm
     data = batches(12)
     ours.initialise(data[0])
-    twin = DenseTwin(ours.sae, ours.scale)
+    twin = DenseTwin(ours.sae, ours.scale["h"])
     deaths = []
     for batch in data:
         loss = twin.step(batch["h"], _lr(ours), clip_norm, dead_after=96, k_aux=k_aux)
@@ -146,10 +146,10 @@ def test_scale_gives_rows_of_norm_root_d():
     ours = learner()
     data = batches(1)[0]
     ours.initialise(data)
-    norms = (data["h"] * ours.scale).norm(dim=1)
+    norms = (data["h"] * ours.scale["h"]).norm(dim=1)
     assert norms.mean().item() == pytest.approx(math.sqrt(D_IN))
     # b_dec sits inside the cloud, far from the origin it started at.
-    centred = data["h"] * ours.scale - ours.sae.b_dec.detach()
+    centred = data["h"] * ours.scale["h"] - ours.sae.b_dec.detach()
     assert centred.norm(dim=1).mean() < norms.mean()
 
 
@@ -165,7 +165,7 @@ def test_export_reconstructs_raw_activations():
     for batch in data:
         ours.step(batch)
     x = data[0]["h"]
-    torch.testing.assert_close(ours.export()(x), ours.sae(x * ours.scale) / ours.scale)
+    torch.testing.assert_close(ours.export()(x), ours.sae(x * ours.scale["h"]) / ours.scale["h"])
 
 
 def test_resumed_state_goes_on_with_the_same_bits():

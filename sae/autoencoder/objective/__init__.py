@@ -3,5 +3,21 @@
 from sae.autoencoder.objective.auxk import AuxK
 from sae.autoencoder.objective.base import Forward, Term, spread
 from sae.autoencoder.objective.fvu import FVU
+from sae.autoencoder.objective.gate_reconstruction import GateReconstruction
+from sae.autoencoder.objective.l0 import L0
+from sae.autoencoder.objective.l1 import L1
+from sae.autoencoder.objective.mse import MSE
+from sae.autoencoder.objective.penalty import Penalty
 
-__all__ = ["FVU", "AuxK", "Forward", "Term", "spread"]
+__all__ = [
+    "FVU",
+    "L0",
+    "L1",
+    "MSE",
+    "AuxK",
+    "Forward",
+    "GateReconstruction",
+    "Penalty",
+    "Term",
+    "spread",
+]

@@ -1,6 +1,7 @@
 """AuxK: dead latents learn from what the living ones leave over (Gao et al. 2024, appendix A.2)."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -8,6 +9,9 @@ from torch import Tensor
 from sae.autoencoder.objective.base import Forward, Term, spread
 from sae.errors import UserError
 from sae_kernels.aux_error import aux_error
+
+if TYPE_CHECKING:
+    from sae.autoencoder.sae import SAE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,13 @@ class AuxK(Term):
                 f"model.objective AuxK.k_aux={self.k_aux}; give at least 1 or leave out"
             )
 
+    def check(self, sae: "SAE") -> None:
+        if sae.site.groups > 1:
+            raise UserError(
+                f"model.objective AuxK does not apply to {type(sae.site).__name__}, whose latents "
+                "read one layer each; leave it out"
+            )
+
     def __call__(self, forward: Forward) -> Tensor:
         sae, silent, is_dead = forward.sae, forward.silent, forward.is_dead
         if len(silent) == 0:
@@ -41,7 +52,7 @@ class AuxK(Term):
 
         missed = aux_error(
             forward.x, residual, sae.W_enc, sae.b_enc, sae.W_dec, silent, k_aux,
-            b_dec=sae.b_dec, mask=is_dead,
+            b_dec=sae.weights().pre_bias, mask=is_dead, backend=forward.backend,
         )  # fmt: skip
         variance = spread(residual)
         share = (is_dead.sum().to(variance.dtype) / k_aux).clamp(max=1)

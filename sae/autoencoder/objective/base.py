@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from sae.autoencoder.family import Family
 
 if TYPE_CHECKING:
     from sae.autoencoder.sae import SAE
+    from sae.autoencoder.sparsity import Encoded
     from sae_kernels.codes import Codes
 
 
@@ -23,29 +24,37 @@ class Forward:
     Args:
         sae: the autoencoder.
         x: what was read [batch, d_in].
-        target: what is to be predicted [batch, d_out].
-        codes: sparse codes of x.
+        target: what the codes are to predict [batch, d_out]; a skip's share is taken off.
+        encoded: sparse codes of x, and what penalties need.
         residual: target less the prediction [batch, d_out], a constant.
         squared_error: sum over the batch of |target - prediction|^2: a scalar, differentiable.
-        variance: sum over the batch of |target - its batch mean|^2, a scalar.
+        variance: sum over the batch of |y - its batch mean|^2, a scalar; y is what is predicted by
+            codes and skip together.
         silent: latents that may be dead, int64 [n]; a list a few steps old.
         is_dead: bool [n], which of `silent` are dead now.
+        backend: of every kernel.
     """
 
     sae: SAE
     x: Tensor
     target: Tensor
-    codes: Codes
+    encoded: Encoded
     residual: Tensor
     squared_error: Tensor
     variance: Tensor
     silent: Tensor
     is_dead: Tensor
+    backend: str = "auto"
 
     @property
-    def x_hat(self) -> Tensor:
-        """The prediction [batch, d_out], a constant."""
-        return self.target - self.residual
+    def codes(self) -> Codes:
+        return self.encoded.codes
+
+    def decoder_norms(self, codes: Codes) -> Tensor | float:
+        """Norm of the decoder row of every slot; 1 while training holds all rows at norm 1."""
+        if self.sae.unit_norm:
+            return 1.0
+        return self.sae.decoder_norms()[codes.indices.flatten()]
 
 
 def spread(x: Tensor) -> Tensor:
@@ -59,7 +68,15 @@ class Term(Family, ABC, family="model.objective"):
     """One summand of the loss."""
 
     coefficient: float
+    penalty: ClassVar[bool] = False  # whether it keeps latents from firing
 
     @abstractmethod
     def __call__(self, forward: Forward) -> Tensor:
         """The term before its coefficient: a scalar, differentiable in the parameters."""
+
+    def check(self, sae: SAE) -> None:
+        """Raises UserError where the term means nothing for `sae`."""
+
+    def at(self, progress: float) -> Self:
+        """The term as it is at a share of the run, from 0 to 1."""
+        return self

@@ -2,5 +2,7 @@
 
 from sae.autoencoder.sites.autoencode import Autoencode
 from sae.autoencoder.sites.base import Site
+from sae.autoencoder.sites.crosscode import Crosscode, CrossLayer
+from sae.autoencoder.sites.transcode import SkipTranscode, Transcode
 
-__all__ = ["Autoencode", "Site"]
+__all__ = ["Autoencode", "CrossLayer", "Crosscode", "Site", "SkipTranscode", "Transcode"]

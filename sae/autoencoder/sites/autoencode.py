@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from sae.autoencoder.sites.base import Site
 from sae.errors import UserError
 
@@ -18,22 +16,16 @@ class Autoencode(Site):
 
     hook: str | None = None
 
-    def bind(self, widths: dict[str, int]) -> "Autoencode":
-        known = ", ".join(widths)
-        if self.hook is None:
-            if len(widths) > 1:
-                raise UserError(
-                    f"model.site.hook is not set and several hooks are harvested: {known}; name one"
-                )
-            return replace(self, hook=next(iter(widths)))
-        if self.hook not in widths:
-            raise UserError(f"model.site.hook={self.hook} is not harvested; choose among: {known}")
-        return self
+    def named(self, harvested: tuple[str, ...]) -> "Autoencode":
+        if self.hook is not None:
+            return self
+        if len(harvested) > 1:
+            raise UserError(
+                "model.site.hook is not set and several hooks are harvested: "
+                f"{', '.join(harvested)}; name one"
+            )
+        return replace(self, hook=harvested[0])
 
     @property
-    def hooks(self) -> tuple[str, ...]:
+    def reads(self) -> tuple[str, ...]:
         return () if self.hook is None else (self.hook,)
-
-    def pair(self, acts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        x = acts[self.hook]
-        return x, x

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import Self
 
 from torch import Tensor
 
 from sae.autoencoder.family import Family
+from sae.autoencoder.weights import Own, Weights
+from sae.errors import UserError
+from sae_kernels.codes import Codes
 
-if TYPE_CHECKING:
-    from sae.autoencoder.sae import SAE
-    from sae_kernels.codes import Codes
+
+@dataclass
+class Encoded:
+    """What a rule hands to training.
+
+    Args:
+        codes: what the decoder takes.
+        gates: [nnz], 1 where a slot of `codes` fires and 0 where it does not, differentiable in the
+            thresholds: their sum is the L0. None where L0 has no gradient.
+        gate_codes: the gates' own activations, of a rule whose gates are apart from its magnitudes.
+        parts: the same of each group of latents, where there are several.
+    """
+
+    codes: Codes
+    gates: Tensor | None = None
+    gate_codes: Codes | None = None
+    parts: list[Encoded] = field(default_factory=list)
 
 
 class Sparsity(Family, ABC, family="model.sae"):
@@ -20,13 +38,55 @@ class Sparsity(Family, ABC, family="model.sae"):
     d_sae: int
 
     @abstractmethod
-    def encode(self, x: Tensor, sae: SAE, *, backend: str = "auto") -> Codes:
-        """Sparse codes of `x` [batch, d_in], differentiable in the parameters of `sae`."""
+    def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
+        """Sparse codes of `x` [batch, d_in], differentiable in the weights."""
 
-    @abstractmethod
-    def fold(self, sae: SAE, scale: float) -> None:
-        """Change `sae` in place so that raw activations give what `scale` times them gave.
+    def encode_training(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Encoded:
+        """The same for training, where that differs."""
+        return Encoded(self.encode(x, weights, backend=backend))
 
-        On return `sae.decode(sae.encode(x))` is `1/scale` times what it was for `scale * x`, the
-        same latents fire, and the decoder rows keep their norm.
-        """
+    def own(self) -> dict[str, Own]:
+        """Parameters beside W_enc, b_enc, W_dec and b_dec."""
+        return {}
+
+    def learnt(self) -> set[str]:
+        """Names of its own parameters that learn by gradient."""
+        return {name for name, own in self.own().items() if own.learns}
+
+    def observe(self, encoded: Encoded, weights: Weights) -> None:
+        """Change what does not learn by gradient, in place; called after each step."""
+
+    def at(self, progress: float) -> Self:
+        """The rule as it is at a share of the run, from 0 to 1."""
+        return self
+
+    def part(self, n: int) -> Self:
+        """The rule for one of `n` equal groups of latents, each of which has a share of all that
+        may fire."""
+        raise UserError(f"model.sae {type(self).__name__} cannot be cut into {n} groups of latents")
+
+    @property
+    def penalised(self) -> bool:
+        """Whether nothing but a penalty in the objective keeps latents from firing."""
+        return False
+
+
+def whole_share(name: str, value: int, n: int) -> int:
+    """value / n; raises UserError when that is not whole."""
+    if value % n:
+        raise UserError(f"model.sae.{name}={value} cannot be shared among {n} groups; make it {n}m")
+    return value // n
+
+
+def check_width(d_sae: int) -> None:
+    if d_sae < 1:
+        raise UserError(f"model.sae.d_sae={d_sae} is not a width; give at least 1")
+
+
+def check_k(k: int, d_sae: int) -> None:
+    """Raises UserError unless 1 <= k <= d_sae."""
+    check_width(d_sae)
+    if k < 1:
+        raise UserError(f"model.sae.k={k} lets no latent fire; give at least 1")
+    if k > d_sae:
+        raise UserError(f"model.sae.k={k} exceeds model.sae.d_sae={d_sae}; lower k or raise d_sae")

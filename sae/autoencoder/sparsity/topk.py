@@ -1,18 +1,14 @@
 """TopK: the k largest pre-activations fire (Makhzani & Frey 2013; Gao et al. 2024, eq. 3)."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from sae.autoencoder.sparsity.base import Sparsity
-from sae.errors import UserError
+from sae.autoencoder.sparsity.annealing import annealed_k, check_annealing
+from sae.autoencoder.sparsity.base import Sparsity, check_k, whole_share
+from sae.autoencoder.weights import Weights
 from sae_kernels.codes import Codes
 from sae_kernels.encode_topk import encode_topk
-
-if TYPE_CHECKING:
-    from sae.autoencoder.sae import SAE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,27 +18,27 @@ class TopK(Sparsity):
     Args:
         d_sae: number of latents.
         k: how many latents may fire on one activation. Fewer fire where fewer are positive.
+        k_start: how many may fire at the first step; k when left out.
+        k_anneal: share of the run over which k_start becomes k, linearly.
     """
 
     d_sae: int
     k: int
+    k_start: int | None = None
+    k_anneal: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.d_sae < 1:
-            raise UserError(f"model.sae.d_sae={self.d_sae} is not a width; give at least 1")
-        if self.k < 1:
-            raise UserError(f"model.sae.k={self.k} lets no latent fire; give at least 1")
-        if self.k > self.d_sae:
-            raise UserError(
-                f"model.sae.k={self.k} exceeds model.sae.d_sae={self.d_sae}; lower k or raise d_sae"
-            )
+        check_k(self.k, self.d_sae)
+        check_annealing(self)
 
-    def encode(self, x: Tensor, sae: "SAE", *, backend: str = "auto") -> Codes:
-        return encode_topk(x, sae.W_enc, sae.b_enc, self.k, sae.b_dec, backend=backend)
+    def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
+        w = weights
+        return encode_topk(x, w.W_enc, w.b_enc, self.k, w.pre_bias, backend=backend)
 
-    @torch.no_grad()
-    def fold(self, sae: "SAE", scale: float) -> None:
-        # relu(top-k) is homogeneous: dividing every pre-activation by `scale` divides the codes
-        # and changes no choice, so only the biases move.
-        sae.b_enc /= scale
-        sae.b_dec /= scale
+    def at(self, progress: float) -> "TopK":
+        return annealed_k(self, progress)
+
+    def part(self, n: int) -> "TopK":
+        d_sae, k = whole_share("d_sae", self.d_sae, n), whole_share("k", self.k, n)
+        start = None if self.k_start is None else max(k, self.k_start // n)
+        return replace(self, d_sae=d_sae, k=k, k_start=start)

@@ -1,0 +1,55 @@
+"""What penalties share: a coefficient, or a wanted L0 that one is found for."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from sae.autoencoder.objective.base import Term
+from sae.errors import UserError
+
+if TYPE_CHECKING:
+    from sae.autoencoder.sae import SAE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalty(Term):
+    """Keeps latents from firing.
+
+    Args:
+        coefficient: weight in the loss; with target_l0, the weight to begin with.
+        target_l0: latents per token to end with: the coefficient is steered during the run.
+        warmup: share of the run over which the weight rises from 0.
+    """
+
+    coefficient: float = 1e-2
+    target_l0: float | None = None
+    warmup: float = 0.05
+
+    penalty: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        name = f"model.objective {type(self).__name__}"
+        if not self.coefficient > 0:
+            raise UserError(f"{name}.coefficient={self.coefficient} must be positive")
+        if self.target_l0 is not None and not self.target_l0 > 0:
+            raise UserError(f"{name}.target_l0={self.target_l0} must be positive")
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f"{name}.warmup={self.warmup} is a share of the run: from 0 to 1")
+
+    @property
+    def steered(self) -> bool:
+        """Whether a controller sets the coefficient."""
+        return self.target_l0 is not None
+
+    def check(self, sae: "SAE") -> None:
+        if self.target_l0 is None:
+            return
+        if not sae.sparsity.penalised:
+            raise UserError(
+                f"model.objective {type(self).__name__}.target_l0={self.target_l0}: "
+                f"{type(sae.sparsity).__name__} fixes its L0 itself, with k; leave it out"
+            )
+        if self.target_l0 >= sae.d_sae:
+            raise UserError(
+                f"model.objective {type(self).__name__}.target_l0={self.target_l0} is not below "
+                f"d_sae={sae.d_sae}"
+            )

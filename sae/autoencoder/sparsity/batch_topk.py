@@ -1,0 +1,68 @@
+"""BatchTopK: the k * batch largest pre-activations of a batch fire (Bussmann et al. 2024)."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sae.autoencoder.sparsity.annealing import annealed_k, check_annealing
+from sae.autoencoder.sparsity.base import Encoded, Sparsity, check_k, whole_share
+from sae.autoencoder.weights import Own, Weights
+from sae_kernels.codes import Codes
+from sae_kernels.encode_batch_topk import encode_batch_topk
+from sae_kernels.encode_threshold import encode_threshold
+
+RATE = 0.01  # of the threshold's running mean; the first batch sets it
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTopK(Sparsity):
+    """In training the k * batch largest of relu((x - b_dec) W_enc + b_enc) of the whole batch;
+    afterwards whatever exceeds `threshold`, so that a token's codes do not depend on its company.
+
+    The threshold, one for all latents, is a running mean of the least value that fired in a batch.
+
+    Args:
+        d_sae: number of latents.
+        k: how many latents fire on one activation, on average.
+        k_start: the same at the first step; k when left out.
+        k_anneal: share of the run over which k_start becomes k, linearly.
+    """
+
+    d_sae: int
+    k: int
+    k_start: int | None = None
+    k_anneal: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_k(self.k, self.d_sae)
+        check_annealing(self)
+
+    def own(self) -> dict[str, Own]:
+        return {"threshold": Own(0.0, learns=False, wide=True)}
+
+    def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
+        w = weights
+        threshold = w.own["threshold"]
+        return encode_threshold(
+            x, w.W_enc, w.b_enc, w.pre_bias, threshold=threshold, backend=backend
+        )
+
+    def encode_training(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Encoded:
+        w = weights
+        return Encoded(encode_batch_topk(x, w.W_enc, w.b_enc, self.k, w.pre_bias, backend=backend))
+
+    def observe(self, encoded: Encoded, weights: Weights) -> None:
+        values, threshold = encoded.codes.values.detach(), weights.own["threshold"]
+        least = torch.where(values > 0, values, torch.inf).min().to(threshold.dtype)
+        # The least that fired is to fire again, and what equals a threshold does not exceed it.
+        least = torch.where(least.isfinite(), least.nextafter(torch.zeros_like(least)), threshold)
+        threshold.copy_(torch.where(threshold == 0, least, threshold.lerp(least, RATE)))
+
+    def at(self, progress: float) -> "BatchTopK":
+        return annealed_k(self, progress)
+
+    def part(self, n: int) -> "BatchTopK":
+        d_sae, k = whole_share("d_sae", self.d_sae, n), whole_share("k", self.k, n)
+        start = None if self.k_start is None else max(k, self.k_start // n)
+        return replace(self, d_sae=d_sae, k=k, k_start=start)

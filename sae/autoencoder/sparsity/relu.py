@@ -1,0 +1,34 @@
+"""ReLU: whatever is positive fires, and a penalty keeps it rare (Bricken et al. 2023)."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from sae.autoencoder.sparsity.base import Sparsity, check_width, whole_share
+from sae.autoencoder.weights import Weights
+from sae_kernels.codes import Codes
+from sae_kernels.encode_threshold import encode_threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReLU(Sparsity):
+    """acts = relu((x - b_dec) W_enc + b_enc). Needs a penalty in the objective, such as L1.
+
+    Args:
+        d_sae: number of latents.
+    """
+
+    d_sae: int
+
+    def __post_init__(self) -> None:
+        check_width(self.d_sae)
+
+    def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
+        return encode_threshold(x, weights.W_enc, weights.b_enc, weights.pre_bias, backend=backend)
+
+    def part(self, n: int) -> "ReLU":
+        return replace(self, d_sae=whole_share("d_sae", self.d_sae, n))
+
+    @property
+    def penalised(self) -> bool:
+        return True
