@@ -60,6 +60,7 @@ class SAE(nn.Module):
         self.sparsity = sparsity
         self.site = site or Autoencode()
         self.metadata = dict(metadata or {})
+        sparsity.check_parts(self.site.groups)
         reads = unit_rows(self.d_sae, d_in, seed=seed, dtype=dtype)
         tied = self.site.reads == self.site.predicts
         writes = reads if tied else unit_rows(self.d_sae, self.d_out, seed=seed + 1, dtype=dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from torch import Tensor
@@ -61,21 +61,27 @@ class Sparsity(Family, ABC, family="model.sae"):
         return self
 
     def part(self, n: int) -> Self:
-        """The rule for one of `n` equal groups of latents, each of which has a share of all that
-        may fire."""
-        raise UserError(f"model.sae {type(self).__name__} cannot be cut into {n} groups of latents")
+        """The rule for one of `n` equal groups of latents, each with its share of what may fire."""
+        some = {"d_sae": self.d_sae // n}
+        for name in ("k", "k_start"):
+            if getattr(self, name, None) is not None:
+                some[name] = max(1, getattr(self, name) // n)
+        return replace(self, **some)
+
+    def check_parts(self, n: int) -> None:
+        """Raises UserError where `n` groups cannot have equal shares."""
+        for name in ("d_sae", "k"):
+            value = getattr(self, name, 0)
+            if value % n:
+                raise UserError(
+                    f"model.sae.{name}={value} cannot be shared equally among the {n} layers of "
+                    f"the site; make it a multiple of {n}"
+                )
 
     @property
     def penalised(self) -> bool:
         """Whether nothing but a penalty in the objective keeps latents from firing."""
         return False
-
-
-def whole_share(name: str, value: int, n: int) -> int:
-    """value / n; raises UserError when that is not whole."""
-    if value % n:
-        raise UserError(f"model.sae.{name}={value} cannot be shared among {n} groups; make it {n}m")
-    return value // n
 
 
 def check_width(d_sae: int) -> None:

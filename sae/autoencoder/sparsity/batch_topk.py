@@ -1,12 +1,12 @@
 """BatchTopK: the k * batch largest pre-activations of a batch fire (Bussmann et al. 2024)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sae.autoencoder.sparsity.annealing import annealed_k, check_annealing
-from sae.autoencoder.sparsity.base import Encoded, Sparsity, check_k, whole_share
+from sae.autoencoder.sparsity.base import Encoded, Sparsity, check_k
 from sae.autoencoder.weights import Own, Weights
 from sae_kernels.codes import Codes
 from sae_kernels.encode_batch_topk import encode_batch_topk
@@ -61,8 +61,3 @@ class BatchTopK(Sparsity):
 
     def at(self, progress: float) -> "BatchTopK":
         return annealed_k(self, progress)
-
-    def part(self, n: int) -> "BatchTopK":
-        d_sae, k = whole_share("d_sae", self.d_sae, n), whole_share("k", self.k, n)
-        start = None if self.k_start is None else max(k, self.k_start // n)
-        return replace(self, d_sae=d_sae, k=k, k_start=start)

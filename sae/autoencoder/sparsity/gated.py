@@ -1,10 +1,10 @@
 """Gated: whether and how strongly are two questions (Rajamanoharan et al. 2024, 2404.16014)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from sae.autoencoder.sparsity.base import Encoded, Sparsity, check_width, whole_share
+from sae.autoencoder.sparsity.base import Encoded, Sparsity, check_width
 from sae.autoencoder.weights import Own, Weights
 from sae_kernels.codes import Codes
 from sae_kernels.encode_gated import encode_gated
@@ -38,9 +38,6 @@ class Gated(Sparsity):
             x, w.W_enc, w.b_enc, w.own["b_mag"], w.own["r_mag"], w.pre_bias, backend=backend
         )
         return Encoded(codes, gate_codes=gate_codes)
-
-    def part(self, n: int) -> "Gated":
-        return replace(self, d_sae=whole_share("d_sae", self.d_sae, n))
 
     @property
     def penalised(self) -> bool:

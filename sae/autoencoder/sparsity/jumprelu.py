@@ -1,10 +1,10 @@
 """JumpReLU: what exceeds a threshold of its own fires (Rajamanoharan et al. 2024, 2407.14435)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from sae.autoencoder.sparsity.base import Encoded, Sparsity, check_width, whole_share
+from sae.autoencoder.sparsity.base import Encoded, Sparsity, check_width
 from sae.autoencoder.weights import Own, Weights
 from sae.errors import UserError
 from sae_kernels.codes import Codes
@@ -54,9 +54,6 @@ class JumpReLU(Sparsity):
             backend=backend,
         )  # fmt: skip
         return Encoded(codes, gates)
-
-    def part(self, n: int) -> "JumpReLU":
-        return replace(self, d_sae=whole_share("d_sae", self.d_sae, n))
 
     @property
     def penalised(self) -> bool:

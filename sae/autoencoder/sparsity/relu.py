@@ -1,10 +1,10 @@
 """ReLU: whatever is positive fires, and a penalty keeps it rare (Bricken et al. 2023)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from sae.autoencoder.sparsity.base import Sparsity, check_width, whole_share
+from sae.autoencoder.sparsity.base import Sparsity, check_width
 from sae.autoencoder.weights import Weights
 from sae_kernels.codes import Codes
 from sae_kernels.encode_threshold import encode_threshold
@@ -25,9 +25,6 @@ class ReLU(Sparsity):
 
     def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
         return encode_threshold(x, weights.W_enc, weights.b_enc, weights.pre_bias, backend=backend)
-
-    def part(self, n: int) -> "ReLU":
-        return replace(self, d_sae=whole_share("d_sae", self.d_sae, n))
 
     @property
     def penalised(self) -> bool:

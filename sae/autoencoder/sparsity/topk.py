@@ -1,11 +1,11 @@
 """TopK: the k largest pre-activations fire (Makhzani & Frey 2013; Gao et al. 2024, eq. 3)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from sae.autoencoder.sparsity.annealing import annealed_k, check_annealing
-from sae.autoencoder.sparsity.base import Sparsity, check_k, whole_share
+from sae.autoencoder.sparsity.base import Sparsity, check_k
 from sae.autoencoder.weights import Weights
 from sae_kernels.codes import Codes
 from sae_kernels.encode_topk import encode_topk
@@ -37,8 +37,3 @@ class TopK(Sparsity):
 
     def at(self, progress: float) -> "TopK":
         return annealed_k(self, progress)
-
-    def part(self, n: int) -> "TopK":
-        d_sae, k = whole_share("d_sae", self.d_sae, n), whole_share("k", self.k, n)
-        start = None if self.k_start is None else max(k, self.k_start // n)
-        return replace(self, d_sae=d_sae, k=k, k_start=start)
