@@ -55,8 +55,8 @@ def encoder_grad(
 class Selected(torch.autograd.Function):
     """Attaches the graph to codes that were already selected: the selection itself is constant.
 
-    A value is its pre-activation where positive, else constant. Saved: x - b_dec, W_enc, values and
-    the pairs.
+    A value is its pre-activation where it is not 0 (nor NaN), else constant. Saved: x - b_dec,
+    W_enc, values and the pairs.
     """
 
     @staticmethod
@@ -79,7 +79,7 @@ class Selected(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         centred, W_enc, values = ctx.saved_tensors
-        g = torch.where(values > 0, grad, 0).flatten()
+        g = torch.where(values.abs() > 0, grad, 0).flatten()
         needs = ctx.needs_input_grad[:4]
         grads = encoder_grad(g, centred, W_enc, ctx.pairs, ctx.sums, ctx.sink, needs)
         return *grads, None, None, None, None

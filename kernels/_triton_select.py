@@ -214,6 +214,19 @@ def top_k(pre: Tensor, maxima: Tensor | None, k: int, values: Tensor, indices: T
     _select(pre, groups, k, values, indices)
 
 
+def largest(scores: Tensor, k: int) -> Tensor:
+    """int64 [rows, k]: where the k largest of each row of scores [rows, d_sae] >= 0 lie."""
+    scores = scores.contiguous()
+    rows, d_sae = scores.shape
+    values = scores.new_empty(rows, k)
+    indices = torch.empty(rows, k, dtype=torch.int64, device=scores.device)
+    if rows:
+        with on_device_of(scores):
+            maxima = group_maxima(scores) if k < triton.cdiv(d_sae, GROUP) else None
+            top_k(scores, maxima, k, values, indices)
+    return indices
+
+
 def forward(
     centred: Tensor, W_rows: Tensor, b_enc: Tensor, k: int, *, product: str | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ dtype, float64 included; memory is that of the dense [batch, d_sae].
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,20 @@ def encode_topk(
     indices = pre_acts.detach().sort(dim=1, descending=True, stable=True).indices[:, :k]
     values = pre_acts.gather(1, indices).relu()
     return Codes(values, indices.contiguous(), W_enc.shape[1])
+
+
+def encode_chosen(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    choose: Callable[[Tensor], tuple[Tensor, Tensor]],
+    b_dec: Tensor | None = None,
+) -> Codes:
+    """pre at the indices that choose(pre) takes of each row; 0 where its value is."""
+    pre_acts = (x if b_dec is None else x - b_dec) @ W_enc + b_enc
+    values, indices = choose(pre_acts.detach())
+    values = torch.where(values != 0, pre_acts.gather(1, indices), 0)
+    return Codes(values, indices, W_enc.shape[1])
 
 
 def decode(codes: Codes, W_dec: Tensor, b_dec: Tensor) -> Tensor:
@@ -108,6 +124,21 @@ def aux_error(
     acts = torch.zeros_like(acts).scatter(1, kept.indices, kept.values)
     wide = torch.promote_types(x.dtype, torch.float32)
     return (residual - acts @ W_dec[latents]).to(wide).square().sum()
+
+
+def shortfall(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    theta: Tensor,
+    latents: Tensor,
+    b_dec: Tensor | None = None,
+) -> Tensor:
+    """[n]: relu(theta - pre) of `latents`, summed over the batch in at least fp32."""
+    centred = x if b_dec is None else x - b_dec
+    pre_acts = centred @ W_enc[:, latents] + b_enc[latents]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return (theta.to(wide) - pre_acts.to(wide)).relu().sum(0)
 
 
 def decode_error(
