@@ -6,7 +6,7 @@ dtype, float64 included; memory is that of the dense [batch, d_sae].
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -215,6 +215,25 @@ def encode_gated(
     pi_gate, pi_mag = h + b_gate, h * r_mag.exp() + b_mag
     codes, gates = _listed(~(pi_gate <= 0), pi_mag.relu(), pi_gate.relu())
     return codes, gates
+
+
+def encode_unrolled(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dict: Tensor | None,
+    steps: Sequence[Tensor],
+    thetas: Sequence[Tensor],
+    b_dec: Tensor | None = None,
+) -> Codes:
+    """z_0 = relu(pre), z_{t+1} = relu(z_t + step (pre - z_t W_dict W_enc) - theta)."""
+    pre_acts = (x if b_dec is None else x - b_dec) @ W_enc + b_enc
+    if W_dict is None:
+        W_dict = W_enc.t() / W_enc.norm(dim=0).square()[:, None]
+    z = pre_acts.relu()
+    for step, theta in zip(steps, thetas, strict=True):
+        z = (z + (pre_acts - (z @ W_dict) @ W_enc) * step - theta).relu()
+    return _listed(~(z <= 0), z)[0]
 
 
 def encode_batch_topk(

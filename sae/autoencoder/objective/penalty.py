@@ -41,6 +41,11 @@ class Penalty(Term):
         return self.target_l0 is not None
 
     def check(self, sae: "SAE") -> None:
+        if sae.sparsity.signed:
+            raise UserError(
+                f"model.objective {type(self).__name__} counts on activations that are not "
+                f"negative, and those of {type(sae.sparsity).__name__} are; leave it out"
+            )
         if self.target_l0 is None:
             return
         if not sae.sparsity.penalised:

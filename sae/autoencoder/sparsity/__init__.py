@@ -1,10 +1,26 @@
 """Which latents fire. Adding a rule: one file here, its test, one line below."""
 
+from sae.autoencoder.sparsity.abs_topk import AbsTopK
 from sae.autoencoder.sparsity.base import Encoded, Sparsity
 from sae.autoencoder.sparsity.batch_topk import BatchTopK
 from sae.autoencoder.sparsity.gated import Gated
+from sae.autoencoder.sparsity.group_max import GroupMax
 from sae.autoencoder.sparsity.jumprelu import JumpReLU
+from sae.autoencoder.sparsity.matching_pursuit import MatchingPursuit
 from sae.autoencoder.sparsity.relu import ReLU
 from sae.autoencoder.sparsity.topk import TopK
+from sae.autoencoder.sparsity.unrolled import Unrolled
 
-__all__ = ["BatchTopK", "Encoded", "Gated", "JumpReLU", "ReLU", "Sparsity", "TopK"]
+__all__ = [
+    "AbsTopK",
+    "BatchTopK",
+    "Encoded",
+    "Gated",
+    "GroupMax",
+    "JumpReLU",
+    "MatchingPursuit",
+    "ReLU",
+    "Sparsity",
+    "TopK",
+    "Unrolled",
+]

@@ -83,6 +83,11 @@ class Sparsity(Family, ABC, family="model.sae"):
         """Whether nothing but a penalty in the objective keeps latents from firing."""
         return False
 
+    @property
+    def signed(self) -> bool:
+        """Whether activations may be negative."""
+        return False
+
 
 def check_width(d_sae: int) -> None:
     if d_sae < 1:
