@@ -98,12 +98,17 @@ class SAE(nn.Module):
         parts = [Encoded(rule.encode(*some, backend=backend)) for some in self._by_group(x)]
         return joined(parts).codes
 
-    def encode_training(self, x: Tensor, *, backend: str = "auto") -> Encoded:
-        """As `encode`, by the rule that holds in training, with what penalties need."""
-        x = self._checked(x)
+    def encode_training(
+        self, x: Tensor, *, rule: Sparsity | None = None, backend: str = "auto"
+    ) -> Encoded:
+        """As `encode`, by the rule that holds in training, with what penalties need.
+
+        rule: one with the same parameters, in place of the autoencoder's own.
+        """
+        x, rule = self._checked(x), rule or self.sparsity
         if self.site.groups == 1:
-            return self.sparsity.encode_training(x, self.weights(), backend=backend)
-        rule = self.sparsity.part(self.site.groups)
+            return rule.encode_training(x, self.weights(), backend=backend)
+        rule = rule.part(self.site.groups)
         return joined([rule.encode_training(*some, backend=backend) for some in self._by_group(x)])
 
     @torch.no_grad()

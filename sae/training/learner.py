@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sae.autoencoder import SAE
 from sae.autoencoder.init import geometric_median
-from sae.autoencoder.objective import AuxK, Forward, Penalty, Term, spread
+from sae.autoencoder.objective import Forward, Penalty, Term, spread
 from sae.errors import UserError
 from sae.training.config import OptimConfig
 from sae.training.controller import L0Controller
@@ -83,18 +83,16 @@ class Learner(nn.Module):
         self.total_steps = total_steps
         self.optim, self.backend = optim, backend
         self.lr = optim.learning_rate(sae.d_sae)
-        k_aux = max(
-            (t.k_aux or sae.d_out // 2 for t in objective if isinstance(t, AuxK)), default=0
-        )
-        # 16 k_aux columns bound AuxK's dense product; the rest wait their turn.
+        most = max((term.listed(sae) for term in self.objective), default=0)
         self.dead = DeadLatents(
-            sae.d_sae, dead_after=dead_after, refresh_steps=refresh_steps, most=16 * max(1, k_aux)
+            sae.d_sae, dead_after=dead_after, refresh_steps=refresh_steps, most=most
         )
         self.steered = steered(self.objective)
         self.controller = None
         if self.steered is not None:
             term = self.objective[self.steered]
             self.controller = L0Controller(term.target_l0, term.coefficient)
+        self.register_buffer("step_number", torch.zeros((), dtype=torch.int64), False)
         self.register_buffer("warm", torch.ones(len(self.objective), dtype=torch.float64), False)
         self.meter = Meter(self.METERS)
         self.steps = 0
@@ -161,6 +159,7 @@ class Learner(nn.Module):
             variance=spread(y),
             silent=self.dead.silent,
             is_dead=self.dead.is_dead(),
+            step=self.step_number,
             backend=self.backend,
         )
         return forward, self._loss(forward)
@@ -200,7 +199,8 @@ class Learner(nn.Module):
         self.on_host(len(next(iter(acts.values()))))
 
     def set_rate(self) -> None:
-        """What the schedules say for the coming step: learning rate, penalties, k."""
+        """What the schedules say for the coming step: learning rate, penalties, k; its number."""
+        self.step_number.fill_(self.steps)
         warmup, decay = self.optim.warmup, self.optim.decay
         factor = warmup_decay(self.steps, self.total_steps, warmup=warmup, decay=decay)
         for group in self.optimizer.param_groups:

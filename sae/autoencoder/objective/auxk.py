@@ -43,6 +43,10 @@ class AuxK(Term):
                 "read one layer each; leave it out"
             )
 
+    def listed(self, sae: "SAE") -> int:
+        # 16 k_aux columns bound the dense product; the other dead latents wait their turn.
+        return 16 * (self.k_aux or max(1, sae.d_out // 2))
+
     def __call__(self, forward: Forward) -> Tensor:
         sae, silent, is_dead = forward.sae, forward.silent, forward.is_dead
         if len(silent) == 0:

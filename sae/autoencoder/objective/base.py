@@ -32,6 +32,7 @@ class Forward:
             codes and skip together.
         silent: latents that may be dead, int64 [n]; a list a few steps old.
         is_dead: bool [n], which of `silent` are dead now.
+        step: steps done before this one, int64, 0-d, on the device: what a draw depends on.
         backend: of every kernel.
     """
 
@@ -44,6 +45,7 @@ class Forward:
     variance: Tensor
     silent: Tensor
     is_dead: Tensor
+    step: Tensor
     backend: str = "auto"
 
     @property
@@ -76,6 +78,10 @@ class Term(Family, ABC, family="model.objective"):
 
     def check(self, sae: SAE) -> None:
         """Raises UserError where the term means nothing for `sae`."""
+
+    def listed(self, sae: SAE) -> int:
+        """The most dead latents that `forward.silent` need hold for it."""
+        return 0
 
     def at(self, progress: float) -> Self:
         """The term as it is at a share of the run, from 0 to 1."""

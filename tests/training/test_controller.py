@@ -1,0 +1,105 @@
+"""The controller of a penalty's coefficient against plain Python."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sae.training.controller import L0Controller
+
+TARGET, START = 20.0, 0.03
+L0S = [400.0, 90.0, 25.0, 20.0, 11.0, 0.0, 3.0, 22.0, 700.0, 19.0]
+
+
+class Plain:
+    """The same with floats."""
+
+    def __init__(self) -> None:
+        self.integral, self.smooth, self.aim_at = math.log(START), None, TARGET
+
+    def aim(self, progress: float) -> None:
+        until, start = L0Controller.UNTIL, L0Controller.START
+        left = max(1 - progress / until, 0.0) if until else 0.0
+        self.aim_at = TARGET * start**left
+
+    def error(self) -> float:
+        if self.smooth is None:
+            return 0.0
+        return max(-1.0, min(1.0, self.smooth - math.log(self.aim_at)))
+
+    def coefficient(self) -> float:
+        return math.exp(self.integral + L0Controller.GAIN * self.error())
+
+    def update(self, l0: float) -> None:
+        log_l0 = math.log(max(l0, TARGET / 100))
+        if self.smooth is None:
+            self.smooth = log_l0
+        self.smooth += L0Controller.SMOOTHING * (log_l0 - self.smooth)
+        self.integral += L0Controller.RATE * self.error()
+
+
+def run(controller: L0Controller, l0s: list[float], first: int = 0) -> list[float]:
+    found = []
+    for number, l0 in enumerate(l0s, start=first):
+        controller.aim(number / len(L0S))
+        found.append(controller.coefficient().item())
+        controller.update(torch.tensor(l0))
+    return found
+
+
+def test_its_arithmetic():
+    plain, want = Plain(), []
+    for number, l0 in enumerate(L0S):
+        plain.aim(number / len(L0S))
+        want.append(plain.coefficient())
+        plain.update(l0)
+    assert want[0] == pytest.approx(START)
+    assert run(L0Controller(TARGET, START), L0S) == pytest.approx(want, rel=1e-12)
+
+
+def test_the_aim_falls_to_the_target():
+    controller = L0Controller(TARGET, START)
+    aims = []
+    for progress in (0.0, L0Controller.UNTIL / 2, L0Controller.UNTIL, 1.0):
+        controller.aim(progress)
+        aims.append(controller.log_target.exp().item())
+    start = L0Controller.START
+    assert aims == pytest.approx([TARGET * start, TARGET * start**0.5, TARGET, TARGET])
+
+
+@pytest.mark.parametrize("far", [1e4, 0.0], ids=["above", "below"])
+def test_a_far_error_is_cut_to_1(far):
+    controller = L0Controller(TARGET, START)
+    controller.aim(1.0)
+    sign = 1 if far else -1
+    for step in range(1, 4):
+        controller.update(torch.tensor(far))
+        exponent = sign * (L0Controller.RATE * step + L0Controller.GAIN)
+        assert controller.coefficient().item() == pytest.approx(START * math.exp(exponent))
+
+
+def test_at_the_target_nothing_moves():
+    controller = L0Controller(TARGET, START)
+    controller.aim(1.0)
+    for _ in range(5):
+        controller.update(torch.tensor(TARGET))
+    assert controller.coefficient().item() == pytest.approx(START, rel=1e-12)
+
+
+def test_a_resumed_controller_goes_on_with_the_same_bits():
+    whole = run(L0Controller(TARGET, START), L0S)
+    for cut in (0, 1, 6):
+        first = L0Controller(TARGET, START)
+        assert run(first, L0S[:cut]) == whole[:cut]
+        resumed = L0Controller(TARGET, 99.0)
+        resumed.load_state_dict(first.state_dict())
+        assert run(resumed, L0S[cut:], cut) == whole[cut:]
+
+
+def test_l0_of_half_precision_is_wide_inside():
+    controller = L0Controller(TARGET, START)
+    controller.update(torch.tensor(21.0, dtype=torch.bfloat16))
+    assert controller.coefficient().dtype == torch.float64
+    assert controller.log_l0.item() == math.log(21.0)
