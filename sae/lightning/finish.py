@@ -56,6 +56,7 @@ def finish(run: RunFolder, module: SAEModule, data: ActivationDataModule, traine
         "l0": module.last_read["l0"],
         "dead_fraction": learner.dead.dead_fraction().item(),
         "dead_after_tokens": module.dead_after,
+        **(learner.resampler.read() if learner.resampler is not None else {}),
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         "k": getattr(sae.sparsity, "k", None),
@@ -89,6 +90,9 @@ def _table(summary: dict[str, Any], run: RunFolder) -> str:
     table.add_row("L0, latents per token", f"{summary['l0']:.1f}", f"{held_out['l0']:.1f}")
     dead = f"dead latents (silent for {summary['dead_after_tokens']:,} tokens)"
     table.add_row(dead, f"{summary['dead_fraction']:.2%}", "")
+    if "resampled" in summary:
+        table.add_row("latents resampled", f"{summary['resampled']:,}", "")
+        table.add_row("  and fired again", f"{summary['revived']:,}", "")
     for key, label in (
         ("output_cosine", "model's output, cosine with the SAE in place"),
         ("output_cosine_mean_ablation", "  the same with the mean in place"),

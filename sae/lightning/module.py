@@ -33,6 +33,9 @@ class SAEModule(L.LightningModule):
         refresh_steps: how often the list of dead latents for AuxK is drawn up, in steps.
         cuda_graph: record the step once and replay it; on a GPU this helps where d_sae is 32,768
             or less, since there launching kernels takes longer than running them.
+        resample_every: steps between two times that dead latents start anew where the error is
+            largest (Bricken et al. 2023); never when left out, and never while the learning rate
+            falls at the end.
         seed: of the starting directions; set by `--seed`.
     """
 
@@ -45,18 +48,21 @@ class SAEModule(L.LightningModule):
         dead_after: int = 10_000_000,
         refresh_steps: int = 50,
         cuda_graph: bool = False,
+        resample_every: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         for name, value in (("dead_after", dead_after), ("refresh_steps", refresh_steps)):
             if value < 1:
                 raise UserError(f"model.{name}={value}; give at least 1")
+        if resample_every is not None and resample_every < 1:
+            raise UserError(f"model.resample_every={resample_every}; give at least 1, or leave out")
         self.sparsity = sae
         self.site = site or Autoencode()
         self.objective = [FVU(), AuxK()] if objective is None else objective
         self.optim = optim
         self.dead_after, self.refresh_steps, self.seed = dead_after, refresh_steps, seed
-        self.cuda_graph = cuda_graph
+        self.cuda_graph, self.resample_every = cuda_graph, resample_every
         # `Learner.step` calls backward and the optimiser itself; under automatic optimisation
         # Lightning would run them, and divide and clone the loss, around every step.
         self.automatic_optimization = False
@@ -74,6 +80,8 @@ class SAEModule(L.LightningModule):
             total_steps=self.trainer.max_steps,
             dead_after=self.dead_after,
             refresh_steps=self.refresh_steps,
+            resample_every=self.resample_every,
+            seed=self.seed,
         )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -37,10 +37,12 @@ class DeadLatents(nn.Module):
         return (self.tokens_since_fired >= self.dead_after).float().mean()
 
     @torch.no_grad()
-    def count(self, codes: Codes) -> None:
-        """Take note of who fired in one batch."""
+    def count(self, codes: Codes) -> Tensor:
+        """Take note of who fired in one batch: bool [d_sae], which is returned."""
+        fired = codes.fired()
         self.tokens_since_fired += codes.batch
-        self.tokens_since_fired.masked_fill_(codes.fired(), 0)
+        self.tokens_since_fired.masked_fill_(fired, 0)
+        return fired
 
     @torch.no_grad()
     def refresh(self, step: int) -> None:

@@ -72,7 +72,7 @@ class GraphedStep:
             (update or learner.optimizer.step)()
         finally:
             learner.optimizer.replay = None
-        learner.on_host(len(next(iter(acts.values()))))
+        learner.on_host(acts)
 
     def _record(self) -> None:
         """Recording runs nothing: state is what it was, also for who reads it from Python."""

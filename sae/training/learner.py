@@ -18,6 +18,7 @@ from sae.training.controller import L0Controller
 from sae.training.dead import DeadLatents
 from sae.training.meter import Meter
 from sae.training.optim import RowAdam
+from sae.training.resample import Resampler, restart_rows
 from sae.training.schedule import warmup_decay
 from sae_kernels.codes import Codes
 from sae_kernels.decode_error import decode_error
@@ -56,6 +57,9 @@ class Learner(nn.Module):
         total_steps: length of the run, for the schedule.
         dead_after: tokens without firing after which a latent is dead.
         refresh_steps: how often the list of dead latents is drawn up.
+        resample_every: steps between two times that dead latents are resampled; None: never. Not
+            while the learning rate falls at the end.
+        seed: of that.
         backend: of every kernel; `auto` except in tests.
 
     Raises UserError for a term that means nothing for this SAE, and for a sparsity rule that
@@ -73,6 +77,8 @@ class Learner(nn.Module):
         total_steps: int,
         dead_after: int,
         refresh_steps: int = 50,
+        resample_every: int | None = None,
+        seed: int = 0,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -87,6 +93,10 @@ class Learner(nn.Module):
         self.dead = DeadLatents(
             sae.d_sae, dead_after=dead_after, refresh_steps=refresh_steps, most=most
         )
+        self.resampler = None
+        if resample_every is not None:
+            last = (1 - optim.decay) * total_steps
+            self.resampler = Resampler(sae.d_sae, every=resample_every, last=last, seed=seed)
         self.steered = steered(self.objective)
         self.controller = None
         if self.steered is not None:
@@ -196,7 +206,7 @@ class Learner(nn.Module):
         """
         self.set_rate()
         self.on_device(acts, update or self.optimizer.step)
-        self.on_host(len(next(iter(acts.values()))))
+        self.on_host(acts)
 
     def set_rate(self) -> None:
         """What the schedules say for the coming step: learning rate, penalties, k; its number."""
@@ -224,7 +234,9 @@ class Learner(nn.Module):
         self.optimizer.zero_grad(set_to_none=True)
         self.sae.restrict()
         self.sae.observe(forward.encoded)
-        self.dead.count(forward.codes)
+        fired = self.dead.count(forward.codes)
+        if self.resampler is not None:
+            self.resampler.count(fired)
         l0 = forward.codes.l0().double().mean()
         if self.controller is not None:
             self.controller.update(l0)
@@ -236,11 +248,26 @@ class Learner(nn.Module):
             l0=l0,
         )
 
-    def on_host(self, batch: int) -> None:
-        """What a step counts in Python; every `refresh_steps` it waits for the device."""
+    def on_host(self, acts: dict[str, Tensor]) -> None:
+        """What a step counts in Python, and what happens every so many steps and waits for the
+        device: the list of dead latents, resampling."""
         self.steps += 1
-        self.tokens += batch
+        self.tokens += len(next(iter(acts.values())))
         self.dead.refresh(self.steps)
+        if self.resampler is not None and self.resampler.due(self.steps):
+            self.resample(acts)
+
+    @torch.no_grad()
+    def resample(self, acts: dict[str, Tensor]) -> None:
+        """Start dead latents anew, by the batch {hook: [batch, width]}."""
+        sae, state = self.sae, self.optimizer.state
+        x, y = self.read_acts(acts)
+        encoded = sae.encode_training(x, backend=self.backend)
+        residual = y - sae.decode(encoded.codes, x, backend=self.backend)
+        silent_for, dead_after = self.dead.tokens_since_fired, self.dead.dead_after
+        latents, new = self.resampler(sae, x, residual, silent_for, dead_after, self.steps)
+        for name, rows in new.items():
+            restart_rows(state.get(getattr(sae, name), {}), name, latents, rows)
 
     def read(self) -> dict[str, float]:
         """Averages since the last call. Waits for the device, so call it on log steps only."""
@@ -253,6 +280,7 @@ class Learner(nn.Module):
             "dead_fraction": self.dead.dead_fraction().item(),
             "lr": self.optimizer.param_groups[0]["lr"],
             **self._steered(),
+            **(self.resampler.read() if self.resampler is not None else {}),
         }
 
     def _steered(self) -> dict[str, float]:
@@ -271,3 +299,5 @@ class Learner(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.steps, self.tokens, self.scale = state["steps"], state["tokens"], state["scale"]
+        # The k of the last step, until the next one: `predict` is asked in between.
+        self.sae.sparsity = self.rule.at(max(self.steps - 1, 0) / self.total_steps)
