@@ -24,7 +24,8 @@ class MatchingPursuit(Sparsity):
     not read (both serve AuxK). Elsewhere no direction of W_dec lies in the space of x: r starts as
     x, the directions are the columns of W_enc, b_enc is added to every product, which is what takes
     a mean off x, and W_dec predicts from the activations. Directions are held at norm 1 after every
-    step, whatever `model.optim.unit_norm` says. The gradient goes through every round.
+    step, whatever `model.optim.unit_norm` says. The gradient goes through every round, with norms
+    as constants.
 
     A round costs what the whole encoder of TopK does. A latent that is picked again fires once,
     with the sum; where no product is positive the rounds end. So fewer than k may fire.
@@ -85,9 +86,9 @@ class MatchingPursuit(Sparsity):
         w = weights
         least = 1e-12  # a row of zeros stays one
         if w.pre_bias is None:
-            w.W_enc /= w.W_enc.norm(dim=0).clamp_min(least)
+            w.W_enc.div_(w.W_enc.norm(dim=0).clamp_min(least))
         else:
-            w.W_dec /= w.W_dec.norm(dim=1, keepdim=True).clamp_min(least)
+            w.W_dec.div_(w.W_dec.norm(dim=1, keepdim=True).clamp_min(least))
             w.W_enc.copy_(w.W_dec.t())
 
 
@@ -102,5 +103,5 @@ def merged(values: Tensor, indices: Tensor, d_sae: int) -> Codes:
     """Codes of [batch, k] slots in which a latent's values are added up where it comes first."""
     same = indices[:, :, None] == indices[:, None, :]
     repeats = same.tril(-1).any(dim=2)
-    sums = (same.to(values.dtype) @ values[:, :, None]).squeeze(2)
+    sums = (same * values[:, None, :]).sum(dim=2)
     return Codes(torch.where(repeats, 0, sums), indices, d_sae)

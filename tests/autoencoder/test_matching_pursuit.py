@@ -1,0 +1,152 @@
+"""Matching pursuit against loops written out, dense and float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sae import SAE
+from sae.autoencoder.objective import FVU
+from sae.autoencoder.sites import Autoencode, Transcode
+from sae.autoencoder.sparsity import MatchingPursuit
+from sae.autoencoder.sparsity.matching_pursuit import merged
+from sae.training import Learner, OptimConfig
+
+WIDTHS = {"x": 6, "y": 9}
+SITES = {"Autoencode": Autoencode(hook="x"), "Transcode": Transcode(read="x", predict="y")}
+K, D_SAE = 5, 30
+
+each_site = pytest.mark.parametrize("site", SITES)
+
+
+def made(site: str, k: int = K, seed: int = 3) -> SAE:
+    bound = SITES[site].bind({h: WIDTHS[h] for h in SITES[site].hooks})
+    rule = MatchingPursuit(d_sae=D_SAE, k=k)
+    sae = SAE(6, rule, site=bound, d_out=bound.d_out, seed=seed, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            if name.startswith("b"):
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator).double()
+        if site == "Transcode":  # norms as folding may leave them
+            sae.W_enc *= torch.rand(D_SAE, generator=generator).double() + 0.5
+    return sae
+
+
+def data(batch: int = 25, seed: int = 1) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda width: torch.randn(batch, width, generator=generator).double() + 1
+    return {hook: draw(width) for hook, width in WIDTHS.items()}
+
+
+def pursued(sae: SAE, x: Tensor, k: int = K) -> Tensor:
+    """Dense codes, one round and one token after the other."""
+    of_x = sae.site.reads == sae.site.predicts
+    directions = sae.W_dec if of_x else sae.W_enc.t()
+    rows = []
+    for token in x:
+        r = token - sae.b_dec if of_x else token
+        acts = torch.zeros(D_SAE, dtype=x.dtype)
+        for _ in range(k):
+            products = directions @ r if of_x else directions @ r + sae.b_enc
+            best = int(products.argmax())
+            value = products[best].relu()
+            acts = acts + value * torch.eye(D_SAE, dtype=x.dtype)[best]
+            taken = directions[best]
+            r = r - value * taken / (1 if of_x else taken.detach().square().sum())
+        rows.append(acts)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@each_site
+def test_codes_and_gradients_are_those_of_the_loop(site, backend):
+    sae, acts = made(site), data()
+    x, y = sae.site.pair(acts)
+    x = x.clone().requires_grad_()
+    results = []
+    for dense in (False, True):
+        sae.zero_grad()
+        x.grad = None
+        if dense:
+            z = pursued(sae, x)
+            y_hat = z @ sae.W_dec + sae.b_dec
+        else:
+            codes = sae.encode_training(x, backend=backend).codes
+            z, y_hat = codes.to_dense(), sae.decode(codes, backend=backend)
+            assert codes.l0().tolist() == (z != 0).sum(1).tolist()
+            assert torch.equal(codes.fired(), (z != 0).any(0))
+        (y - y_hat).square().sum().backward()
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in sae.parameters()]
+        results.append([z, x.grad, *[g.clone() for g in grads]])
+    assert ((results[1][0] > 0).sum(1) < K).any(), "some latent should be picked twice"
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+@each_site
+def test_training_and_use_pursue_alike(site):
+    sae, acts = made(site), data()
+    x, _ = sae.site.pair(acts)
+    trained, used = sae.encode_training(x).codes.to_dense(), sae.encode(x).to_dense()
+    torch.testing.assert_close(trained, used, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(used, pursued(sae, x), rtol=1e-12, atol=1e-12)
+
+
+def test_an_orthonormal_dictionary_is_read_back():
+    sae = SAE(8, MatchingPursuit(d_sae=8, k=3), dtype=torch.float64)
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.linalg.qr(torch.randn(8, 8).double()).Q)
+        sae.W_enc.copy_(sae.W_dec.t())
+        sae.b_dec.fill_(0.5)
+    z = torch.zeros(4, 8).double()
+    z[0, 2], z[1, [0, 5]], z[2, [1, 2, 3]] = 1.5, torch.tensor([2.0, 1.0]).double(), 1.0
+    codes = sae.encode(z @ sae.W_dec + 0.5)
+    torch.testing.assert_close(codes.to_dense(), z)
+    assert (codes.values > 1e-9).sum(1).tolist() == [1, 2, 3, 0]
+
+
+def test_the_residual_shrinks_in_every_round():
+    x = data()["x"]
+    left = []
+    for k in range(1, 7):
+        sae = made("Autoencode", k=k)
+        left.append((x - sae(x)).square().sum(1))
+    assert all(
+        (later <= before + 1e-12).all() for before, later in zip(left, left[1:], strict=False)
+    )
+    assert left[-1].mean() < 0.3 * left[0].mean()
+
+
+@pytest.mark.parametrize("unit_norm", [True, False])
+@each_site
+def test_a_step_leaves_directions_at_norm_1_and_W_enc_in_step(site, unit_norm):
+    sae = made(site)
+    optim = OptimConfig(lr=3e-2, unit_norm=unit_norm)
+    learner = Learner(sae, [FVU()], optim, total_steps=6, dead_after=10**6)
+    learner.initialise(data())
+    before = sae.W_dec.detach().clone()
+    for seed in range(3):
+        learner.step(data(seed=seed))
+    assert not torch.equal(before, sae.W_dec)
+    directions = sae.W_dec if site == "Autoencode" else sae.W_enc.t()
+    torch.testing.assert_close(directions.norm(dim=1), torch.ones(D_SAE).double())
+    if site == "Autoencode":
+        assert torch.equal(sae.W_enc, sae.W_dec.t())
+    learner.optimizer.zero_grad()
+    _, loss = learner(data(seed=9))
+    loss.backward()
+    for name in ("W_dec",) if site == "Autoencode" else ("W_dec", "W_enc"):
+        assert getattr(sae, name).grad is None, f"{name}'s gradient must come in parts"
+
+
+def test_values_of_one_latent_add_up_where_it_comes_first():
+    values = torch.tensor([[1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 0.0, 0.0]], requires_grad=True)
+    indices = torch.tensor([[3, 1, 3, 3], [5, 0, 0, 0]])
+    codes = merged(values, indices, 6)
+    assert codes.values.tolist() == [[13.0, 2.0, 0.0, 0.0], [1.0, 2.0, 0.0, 0.0]]
+    assert codes.l0().tolist() == [2, 2]
+    weights = torch.tensor([[1.0, 10.0, 100.0, 1000.0]] * 2)
+    (codes.values * weights).sum().backward()
+    assert values.grad.tolist() == [[1.0, 10.0, 1.0, 1.0], [1.0, 10.0, 10.0, 10.0]]

@@ -1,0 +1,121 @@
+"""Unrolled encoders: the formula, and what it converges to."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sae import SAE, UserError
+from sae.autoencoder.objective import FVU
+from sae.autoencoder.sites import Autoencode, Transcode
+from sae.autoencoder.sparsity import Unrolled
+from sae.inference.fista import fista, squared_spectral_norm
+from sae.training import Learner, OptimConfig
+
+D_IN, D_SAE = 7, 20
+
+
+def made(site: str, *, tied: bool, layers: int = 3) -> SAE:
+    rule = Unrolled(d_sae=D_SAE, layers=layers, tied=tied, step=0.2, theta=0.1)
+    bound = Autoencode(hook="x").bind({"x": D_IN})
+    if site == "Transcode":
+        bound = Transcode(read="x", predict="y").bind({"x": D_IN, "y": 5})
+    sae = SAE(D_IN, rule, site=bound, d_out=bound.d_out, seed=1, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator).double()
+    return sae
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("site", ["Autoencode", "Transcode"])
+def test_codes_and_gradients_are_those_of_the_formula(site, tied, backend):
+    sae = made(site, tied=tied)
+    x = torch.randn(15, D_IN, generator=torch.Generator().manual_seed(2)).double()
+    x.requires_grad_()
+    results = []
+    for dense in (False, True):
+        sae.zero_grad()
+        x.grad = None
+        if dense:
+            of_x = site == "Autoencode"
+            pre = (x - sae.b_dec if of_x else x) @ sae.W_enc + sae.b_enc
+            D = sae.W_dec if of_x else (sae.W_enc / sae.W_enc.norm(dim=0).pow(2)).t()
+            z = pre.relu()
+            for layer in (1, 2, 3):
+                step = getattr(sae, "step" if tied else f"step_{layer}")
+                theta = getattr(sae, "theta" if tied else f"theta_{layer}")
+                z = (z + step * (pre - z @ D @ sae.W_enc) - theta).relu()
+        else:
+            z = sae.encode(x, backend=backend).to_dense()
+        (z.square().sum() + (z @ sae.W_dec).sum()).backward()
+        grads = {
+            n: p.grad.clone() for n, p in sae.named_parameters() if n != "b_dec" or of_x_is(site)
+        }
+        results.append([z, x.grad, *grads.values()])
+    assert 0.1 < (z > 0).double().mean() < 0.9
+    for got, want in zip(*results, strict=True):
+        assert want.abs().max() > 1e-3
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def of_x_is(site: str) -> bool:
+    return site == "Autoencode"
+
+
+def test_parameters_of_its_own():
+    of_latents = lambda sae: {n: tuple(getattr(sae, n).shape) for n in sae.sparsity.own()}
+    assert of_latents(made("Autoencode", tied=True)) == dict.fromkeys(("step", "theta"), (D_SAE,))
+    names = [f"{name}_{layer}" for name in ("step", "theta") for layer in (1, 2, 3)]
+    assert of_latents(made("Autoencode", tied=False)) == dict.fromkeys(names, (D_SAE,))
+
+
+def test_many_layers_solve_the_lasso():
+    """With step 1 / |D|^2 and theta = penalty * step every layer is one of ISTA."""
+    penalty = 0.3
+    rule = Unrolled(d_sae=D_SAE, layers=2000)
+    sae = SAE(D_IN, rule, seed=1, dtype=torch.float64)
+    step = 1 / squared_spectral_norm(sae.W_dec)
+    with torch.no_grad():
+        sae.b_dec.fill_(0.4)
+        sae.step.fill_(step)
+        sae.theta.fill_(penalty * step)
+        x = torch.randn(6, D_IN, generator=torch.Generator().manual_seed(3)).double() * 2
+        z = sae.encode(x).to_dense()
+    exact = fista(x, sae.W_dec, penalty, b=sae.b_dec, tolerance=0, iterations=3000)
+    torch.testing.assert_close(z, exact.codes.to_dense(), rtol=1e-6, atol=1e-6)
+
+
+def test_elsewhere_one_latent_alone_gives_itself_back():
+    """z D W_enc of a single latent is z, so that only what others explain is taken off."""
+    sae = made("Transcode", tied=True)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.zeros(D_IN, D_SAE))
+        sae.W_enc[0, 0], sae.W_enc[1, 1] = 3.0, 0.5
+        sae.b_enc.zero_()
+        sae.theta.zero_()
+        sae.W_enc[2:, 2:] = 1.0
+        x = torch.zeros(1, D_IN).double()
+        x[0, 0] = 2.0
+        assert sae.encode(x).to_dense()[0, :2].tolist() == pytest.approx([6.0, 0.0])
+
+
+def test_learns_its_own_parameters_and_needs_a_penalty():
+    with pytest.raises(UserError, match="nothing else keeps Unrolled sparse"):
+        Learner(made("Autoencode", tied=True), [FVU()], OptimConfig(), total_steps=3, dead_after=10)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"layers": 0}, "layers=0 unrolls nothing"),
+        ({"step": 0.0}, "step=0.0 must be positive"),
+        ({"theta": -0.1}, "theta=-0.1 must not be negative"),
+        ({"d_sae": 0}, "d_sae=0"),
+    ],
+)
+def test_impossible_settings(setting, message):
+    with pytest.raises(UserError, match=message):
+        Unrolled(**{"d_sae": 8, **setting})
