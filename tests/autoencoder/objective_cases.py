@@ -11,11 +11,12 @@ from torch import Tensor
 from sae.autoencoder import SAE
 from sae.autoencoder.objective import Forward, Term
 from sae.autoencoder.sites import Autoencode, CrossLayer, Site, SkipTranscode
-from sae.autoencoder.sparsity import Sparsity
+from sae.autoencoder.sparsity import JumpReLU, Sparsity
 from sae.training import Learner, OptimConfig
 from sae_kernels import reference
 
 BATCH = 23
+BANDWIDTH = 0.8
 WIDTHS = {"a": 6, "b": 7, "c": 6, "d": 7}
 SITES: dict[str, Site] = {
     "autoencode": Autoencode(hook="a"),
@@ -63,6 +64,15 @@ def learner(
         if unit_norm:
             sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
         sae.restrict()
+    return made
+
+
+def jumprelu(terms: Sequence[Term], site: str = "autoencode", d_sae: int = 36) -> Learner:
+    """With thresholds that differ, some of them negative, and a latent that fires nowhere."""
+    made = learner(JumpReLU(d_sae=d_sae, bandwidth=BANDWIDTH), terms, site)
+    with torch.no_grad():
+        made.sae.threshold += 0.4 * draw(d_sae, seed=9)
+        made.sae.b_enc[7] -= 99
     return made
 
 
