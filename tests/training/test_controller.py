@@ -88,6 +88,15 @@ def test_at_the_target_nothing_moves():
     assert controller.coefficient().item() == pytest.approx(START, rel=1e-12)
 
 
+def test_no_latent_at_all_counts_as_a_hundredth_of_the_target():
+    controller = L0Controller(TARGET, START)
+    controller.aim(1.0)
+    controller.update(torch.tensor(TARGET))
+    controller.update(torch.tensor(0.0))
+    smooth = controller.log_l0.item() - math.log(TARGET)
+    assert smooth == pytest.approx(-L0Controller.SMOOTHING * math.log(100))
+
+
 def test_a_resumed_controller_goes_on_with_the_same_bits():
     whole = run(L0Controller(TARGET, START), L0S)
     for cut in (0, 1, 6):
