@@ -143,14 +143,16 @@ class SAE(nn.Module):
         return [(x, weights.latents(g)) for x, g in zip(read, self.groups(), strict=True)]
 
     @torch.no_grad()
-    def restrict(self) -> None:
-        """Take back what groups of latents must not write: an earlier prediction than their own."""
+    def restrict(self, W_dec: Tensor | None = None) -> None:
+        """Take back what groups of latents must not write, an earlier prediction than their own:
+        from W_dec, or from another tensor like it."""
         groups = self.site.groups
         if groups == 1:
             return
+        W_dec = self.W_dec if W_dec is None else W_dec
         for number, some in enumerate(self.groups()):
-            self.W_dec[some, : number * self.d_out // groups] = 0
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
+            W_dec[some, : number * self.d_out // groups] = 0
+        W_dec /= W_dec.norm(dim=1, keepdim=True)
 
     def decode(self, codes: Codes, x: Tensor | None = None, *, backend: str = "auto") -> Tensor:
         """The prediction [batch, d_out] that `codes` stand for; a site with a skip needs x too."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -28,7 +29,7 @@ class SAEModule(L.LightningModule):
         sae: which latents fire, and how many latents there are.
         site: what is read and what is predicted; one hook to itself when left out.
         objective: terms of the loss; FVU and AuxK when left out.
-        optim: Adam's settings and the schedule.
+        optim: the optimiser's settings and the schedule.
         dead_after: tokens without firing after which a latent is dead.
         refresh_steps: how often the list of dead latents for AuxK is drawn up, in steps.
         cuda_graph: record the step once and replay it; on a GPU this helps where d_sae is 32,768
@@ -128,15 +129,17 @@ class SAEModule(L.LightningModule):
             logger.save()
 
     def on_validation_epoch_start(self) -> None:
+        self._predict = partial(self.learner.predict, sae=self.learner.judged())
         self._held_out = HeldOutFVU(self.learner.sae.d_out, self.device)
         self._firing = Firing(self.learner.sae.d_sae, self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        y, y_hat, codes = self.learner.predict(batch.acts)
+        y, y_hat, codes = self._predict(batch.acts)
         self._held_out.update(y, y_hat)
         self._firing.update(codes)
 
     def on_validation_epoch_end(self) -> None:
+        del self._predict
         self._clock = time.perf_counter()  # time spent on held-out text is not training time
         if self.trainer.should_stop:  # Lightning validates once more when a run is stopped
             return

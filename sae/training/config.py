@@ -1,31 +1,45 @@
 """How the parameters move: settings of the optimiser and its schedule."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sae.errors import UserError
+from sae.training.schedule import warmup_decay
+
+LR_SCALE = {"adam": 2e-4, "adamw": 2e-4, "signum": 5e-3, "muon": 2e-4}
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Adam and its schedule.
+    """The optimiser and its schedule.
 
     Args:
+        name: `adam`; `adamw`, Adam with weight_decay; `signum`, sign descent that averages its
+            iterates instead of following a schedule (warmup and decay are not used; the average is
+            what is validated and exported); `muon` for W_enc and W_dec, with Adam for the rest.
         lr: learning rate; left out, `lr_scale / sqrt(d_sae / 2**14)`.
-        lr_scale: the learning rate of an SAE of 16,384 latents (2e-4 in Gao et al. 2024).
+        lr_scale: the learning rate of an SAE of 16,384 latents; left out, 2e-4 (Gao et al. 2024),
+            or 5e-3 for signum (sparsify).
+        lr_factors: what the learning rate is multiplied by, by name of a parameter: W_enc, b_enc,
+            W_dec, b_dec, W_skip, or one of the sparsity rule's own.
+        weight_decay: of adamw; a step multiplies W_enc, W_skip, and W_dec unless unit_norm holds
+            its rows, by 1 - learning rate * weight_decay.
         betas: decay rates of Adam's two moments.
         eps: added to Adam's denominator.
         moments: dtype in which Adam keeps its moments; bfloat16 takes half the memory.
         clip_norm: the most that the norm of the gradient may be, over all parameters; none when
-            left out.
+            left out. The signs that signum takes are the same with it.
         warmup: share of the run over which the learning rate rises.
         decay: share of the run, at its end, over which it falls to zero.
         unit_norm: hold the rows of W_dec at norm 1.
     """
 
+    name: Literal["adam", "adamw", "signum", "muon"] = "adam"
     lr: float | None = None
-    lr_scale: float = 2e-4
+    lr_scale: float | None = None
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     moments: Literal["float32", "bfloat16"] = "float32"
@@ -35,15 +49,36 @@ class OptimConfig:
     unit_norm: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("lr", "lr_scale", "eps", "clip_norm"):
-            value = getattr(self, name)
+        if self.name not in LR_SCALE:
+            raise UserError(f"model.optim.name={self.name}; choose among: {', '.join(LR_SCALE)}")
+        numbers = {n: getattr(self, n) for n in ("lr", "lr_scale", "eps", "clip_norm")}
+        for name, value in numbers.items():
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise UserError(f"model.optim.{name}={value} must be a positive number")
+        numbers = {f"lr_factors.{name}": factor for name, factor in self.lr_factors.items()}
+        for name, value in {**numbers, "weight_decay": self.weight_decay}.items():
+            if not (value >= 0 and math.isfinite(value)):
+                raise UserError(f"model.optim.{name}={value} must not be negative")
         for name in ("warmup", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(
                     f"model.optim.{name}={getattr(self, name)} is a share of the run: from 0 to 1"
                 )
+        if self.moments != "float32" and self.name not in ("adam", "adamw"):
+            raise UserError(
+                f"model.optim.moments={self.moments} is for adam and adamw, not {self.name}; "
+                "leave it out"
+            )
 
     def learning_rate(self, d_sae: int) -> float:
-        return self.lr if self.lr is not None else self.lr_scale / math.sqrt(d_sae / 2**14)
+        """The highest of the run."""
+        if self.lr is not None:
+            return self.lr
+        scale = LR_SCALE[self.name] if self.lr_scale is None else self.lr_scale
+        return scale / math.sqrt(d_sae / 2**14)
+
+    def schedule(self, step: int, total: int) -> float:
+        """Factor on the learning rate at `step` (from 0) of `total`."""
+        if self.name == "signum":
+            return 1.0
+        return warmup_decay(step, total, warmup=self.warmup, decay=self.decay)

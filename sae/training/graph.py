@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae.errors import UserError
 from sae.training.learner import Learner
+from sae.training.optim import RowAdam
 
 
 class GraphedStep:
@@ -24,18 +25,23 @@ class GraphedStep:
     is computed (k, the exponent of a penalty).
 
     Args:
-        learner: on a CUDA device. Raises UserError on any other.
+        learner: on a CUDA device, with `RowAdam`. Raises UserError on any other, or with another.
     """
 
     WARM_UP = 3
 
     def __init__(self, learner: Learner) -> None:
+        if not isinstance(learner.optimizer, RowAdam):
+            raise UserError(
+                f"model.cuda_graph=true is for adam and adamw, not {learner.optim.name}; leave it "
+                "out"
+            )
         device = learner.sae.W_dec.device
         if device.type != "cuda":
             raise UserError(f"model.cuda_graph=true needs a CUDA device, this one is {device}")
         self.learner, self.stream = learner, torch.cuda.Stream(device)
         learner.optimizer.hyper = [
-            torch.zeros(6, dtype=torch.float64, device=device)
+            torch.zeros(7, dtype=torch.float64, device=device)
             for _ in learner.optimizer.param_groups
         ]
         self.graph: torch.cuda.CUDAGraph | None = None

@@ -17,9 +17,9 @@ from sae.training.config import OptimConfig
 from sae.training.controller import L0Controller
 from sae.training.dead import DeadLatents
 from sae.training.meter import Meter
-from sae.training.optim import RowAdam
-from sae.training.resample import Resampler, restart_rows
-from sae.training.schedule import warmup_decay
+from sae.training.optimizers import optimizer_for
+from sae.training.resample import COPIES, Resampler, restart_rows
+from sae.training.schedule_free import averaged
 from sae_kernels.codes import Codes
 from sae_kernels.decode_error import decode_error
 
@@ -88,7 +88,7 @@ class Learner(nn.Module):
         check_objective(sae, self.objective)
         self.total_steps = total_steps
         self.optim, self.backend = optim, backend
-        self.lr = optim.learning_rate(sae.d_sae)
+        self.lr = self.rate = optim.learning_rate(sae.d_sae)
         most = max((term.listed(sae) for term in self.objective), default=0)
         self.dead = DeadLatents(
             sae.d_sae, dead_after=dead_after, refresh_steps=refresh_steps, most=most
@@ -109,15 +109,7 @@ class Learner(nn.Module):
         self.tokens = 0
         self.rule = sae.sparsity
         self.scale: dict[str, float] | None = None
-        others = [p for name, p in sae.named_parameters() if name != "W_dec"]
-        self.optimizer = RowAdam(
-            [{"params": others}, {"params": [sae.W_dec], "unit_norm": optim.unit_norm}],
-            lr=self.lr,
-            betas=optim.betas,
-            eps=optim.eps,
-            moments=torch.bfloat16 if optim.moments == "bfloat16" else None,
-            clip_norm=optim.clip_norm,
-        )
+        self.optimizer = optimizer_for(sae, optim)
 
     @torch.no_grad()
     def initialise(self, acts: dict[str, Tensor]) -> None:
@@ -187,11 +179,20 @@ class Learner(nn.Module):
         return loss
 
     @torch.no_grad()
-    def predict(self, acts: dict[str, Tensor]) -> tuple[Tensor, Tensor, Codes]:
-        """y, its prediction and the codes of a batch, by the rule that holds after training."""
+    def predict(
+        self, acts: dict[str, Tensor], sae: SAE | None = None
+    ) -> tuple[Tensor, Tensor, Codes]:
+        """y, its prediction and the codes of a batch, by the rule that holds after training; `sae`
+        is what `judged` gave, found anew when left out."""
+        sae = self.judged() if sae is None else sae
         x, y = self.read_acts(acts)
-        codes = self.sae.encode(x, backend=self.backend)
-        return y, self.sae.decode(codes, x, backend=self.backend), codes
+        codes = sae.encode(x, backend=self.backend)
+        return y, sae.decode(codes, x, backend=self.backend), codes
+
+    def judged(self) -> SAE:
+        """What is validated and exported: the SAE, or a copy with averages where the optimiser
+        keeps such."""
+        return averaged(self.sae, self.optimizer)
 
     def step(
         self,
@@ -211,10 +212,9 @@ class Learner(nn.Module):
     def set_rate(self) -> None:
         """What the schedules say for the coming step: learning rate, penalties, k; its number."""
         self.step_number.fill_(self.steps)
-        warmup, decay = self.optim.warmup, self.optim.decay
-        factor = warmup_decay(self.steps, self.total_steps, warmup=warmup, decay=decay)
+        self.rate = self.lr * self.optim.schedule(self.steps, self.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * factor
+            group["lr"] = self.rate * group["factor"]
         self.sae.sparsity = self.rule.at(self.steps / self.total_steps)
         for number, term in enumerate(self.objective):
             if isinstance(term, Penalty) and self.steps <= term.warmup * self.total_steps:
@@ -233,6 +233,9 @@ class Learner(nn.Module):
         update()
         self.optimizer.zero_grad(set_to_none=True)
         self.sae.restrict()
+        for kind, copied in self.optimizer.state.get(self.sae.W_dec, {}).items():
+            if kind in COPIES:
+                self.sae.restrict(copied)
         self.sae.observe(forward.encoded)
         fired = self.dead.count(forward.codes)
         if self.resampler is not None:
@@ -278,7 +281,7 @@ class Learner(nn.Module):
             "fvu": sums["squared_error"] / sums["variance"] if sums["variance"] else math.nan,
             "l0": sums["l0"] / steps,
             "dead_fraction": self.dead.dead_fraction().item(),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.rate,
             **self._steered(),
             **(self.resampler.read() if self.resampler is not None else {}),
         }
@@ -292,7 +295,7 @@ class Learner(nn.Module):
         """The SAE for raw activations: a copy with the scales folded in."""
         self.sae.sparsity = self.rule.at(1.0)
         (factor, *others) = set(self.scale.values())
-        return self.sae.folded(self.scale if others else factor)
+        return self.judged().folded(self.scale if others else factor)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"steps": self.steps, "tokens": self.tokens, "scale": self.scale}

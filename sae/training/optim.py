@@ -13,7 +13,8 @@ from sae_kernels.row_grads import RowGrads
 
 
 class RowAdam(torch.optim.Optimizer):
-    """Adam (Kingma & Ba 2015, without weight decay), with unit-norm rows where a group asks for it.
+    """Adam (Kingma & Ba 2015), with unit-norm rows where a group asks for it, and decoupled weight
+    decay (Loshchilov & Hutter 2019) where a group's `weight_decay` is above 0.
 
     Groups with `unit_norm=True` hold matrices whose rows are directions: the part of the gradient
     along a row is removed before the moments see it, and rows return to norm 1 after the step.
@@ -44,7 +45,8 @@ class RowAdam(torch.optim.Optimizer):
         moments: torch.dtype | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "unit_norm": False})
+        groups = {"lr": lr, "betas": betas, "eps": eps, "unit_norm": False, "weight_decay": 0.0}
+        super().__init__(params, groups)
         self.clip_norm, self.moments, self.seed = clip_norm, moments, seed
         # Of a recorded step (`training.graph`): what replays it, and per group what it reads.
         self.replay: Callable[[], None] | None = None
@@ -76,11 +78,7 @@ class RowAdam(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        # torch casts the state to the parameter's dtype: a master would be rounded.
-        for number, param in enumerate(self._params()):
-            for name, saved in state_dict["state"].get(number, {}).items():
-                if torch.is_tensor(saved):
-                    self.state[param][name] = saved.to(param.device, copy=True)
+        restore_dtypes(self, state_dict)
 
     @torch.no_grad()
     def clip_factor(self) -> Tensor | None:
@@ -116,7 +114,10 @@ class RowAdam(torch.optim.Optimizer):
                     state["step"] += 1
                     step = state["step"]
             if self.hyper:
-                values = hyper_values(step, group["lr"], *group["betas"], group["eps"])
+                values = (
+                    *hyper_values(step, group["lr"], *group["betas"], group["eps"]),
+                    1 - group["lr"] * group["weight_decay"],
+                )
                 pinned = torch.tensor(values, dtype=torch.float64).pin_memory()
                 self.hyper[number].copy_(pinned, non_blocking=True)
 
@@ -130,6 +131,9 @@ class RowAdam(torch.optim.Optimizer):
                 if not _has_gradient(param):
                     continue
                 state = self.state[param]
+                if group["weight_decay"]:
+                    decay = 1 - group["lr"] * group["weight_decay"]
+                    state.get("master", param).mul_(self.hyper[number][6] if self.hyper else decay)
                 adam_rows_(
                     param,
                     param.grad,
@@ -145,8 +149,18 @@ class RowAdam(torch.optim.Optimizer):
                     scale=scale,
                     master=state.get("master"),
                     seed=self.seed + 1000 * number + place,
-                    hyper=self.hyper[number] if self.hyper else None,
+                    hyper=self.hyper[number][:6] if self.hyper else None,
                 )
+
+
+def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """After `load_state_dict`: torch casts state to the parameter's dtype, so that fp32 copies of a
+    half-precision one would be rounded."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    for number, param in enumerate(params):
+        for name, saved in state_dict["state"].get(number, {}).items():
+            if torch.is_tensor(saved):
+                optimizer.state[param][name] = saved.to(param.device, copy=True)
 
 
 def _has_gradient(param: Tensor) -> bool:

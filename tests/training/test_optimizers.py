@@ -1,0 +1,328 @@
+"""Optimisers by name: each against its formula, with unit-norm rows and exact resuming."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity, normalize
+
+from sae import SAE, UserError
+from sae.autoencoder.objective import FVU, L0, AuxK
+from sae.autoencoder.sites import Autoencode, CrossLayer, SkipTranscode
+from sae.autoencoder.sparsity import JumpReLU, TopK
+from sae.training import Learner, OptimConfig
+from sae.training.graph import GraphedStep
+from sae.training.optim import RowAdam
+from sae.training.optimizers import optimizer_for
+from sae.training.schedule_free import ScheduleFreeSign
+
+D_IN, D_SAE = 6, 20
+NAMES = ("adam", "adamw", "signum", "muon")
+
+
+def autoencoder(rule=None, *, dtype=torch.float64, site=None) -> SAE:
+    site = (site or Autoencode(hook="a")).bind(dict.fromkeys("abcd", D_IN))
+    rule = rule or TopK(d_sae=D_SAE, k=4)
+    return SAE(site.d_in, rule, site=site, d_out=site.d_out, seed=1, dtype=dtype)
+
+
+def learner(optim: OptimConfig, sae: SAE | None = None, objective=None, **more) -> Learner:
+    made = Learner(
+        sae or autoencoder(),
+        [FVU(), AuxK(k_aux=3)] if objective is None else objective,
+        optim,
+        total_steps=40,
+        dead_after=64,
+        refresh_steps=2,
+        **more,
+    )
+    made.initialise(batch(0, 256, made.sae.W_dec.dtype))
+    return made
+
+
+def batch(number: int, size: int = 32, dtype=torch.float64) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    draw = lambda: torch.randn(size, D_IN, generator=generator, dtype=torch.float64) + 0.5
+    return {hook: draw().to(dtype) for hook in "abcd"}
+
+
+def run(made: Learner, steps: range) -> Learner:
+    for number in steps:
+        made.step(batch(number, dtype=made.sae.W_dec.dtype))
+    return made
+
+
+class Twin:
+    """Gradients of an SAE by dense autograd, for a rule of update written out in the test."""
+
+    def __init__(self, made: Learner) -> None:
+        self.learner = copy.deepcopy(made)
+        self.learner.backend = "reference"
+        self.p = dict(self.learner.sae.named_parameters())
+        for param in self.p.values():
+            if hasattr(param, "row_grads"):
+                del param.row_grads
+
+    def gradients(self, acts) -> dict[str, torch.Tensor]:
+        _, loss = self.learner.forward(acts)
+        return dict(zip(self.p, torch.autograd.grad(loss, self.p.values()), strict=True))
+
+    def equals(self, made: Learner) -> None:
+        for name, value in made.sae.named_parameters():
+            torch.testing.assert_close(value, self.p[name], rtol=1e-9, atol=1e-11, msg=name)
+
+
+def tangential(grad: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    unit = normalize(rows.detach(), dim=1)
+    return grad - (grad * unit).sum(1, keepdim=True) * unit
+
+
+@pytest.mark.parametrize("unit_norm", [True, False])
+def test_adamw_is_torch_adamw_on_what_decays(unit_norm):
+    optim = OptimConfig(
+        name="adamw", lr=1e-2, weight_decay=0.5, warmup=0, decay=0, unit_norm=unit_norm
+    )
+    site = SkipTranscode(read="a", predict="b")
+    made = learner(optim, autoencoder(site=site), [FVU()])
+    twin = Twin(made)
+    decaying = {"W_enc", "W_skip"} | (set() if unit_norm else {"W_dec"})
+    adam = torch.optim.AdamW(
+        [
+            {"params": [twin.p[n] for n in twin.p if n in decaying], "weight_decay": 0.5},
+            {"params": [twin.p[n] for n in twin.p if n not in decaying], "weight_decay": 0.0},
+        ],
+        lr=1e-2,
+    )
+    for number in range(5):
+        for name, grad in twin.gradients(batch(number)).items():
+            project = unit_norm and name == "W_dec"
+            twin.p[name].grad = tangential(grad, twin.p[name]) if project else grad
+        adam.step()
+        if unit_norm:
+            twin.p["W_dec"].data = normalize(twin.p["W_dec"].data, dim=1)
+        made.step(batch(number))
+        twin.equals(made)
+
+
+def test_weight_decay_reaches_the_master_of_a_half_precision_parameter():
+    sae = autoencoder(dtype=torch.bfloat16)
+    optim = OptimConfig(name="adamw", lr=1e-3, weight_decay=100.0, warmup=0, decay=0)
+    made = learner(optim, sae)
+    before = sae.W_enc.detach().float().norm()
+    run(made, range(5))
+    ratio = (made.optimizer.state[sae.W_enc]["master"].norm() / before).item()
+    assert 0.9**5 * 0.98 < ratio < 0.9**5 * 1.05
+
+
+@pytest.mark.parametrize("unit_norm", [True, False])
+def test_signum_follows_its_formula(unit_norm):
+    made = learner(OptimConfig(name="signum", lr=1e-2, unit_norm=unit_norm))
+    twin = Twin(made)
+    z = {name: value.detach().clone() for name, value in twin.p.items()}
+    x = {name: value.clone() for name, value in z.items()}
+    for number in range(6):
+        for name, grad in twin.gradients(batch(number)).items():
+            on_sphere = unit_norm and name == "W_dec"
+            unit = (lambda t: normalize(t, dim=1)) if on_sphere else (lambda t: t)
+            grad = tangential(grad, twin.p[name]) if on_sphere else grad
+            z[name] = unit(z[name] - 1e-2 * grad.sign())
+            t = number + 1
+            x[name] = unit((1 - 1 / t) * x[name] + z[name] / t)
+            twin.p[name].data = unit(0.05 * z[name] + 0.95 * x[name])
+        made.step(batch(number))
+        twin.learner.dead = copy.deepcopy(made.dead)
+        twin.equals(made)
+    used = made.judged()
+    for name, value in used.named_parameters():
+        torch.testing.assert_close(value, x[name], rtol=1e-9, atol=1e-11, msg=name)
+        assert not torch.equal(value, getattr(made.sae, name)), "an average that moved"
+
+
+def test_the_average_is_what_is_validated_and_exported():
+    made = run(learner(OptimConfig(name="signum", lr=1e-2)), range(5))
+    average, acts = made.judged(), batch(9)
+    y, y_hat, _ = made.predict(acts)
+    torch.testing.assert_close(y_hat, average(y))
+    assert not torch.allclose(y_hat, made.sae(y))
+    exported = made.export()
+    torch.testing.assert_close(exported.W_dec, average.W_dec)
+    torch.testing.assert_close(exported(acts["a"]) * made.scale["a"], y_hat)
+
+
+@pytest.mark.parametrize("unit_norm", [True, False])
+def test_muon_moves_matrices_by_orthogonal_steps_and_adam_the_rest(unit_norm):
+    optim = OptimConfig(name="muon", lr=1e-2, warmup=0, decay=0, unit_norm=unit_norm)
+    made = learner(optim)
+    twin = Twin(made)
+    biases = [twin.p[name] for name in ("b_enc", "b_dec")]
+    adam = torch.optim.Adam(biases, lr=1e-2)
+    before = {name: value.detach().clone() for name, value in twin.p.items()}
+    gradients = twin.gradients(batch(3))
+    for param, name in zip(biases, ("b_enc", "b_dec"), strict=True):
+        param.grad = gradients[name]
+    adam.step()
+    made.step(batch(3))
+    for name in ("b_enc", "b_dec"):
+        torch.testing.assert_close(getattr(made.sae, name), twin.p[name])
+    for name in ("W_enc", "W_dec"):
+        grad = gradients[name]
+        if name == "W_dec" and unit_norm:
+            grad = tangential(grad, before[name])
+        U, _, V = torch.linalg.svd(grad, full_matrices=False)
+        moved = (before[name] - getattr(made.sae, name).detach()) / (0.2 * D_SAE**0.5 * 1e-2)
+        if name == "W_dec" and unit_norm:
+            norms = made.sae.W_dec.detach().norm(dim=1)
+            torch.testing.assert_close(norms, torch.ones_like(norms))
+            assert cosine_similarity(moved.flatten(), (U @ V).flatten(), dim=0) > 0.9
+        else:  # Newton-Schulz in bf16 brings singular values to 1 only roughly
+            singular = torch.linalg.svdvals(moved)
+            assert singular.min() > 0.6 and singular.max() < 1.3
+            assert cosine_similarity(moved.flatten(), (U @ V).flatten(), dim=0) > 0.95
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_of_w_dec_keep_norm_one_where_they_shall(name):
+    for unit_norm in (True, False):
+        made = run(learner(OptimConfig(name=name, lr=1e-2, unit_norm=unit_norm)), range(4))
+        for sae in (made.sae, made.judged()):
+            off = (sae.W_dec.norm(dim=1) - 1).abs().max()
+            assert off < 1e-12 if unit_norm else off > 1e-4
+
+
+def test_muon_clips_the_whole_gradient():
+    ends = []
+    for clip_norm in (None, 1e-3):
+        made = learner(OptimConfig(name="muon", lr=1e-2, clip_norm=clip_norm))
+        run(made, range(1))
+        ends.append(made.optimizer.state)
+    norms = [
+        torch.stack([s["exp_avg"].norm() * 10 for s in state.values() if "exp_avg" in s]).norm()
+        for state in ends
+    ]
+    assert norms[0] > 1e-2 and norms[1] < 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_resumed_run_ends_with_the_same_bits(name, dtype):
+    if name == "muon" and dtype == torch.bfloat16:
+        pytest.skip("refused")
+    make = lambda: learner(OptimConfig(name=name, lr=1e-2), autoencoder(dtype=dtype))
+    straight = run(make(), range(5))
+    saved = copy.deepcopy((straight.state_dict(), straight.optimizer.state_dict()))
+    run(straight, range(5, 10))
+    resumed = make()
+    resumed.load_state_dict(saved[0])
+    resumed.optimizer.load_state_dict(saved[1])
+    run(resumed, range(5, 10))
+    for one, other in ((straight.sae, resumed.sae), (straight.judged(), resumed.judged())):
+        for (key, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+            assert torch.equal(a, b), key
+    states = straight.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
+    assert states[0].keys() == states[1].keys()
+    for key, state in states[0].items():
+        for kind, value in state.items():
+            other = states[1][key][kind]
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other)), kind
+            assert torch.as_tensor(value).dtype == torch.as_tensor(other).dtype, kind
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_learns(name):
+    optim = OptimConfig(name=name, lr=3e-3 if name != "signum" else 1e-2)
+    made = learner(optim, autoencoder(dtype=torch.float32))
+    error = []
+    for numbers in (range(3), range(37)):
+        run(made, numbers)
+        y, y_hat, _ = made.predict(batch(100, 2048, torch.float32))
+        error.append((y - y_hat).square().sum().item())
+    assert error[1] < 0.8 * error[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_factors_multiply_the_learning_rate_of_their_parameter_alone(name):
+    """Every one of these optimisers moves by its learning rate times what does not know of it."""
+    moved = []
+    for factors in ({}, {"threshold": 10.0, "b_dec": 0.5, "W_dec": 0.0}):
+        optim = OptimConfig(
+            name=name,
+            lr=1e-4,
+            lr_factors=factors,
+            warmup=0,
+            decay=0,
+            weight_decay=0,
+            unit_norm=False,
+        )
+        sae = autoencoder(JumpReLU(d_sae=D_SAE, bandwidth=2.0))
+        made = learner(optim, sae, [FVU(), L0(coefficient=1e-2)])
+        before = {n: v.detach().clone() for n, v in sae.named_parameters()}
+        run(made, range(1))
+        moved.append({n: v.detach() - before[n] for n, v in sae.named_parameters()})
+        assert made.read()["lr"] == 1e-4
+    assert all(step.any() for step in moved[0].values())
+    for parameter, plain in moved[0].items():
+        factor = factors.get(parameter, 1.0)
+        expected = factor * plain
+        torch.testing.assert_close(moved[1][parameter], expected, rtol=1e-6, atol=1e-15)
+
+
+def test_a_factor_of_nothing_is_refused():
+    optim = OptimConfig(lr_factors={"treshold": 10})
+    with pytest.raises(UserError, match="lr_factors.treshold .* W_enc, b_enc, b_dec, W_dec"):
+        optimizer_for(autoencoder(), optim)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "sgd"},
+        {"lr_factors": {"b_enc": -1.0}},
+        {"weight_decay": -0.1},
+        {"moments": "bfloat16", "name": "signum"},
+    ],
+)
+def test_impossible_settings_name_themselves(wrong):
+    with pytest.raises(UserError, match=rf"model\.optim\.{next(iter(wrong))}"):
+        OptimConfig(**wrong)
+
+
+def test_what_does_not_go_together_is_refused():
+    with pytest.raises(UserError, match="model.optim.name=muon"):
+        optimizer_for(autoencoder(dtype=torch.bfloat16), OptimConfig(name="muon"))
+    with pytest.raises(UserError, match="model.cuda_graph=true is for adam and adamw, not signum"):
+        GraphedStep(learner(OptimConfig(name="signum")))
+
+
+def test_defaults():
+    assert isinstance(optimizer_for(autoencoder(), OptimConfig()), RowAdam)
+    for name, scale in (("adam", 2e-4), ("adamw", 2e-4), ("muon", 2e-4), ("signum", 5e-3)):
+        assert OptimConfig(name=name).learning_rate(2**12) == 2 * scale
+    signum = OptimConfig(name="signum", warmup=0.5, decay=0.5)
+    assert {signum.schedule(step, 10) for step in range(10)} == {1.0}
+
+
+def test_groups_that_may_not_write_stay_silent_in_copies_too():
+    site = CrossLayer(read=("a", "b"), predict=("c", "d"))
+    for name, dtype in (("adam", torch.bfloat16), ("signum", torch.float32)):
+        sae = autoencoder(site=site, dtype=dtype)
+        made = run(learner(OptimConfig(name=name, lr=1e-2), sae, [FVU()]), range(5))
+        forbidden = slice(D_SAE // 2, None), slice(0, D_IN)
+        for kind in ("master", "z", "x"):
+            if kind in made.optimizer.state[sae.W_dec]:
+                assert not made.optimizer.state[sae.W_dec][kind][forbidden].any(), kind
+        assert not made.judged().W_dec[forbidden].any()
+
+
+def test_resampled_rows_of_signum_start_anew_in_all_sequences():
+    made = run(learner(OptimConfig(name="signum", lr=1e-2), resample_every=10), range(3))
+    made.dead.tokens_since_fired[[2, 7]] = 10**6
+    before = copy.deepcopy(made.optimizer.state[made.sae.W_dec])
+    made.resample(batch(5))
+    state = made.optimizer.state[made.sae.W_dec]
+    assert isinstance(made.optimizer, ScheduleFreeSign)
+    others = [n for n in range(D_SAE) if n not in (2, 7)]
+    for kind in ("x", "z"):
+        assert torch.equal(state[kind][[2, 7]], made.sae.W_dec[[2, 7]])
+        assert torch.equal(state[kind][others], before[kind][others])
