@@ -5,9 +5,8 @@ import torch
 from test_encode_topk import NAMES, problem
 from torch import Tensor
 
-from encoder_cases import chunks_of, forbid_waiting
+from encoder_cases import TRITON_ONLY, chunks_of, forbid_waiting
 from kernel_cases import (
-    CUDA,
     active_sets,
     assert_as_good,
     device,
@@ -215,9 +214,14 @@ def test_largest_breaks_ties_from_the_left(backend, k, monkeypatch):
     assert torch.equal(largest(scores, k, backend="reference"), want)
 
 
-@pytest.mark.skipif(not CUDA, reason="`choose` is plain torch: what waits shows on a GPU only")
-def test_largest_on_a_gpu_never_waits():
-    scores = torch.rand(64, 4096, device="cuda").bfloat16()
-    largest(scores, 32)
+@TRITON_ONLY
+def test_never_waits_for_the_device(backend):
+    def choose(pre: Tensor) -> tuple[Tensor, Tensor]:
+        indices = largest(pre.abs(), 5, backend=backend)
+        return pre.gather(1, indices), indices
+
+    at = leaves(*problem((5, 4, 300, 5)), dtype=torch.float32, device=device(backend))
+    encode_chosen(*at[:3], choose, at[3], backend=backend)  # kernels are compiled
     with forbid_waiting():
-        largest(scores, 32)
+        codes = encode_chosen(*at[:3], choose, at[3], backend=backend)
+        torch.autograd.grad(codes.values.square().sum(), at)

@@ -149,6 +149,17 @@ def test_empty_batch_and_nothing_that_fires():
     assert all((g == 0).all() for g in torch.autograd.grad(codes.values.sum(), at))
 
 
+def test_no_layer_is_relu():
+    x, W_enc, b_enc, W_dict, *_ = at = leaves(*problem(), dtype=torch.float64)
+    codes = encode_unrolled(x, W_enc, b_enc, W_dict, [], [])
+    want = (x @ W_enc + b_enc).relu()
+    torch.testing.assert_close(codes.to_dense(), want)
+    got = torch.autograd.grad(codes.values.sum(), at[:4])
+    true = torch.autograd.grad(want.sum(), at[:3])
+    for mine, other in zip(got, [*true, torch.zeros_like(W_dict)], strict=True):
+        torch.testing.assert_close(mine, other)
+
+
 def test_autocast_changes_nothing():
     runs = []
     for enabled in (False, True):
