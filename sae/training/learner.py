@@ -101,7 +101,12 @@ class Learner(nn.Module):
         self.controller = None
         if self.steered is not None:
             term = self.objective[self.steered]
-            self.controller = L0Controller(term.target_l0, term.coefficient)
+            self.controller = L0Controller(
+                term.target_l0,
+                term.coefficient,
+                first=max(term.target_l0, min(8 * term.target_l0, sae.d_sae / 4)),
+                until=term.target_at,
+            )
         self.register_buffer("step_number", torch.zeros((), dtype=torch.int64), False)
         self.register_buffer("warm", torch.ones(len(self.objective), dtype=torch.float64), False)
         self.meter = Meter(self.METERS)
@@ -216,6 +221,8 @@ class Learner(nn.Module):
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * group["factor"]
         self.sae.sparsity = self.rule.at(self.steps / self.total_steps)
+        if self.controller is not None:
+            self.controller.aim(self.steps / self.total_steps)
         for number, term in enumerate(self.objective):
             if isinstance(term, Penalty) and self.steps <= term.warmup * self.total_steps:
                 rise = (self.steps + 1) / max(term.warmup * self.total_steps, 1)

@@ -10,6 +10,7 @@ import torch
 from sae.training.controller import L0Controller
 
 TARGET, START = 20.0, 0.03
+FALLING = {"first": 160.0, "until": 0.5}
 L0S = [400.0, 90.0, 25.0, 20.0, 11.0, 0.0, 3.0, 22.0, 700.0, 19.0]
 
 
@@ -20,9 +21,7 @@ class Plain:
         self.integral, self.smooth, self.aim_at = math.log(START), None, TARGET
 
     def aim(self, progress: float) -> None:
-        until, start = L0Controller.UNTIL, L0Controller.START
-        left = max(1 - progress / until, 0.0) if until else 0.0
-        self.aim_at = TARGET * start**left
+        self.aim_at = TARGET * 8 ** max(1 - progress / 0.5, 0.0)
 
     def error(self) -> float:
         if self.smooth is None:
@@ -56,17 +55,23 @@ def test_its_arithmetic():
         want.append(plain.coefficient())
         plain.update(l0)
     assert want[0] == pytest.approx(START)
-    assert run(L0Controller(TARGET, START), L0S) == pytest.approx(want, rel=1e-12)
+    assert run(L0Controller(TARGET, START, **FALLING), L0S) == pytest.approx(want, rel=1e-12)
 
 
 def test_the_aim_falls_to_the_target():
-    controller = L0Controller(TARGET, START)
+    controller = L0Controller(TARGET, START, **FALLING)
     aims = []
-    for progress in (0.0, L0Controller.UNTIL / 2, L0Controller.UNTIL, 1.0):
+    for progress in (0.0, 0.25, 0.5, 1.0):
         controller.aim(progress)
         aims.append(controller.log_target.exp().item())
-    start = L0Controller.START
-    assert aims == pytest.approx([TARGET * start, TARGET * start**0.5, TARGET, TARGET])
+    assert aims == pytest.approx([160.0, TARGET * 8**0.5, TARGET, TARGET])
+
+
+def test_left_out_it_is_the_target_from_the_start():
+    controller = L0Controller(TARGET, START)
+    for progress in (0.0, 0.5):
+        controller.aim(progress)
+        assert controller.log_target.item() == math.log(TARGET)
 
 
 @pytest.mark.parametrize("far", [1e4, 0.0], ids=["above", "below"])
@@ -98,11 +103,11 @@ def test_no_latent_at_all_counts_as_a_hundredth_of_the_target():
 
 
 def test_a_resumed_controller_goes_on_with_the_same_bits():
-    whole = run(L0Controller(TARGET, START), L0S)
+    whole = run(L0Controller(TARGET, START, **FALLING), L0S)
     for cut in (0, 1, 6):
-        first = L0Controller(TARGET, START)
+        first = L0Controller(TARGET, START, **FALLING)
         assert run(first, L0S[:cut]) == whole[:cut]
-        resumed = L0Controller(TARGET, 99.0)
+        resumed = L0Controller(TARGET, 99.0, **FALLING)
         resumed.load_state_dict(first.state_dict())
         assert run(resumed, L0S[cut:], cut) == whole[cut:]
 

@@ -22,6 +22,8 @@ class L0(Penalty):
         coefficient: weight in the loss; with target_l0, the weight to begin with.
         target_l0: latents per token to end with: the coefficient is steered during the run, except
             for `quadratic`, whose minimum it is.
+        target_at: share of the run after which L0 is to be there; until then it falls, from up to
+            eight times as much.
         warmup: share of the run over which the weight rises from 0.
         kind: `step` counts what fires, and teaches the thresholds of JumpReLU alone (Rajamanoharan
             et al. 2024, eq. 9); `tanh` is sum tanh(sharpness f |d|), for every rule (Anthropic,
@@ -29,6 +31,7 @@ class L0(Penalty):
         sharpness: of tanh.
     """
 
+    target_at: float = 0.4
     kind: Literal["step", "tanh", "quadratic"] = "step"
     sharpness: float = 4.0
 

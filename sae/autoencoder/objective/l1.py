@@ -28,6 +28,8 @@ class L1(Penalty):
     Args:
         coefficient: weight in the loss; with target_l0, the weight to begin with.
         target_l0: latents per token to end with: the coefficient is steered during the run.
+        target_at: share of the run after which L0 is to be there; until then it falls, from up to
+            eight times as much.
         warmup: share of the run over which the weight rises from 0.
         decoder_norm: weigh each latent by the norm of its decoder row, over all hooks. Changes
             nothing while `model.optim.unit_norm` holds rows at norm 1.
@@ -36,6 +38,7 @@ class L1(Penalty):
         p_start_at: share of the run before p falls.
     """
 
+    target_at: float = 0.9
     decoder_norm: bool = True
     p: float = 1.0
     p_end: float | None = None

@@ -17,11 +17,14 @@ class Penalty(Term):
     Args:
         coefficient: weight in the loss; with target_l0, the weight to begin with.
         target_l0: latents per token to end with: the coefficient is steered during the run.
+        target_at: share of the run after which L0 is to be there; until then it falls, from up to
+            eight times as much.
         warmup: share of the run over which the weight rises from 0.
     """
 
     coefficient: float = 1e-2
     target_l0: float | None = None
+    target_at: float = 0.5
     warmup: float = 0.05
 
     penalty: ClassVar[bool] = True
@@ -32,8 +35,10 @@ class Penalty(Term):
             raise UserError(f"{name}.coefficient={self.coefficient} must be positive")
         if self.target_l0 is not None and not self.target_l0 > 0:
             raise UserError(f"{name}.target_l0={self.target_l0} must be positive")
-        if not 0 <= self.warmup <= 1:
-            raise UserError(f"{name}.warmup={self.warmup} is a share of the run: from 0 to 1")
+        for setting in ("warmup", "target_at"):
+            value = getattr(self, setting)
+            if not 0 <= value <= 1:
+                raise UserError(f"{name}.{setting}={value} is a share of the run: from 0 to 1")
 
     @property
     def steered(self) -> bool:

@@ -28,7 +28,7 @@ class JumpReLU(Sparsity):
 
     d_sae: int
     bandwidth: float = 0.5
-    threshold: float = 0.5
+    threshold: float = 0.1
 
     def __post_init__(self) -> None:
         check_width(self.d_sae)
