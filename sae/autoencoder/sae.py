@@ -116,6 +116,13 @@ class SAE(nn.Module):
         """What the rule changes itself after a step of training."""
         for part, some in zip(encoded.parts or [encoded], self.groups(), strict=True):
             self.sparsity.observe(part, self.weights().latents(some))
+        self.settle()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Bring weights back to what the rule allows, after a step or as averages."""
+        for some in self.groups():
+            self.sparsity.settle(self.weights().latents(some))
 
     def decoder_norms(self) -> Tensor:
         """[d_sae]: norm of each latent's row of W_dec; several hooks' norms are added."""

@@ -81,4 +81,5 @@ def averaged(sae: SAE, optimizer: torch.optim.Optimizer) -> SAE:
     for name, param in sae.named_parameters():
         if state := optimizer.state.get(param):
             getattr(average, name).copy_(state["x"])
+    average.settle()
     return average

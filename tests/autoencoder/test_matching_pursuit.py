@@ -142,6 +142,25 @@ def test_a_step_leaves_directions_at_norm_1_and_W_enc_in_step(site, unit_norm):
         assert getattr(sae, name).grad is None, f"{name}'s gradient must come in parts"
 
 
+@pytest.mark.parametrize("ema", [None, 0.9], ids=["schedule-free", "ema"])
+@each_site
+def test_averages_of_weights_pursue_as_training_does(site, ema):
+    """The mean of copies is no copy of the mean, and shorter than norm 1."""
+    optim = OptimConfig(lr=3e-2, name="adam" if ema else "signum")
+    made_of = made(site)
+    learner = Learner(made_of, [FVU()], optim, total_steps=6, dead_after=10**6, ema=ema)
+    learner.initialise(data())
+    for seed in range(4):
+        learner.step(data(seed=seed))
+    mean = learner.judged() if ema is None else learner.average.averaged(made_of)
+    assert not torch.equal(mean.W_dec, made_of.W_dec)
+    x, _ = mean.site.pair(data(seed=9))
+    trained, used = mean.encode_training(x).codes.to_dense(), mean.encode(x).to_dense()
+    torch.testing.assert_close(used, trained, rtol=1e-12, atol=1e-12)
+    directions = mean.W_dec if site == "Autoencode" else mean.W_enc.t()
+    torch.testing.assert_close(directions.norm(dim=1), torch.ones(D_SAE).double())
+
+
 def test_values_of_one_latent_add_up_where_it_comes_first():
     values = torch.tensor([[1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 0.0, 0.0]], requires_grad=True)
     indices = torch.tensor([[3, 1, 3, 3], [5, 0, 0, 0]])

@@ -56,6 +56,10 @@ class Sparsity(Family, ABC, family="model.sae"):
     def observe(self, encoded: Encoded, weights: Weights) -> None:
         """Change what does not learn by gradient, in place; called after each step."""
 
+    def settle(self, weights: Weights) -> None:
+        """Bring weights back to what the rule allows, in place; called after each step, and on
+        averages of weights."""
+
     def at(self, progress: float) -> Self:
         """The rule as it is at a share of the run, from 0 to 1."""
         return self

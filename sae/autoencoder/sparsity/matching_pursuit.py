@@ -82,7 +82,7 @@ class MatchingPursuit(Sparsity):
         return merged(torch.cat(values, dim=1), torch.cat(indices, dim=1), self.d_sae)
 
     @torch.no_grad()
-    def observe(self, encoded: Encoded, weights: Weights) -> None:
+    def settle(self, weights: Weights) -> None:
         w = weights
         least = 1e-12  # a row of zeros stays one
         if w.pre_bias is None:
