@@ -32,19 +32,26 @@ EXAMPLE_TOKENS = 65536
 def finish(run: RunFolder, module: SAEModule, data: ActivationDataModule, trainer: Trainer) -> str:
     """Write `sae/`, `summary.json`, `examples.jsonl` and `report.html`; returns what to print."""
     learner = module.learner
-    sae = learner.export()
-    sae.metadata |= {
+    metadata = {
         **data.source.metadata(),
-        "hook": sae.site.hooks[0],
+        "hook": learner.sae.site.hooks[0],
         "tokens": learner.tokens,
         "seed": module.seed,
         "run": run.path.name,
         "version": version("sae-workbench"),
     }
+    sae = learner.export()
+    sae.metadata |= metadata
     sae.save(run.path / "sae")
     firing = Firing(sae.d_sae, sae.W_dec.device)
     held_out = evaluate(sae, data.source, max_tokens=data.held_out_tokens, firing=firing)
     firing.save(run.path / "density.json")
+    more: dict[str, Any] = {} if learner.resampler is None else learner.resampler.read()
+    if learner.average is not None:
+        average = learner.export(ema=True)
+        average.metadata |= metadata
+        average.save(run.path / "sae_ema")
+        more["held_out_ema"] = evaluate(average, data.source, max_tokens=data.held_out_tokens)
 
     summary: dict[str, Any] = {
         "name": run.path.name,
@@ -56,7 +63,6 @@ def finish(run: RunFolder, module: SAEModule, data: ActivationDataModule, traine
         "l0": module.last_read["l0"],
         "dead_fraction": learner.dead.dead_fraction().item(),
         "dead_after_tokens": module.dead_after,
-        **(learner.resampler.read() if learner.resampler is not None else {}),
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         "k": getattr(sae.sparsity, "k", None),
@@ -66,6 +72,7 @@ def finish(run: RunFolder, module: SAEModule, data: ActivationDataModule, traine
         "seed": module.seed,
         "device": _device(trainer),
         "held_out": held_out,
+        **more,
         "positions": asdict(data.source.counts),
         "versions": {name: version(name) for name in ("torch", "lightning", "sae-workbench")},
         "python": platform.python_version(),
@@ -87,6 +94,9 @@ def _table(summary: dict[str, Any], run: RunFolder) -> str:
     for column in ("training", "held out"):
         table.add_column(column, justify="right")
     table.add_row("FVU (0 is a perfect copy)", f"{summary['fvu']:.4f}", f"{held_out['fvu']:.4f}")
+    if "held_out_ema" in summary:
+        averaged = summary["held_out_ema"]["fvu"]
+        table.add_row("  of the averaged weights (sae_ema/)", "", f"{averaged:.4f}")
     table.add_row("L0, latents per token", f"{summary['l0']:.1f}", f"{held_out['l0']:.1f}")
     dead = f"dead latents (silent for {summary['dead_after_tokens']:,} tokens)"
     table.add_row(dead, f"{summary['dead_fraction']:.2%}", "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -34,6 +34,10 @@ class SAEModule(L.LightningModule):
         refresh_steps: how often the list of dead latents for AuxK is drawn up, in steps.
         cuda_graph: record the step once and replay it; on a GPU this helps where d_sae is 32,768
             or less, since there launching kernels takes longer than running them.
+        dtype: of the parameters; in bfloat16 the optimiser keeps fp32 copies, and thresholds stay
+            fp32.
+        ema: decay of a moving average of the weights (0.999 looks back some 1,000 steps), saved as
+            `sae_ema/` beside `sae/` and judged too; none when left out.
         resample_every: steps between two times that dead latents start anew where the error is
             largest (Bricken et al. 2023); never when left out, and never while the learning rate
             falls at the end.
@@ -49,6 +53,8 @@ class SAEModule(L.LightningModule):
         dead_after: int = 10_000_000,
         refresh_steps: int = 50,
         cuda_graph: bool = False,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        ema: float | None = None,
         resample_every: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -64,6 +70,7 @@ class SAEModule(L.LightningModule):
         self.optim = optim
         self.dead_after, self.refresh_steps, self.seed = dead_after, refresh_steps, seed
         self.cuda_graph, self.resample_every = cuda_graph, resample_every
+        self.sae_dtype, self.ema = getattr(torch, dtype), ema
         # `Learner.step` calls backward and the optimiser itself; under automatic optimisation
         # Lightning would run them, and divide and clone the loss, around every step.
         self.automatic_optimization = False
@@ -73,7 +80,14 @@ class SAEModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         widths = self.trainer.datamodule.source.widths
         site = self.site.bind(widths)
-        sae = SAE(site.d_in, self.sparsity, site=site, d_out=site.d_out, seed=self.seed)
+        sae = SAE(
+            site.d_in,
+            self.sparsity,
+            site=site,
+            d_out=site.d_out,
+            seed=self.seed,
+            dtype=self.sae_dtype,
+        )
         self.learner = Learner(
             sae,
             self.objective,
@@ -83,6 +97,7 @@ class SAEModule(L.LightningModule):
             refresh_steps=self.refresh_steps,
             resample_every=self.resample_every,
             seed=self.seed,
+            ema=self.ema,
         )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

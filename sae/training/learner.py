@@ -13,6 +13,7 @@ from sae.autoencoder import SAE
 from sae.autoencoder.init import geometric_median
 from sae.autoencoder.objective import Forward, Penalty, Term, spread
 from sae.errors import UserError
+from sae.training.average import Average
 from sae.training.config import OptimConfig
 from sae.training.controller import L0Controller
 from sae.training.dead import DeadLatents
@@ -60,6 +61,7 @@ class Learner(nn.Module):
         resample_every: steps between two times that dead latents are resampled; None: never. Not
             while the learning rate falls at the end.
         seed: of that.
+        ema: decay of an average of the weights, kept beside them; None: none.
         backend: of every kernel; `auto` except in tests.
 
     Raises UserError for a term that means nothing for this SAE, and for a sparsity rule that
@@ -79,6 +81,7 @@ class Learner(nn.Module):
         refresh_steps: int = 50,
         resample_every: int | None = None,
         seed: int = 0,
+        ema: float | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -115,6 +118,9 @@ class Learner(nn.Module):
         self.rule = sae.sparsity
         self.scale: dict[str, float] | None = None
         self.optimizer = optimizer_for(sae, optim)
+        if ema is not None and optim.name == "signum":
+            raise UserError("model.ema: signum averages its weights itself; leave it out")
+        self.average = None if ema is None else Average(sae, ema)
 
     @torch.no_grad()
     def initialise(self, acts: dict[str, Tensor]) -> None:
@@ -220,6 +226,8 @@ class Learner(nn.Module):
         self.rate = self.lr * self.optim.schedule(self.steps, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * group["factor"]
+        if self.average is not None:
+            self.average.set_share(self.steps)
         self.sae.sparsity = self.rule.at(self.steps / self.total_steps)
         if self.controller is not None:
             self.controller.aim(self.steps / self.total_steps)
@@ -244,6 +252,8 @@ class Learner(nn.Module):
             if kind in COPIES:
                 self.sae.restrict(copied)
         self.sae.observe(forward.encoded)
+        if self.average is not None:
+            self.average.update(self.sae)
         fired = self.dead.count(forward.codes)
         if self.resampler is not None:
             self.resampler.count(fired)
@@ -278,6 +288,8 @@ class Learner(nn.Module):
         latents, new = self.resampler(sae, x, residual, silent_for, dead_after, self.steps)
         for name, rows in new.items():
             restart_rows(state.get(getattr(sae, name), {}), name, latents, rows)
+        if self.average is not None:
+            self.average.restart(latents, new)
 
     def read(self) -> dict[str, float]:
         """Averages since the last call. Waits for the device, so call it on log steps only."""
@@ -298,11 +310,13 @@ class Learner(nn.Module):
             return {}
         return {"penalty_coefficient": self.controller.coefficient().item()}
 
-    def export(self) -> SAE:
-        """The SAE for raw activations: a copy with the scales folded in."""
+    def export(self, *, ema: bool = False) -> SAE:
+        """The SAE for raw activations: a copy with the scales folded in; with `ema`, the average of
+        the weights."""
         self.sae.sparsity = self.rule.at(1.0)
         (factor, *others) = set(self.scale.values())
-        return self.judged().folded(self.scale if others else factor)
+        sae = self.average.averaged(self.sae) if ema else self.judged()
+        return sae.folded(self.scale if others else factor)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"steps": self.steps, "tokens": self.tokens, "scale": self.scale}

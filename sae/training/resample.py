@@ -102,6 +102,7 @@ class Resampler(nn.Module):
                 new[name] = torch.full_like(new["b_enc"], own.start)
         for name, rows in new.items():
             write_rows(name, getattr(sae, name), latents, rows)
+        sae.settle()
         self.waiting[latents] = True
         self.resampled += len(latents)
         return latents, new

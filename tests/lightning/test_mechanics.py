@@ -1,0 +1,95 @@
+"""How a run is trained, set from the command line: dtype, averages, accumulation, resampling."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sae import SAE
+from sae.lightning.fit import fit
+
+STEPS = 24
+SETTINGS = {
+    "name": "r",
+    "model": {
+        "sae": {"class_path": "TopK", "init_args": {"d_sae": 64, "k": 4}},
+        "dead_after": 400,
+        "refresh_steps": 4,
+        "optim": {"lr": 3e-3, "warmup": 0.0},
+    },
+    "data": {
+        "source": {
+            "class_path": "SparseSuperposition",
+            "init_args": {"d_in": 16, "n_features": 64, "mean_active": 3.0},
+        },
+        "batch_size": 64,
+        "block_batches": 4,
+        "held_out_tokens": 256,
+    },
+    "trainer": {
+        "max_steps": STEPS,
+        "log_every_n_steps": 4,
+        "val_check_interval": 12,
+        "accelerator": "cpu",
+    },
+    "checkpoint_every": 9,
+}
+WAYS = {
+    "bfloat16": ["--model.dtype", "bfloat16"],
+    "ema": ["--model.ema", "0.9"],
+    "resampling": ["--model.resample_every=6", "--model.dead_after=65", "--model.sae.d_sae=512"],
+    "signum": ["--model.optim.name", "signum"],
+    "muon": ["--model.optim.name", "muon", "--model.optim.lr_factors", "{b_dec: 2.0}"],
+}
+
+
+def train(folder: Path, ways: list[str]) -> Path:
+    folder.mkdir()
+    (folder / "c.yaml").write_text(yaml.safe_dump(SETTINGS))
+    fit(["--config", str(folder / "c.yaml"), "--runs", str(folder), *ways])
+    return folder / "r"
+
+
+def rows(run: Path) -> list[list[str]]:
+    """Of metrics.csv, without what the clock says."""
+    lines = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    clock = [lines[0].index(name) for name in ("seconds", "tokens_per_second")]
+    return [[cell for i, cell in enumerate(line) if i not in clock] for line in lines]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_trains_resumes_to_the_same_bits_and_is_exported(tmp_path, way):
+    run = train(tmp_path / "one", WAYS[way])
+    resumed = tmp_path / "two" / "r"
+    shutil.copytree(run, resumed)
+    (resumed / "checkpoints" / f"step={STEPS}.ckpt").unlink()
+    (resumed / "checkpoints" / "step=18.ckpt").stat()  # from which it goes on
+    (resumed / "summary.json").unlink()
+    fit(["--resume", str(resumed)])
+    assert rows(run) == rows(resumed)
+    for folder in ("sae", "sae_ema") if way == "ema" else ("sae",):
+        one, other = (SAE.load(place / folder) for place in (run, resumed))
+        for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+            assert torch.equal(a, b), name
+    assert one.W_dec.dtype == (torch.bfloat16 if way == "bfloat16" else torch.float32)
+
+    table = rows(run)
+    column = lambda name: [float(line[table[0].index(name)]) for line in table[1:]]
+    assert column("loss")[-1] < 0.9 * column("loss")[0]
+    summary = json.loads((run / "summary.json").read_text())
+    assert ("held_out_ema" in summary) == (run / "sae_ema").is_dir() == (way == "ema")
+    assert ("resampled" in summary) == ("revived" in table[0]) == (way == "resampling")
+    last = float(table[-1][table[0].index("held_out_fvu")])
+    assert last == pytest.approx(
+        summary["held_out"]["fvu"], rel=1e-5 if way != "bfloat16" else 0.02
+    )
+    if way == "resampling":
+        assert summary["resampled"] == column("resampled")[-1] > 0
+        assert summary["revived"] == column("revived")[-1] > 0
+    if way == "ema":
+        assert summary["held_out_ema"]["fvu"] != summary["held_out"]["fvu"]
