@@ -42,7 +42,7 @@ SETTINGS = {
 WAYS = {
     "bfloat16": ["--model.dtype", "bfloat16"],
     "ema": ["--model.ema", "0.9"],
-    "resampling": ["--model.resample_every=6", "--model.dead_after=65", "--model.sae.d_sae=512"],
+    "resampling": ["--model.resample_every=6", "--model.dead_after=65", "--model.optim.lr=0.03"],
     "signum": ["--model.optim.name", "signum"],
     "muon": ["--model.optim.name", "muon", "--model.optim.lr_factors", "{b_dec: 2.0}"],
 }
