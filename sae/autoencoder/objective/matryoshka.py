@@ -110,7 +110,7 @@ class Matryoshka(Term):
             ends = self.ends(sae.d_sae)
             return matryoshka_levels(replace(codes, indices=places, _pairs=None), ends)
         ends = drawn_ends(sae.d_sae, self.random, self.power, self.seed, forward.step)
-        return torch.bucketize(places, ends, right=True)
+        return torch.bucketize(places.contiguous(), ends, right=True)
 
 
 def _ascending(*numbers: float) -> bool:

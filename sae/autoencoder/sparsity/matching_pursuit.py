@@ -73,6 +73,8 @@ class MatchingPursuit(Sparsity):
         values, indices = [], []
         for number in range(self.k):
             codes = encode_topk(r, reads, bias, 1, backend=backend)
+            if indices:  # the last one's product is 0 now: rounding may say it is above
+                codes.values = torch.where(codes.indices == indices[-1], 0, codes.values)
             values.append(codes.values)
             indices.append(codes.indices)
             if number < self.k - 1:
