@@ -18,12 +18,13 @@ class ActivationDataModule(L.LightningDataModule):
 
     Args:
         source: where activations come from: a model on text, or a world.
-        batch_size: activations per step.
+        batch_size: activations per step, or per micro-batch with `model.accumulate`.
         block_batches: batches per block; a block is harvested whole and shuffled, so this is how
             far apart two activations of one batch can come from, and what is held in memory.
         held_out_tokens: how many held-out activations to judge by.
         seed: of the shuffling; set by `--seed`.
-        steps_per_call: batches that Lightning hands over at a time; set by the trainer's.
+        steps_per_call: steps that Lightning hands over at a time; set by the trainer's.
+        accumulate: batches that one step learns from; set by the model's.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class ActivationDataModule(L.LightningDataModule):
         held_out_tokens: int = 16384,
         seed: int = 0,
         steps_per_call: int = 1,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
         settings = {
@@ -47,7 +49,7 @@ class ActivationDataModule(L.LightningDataModule):
         self.source = source
         self.batch_size, self.block_batches = batch_size, block_batches
         self.held_out_tokens, self.seed = held_out_tokens, seed
-        self.steps_per_call = steps_per_call
+        self.steps_per_call, self.accumulate = steps_per_call, accumulate
         self._ready = False
 
     def setup(self, stage: str) -> None:
@@ -61,14 +63,14 @@ class ActivationDataModule(L.LightningDataModule):
             batch_size=self.batch_size,
             block_batches=self.block_batches,
             seed=self.seed,
-            # With a length Lightning does not fetch ahead: position is steps done.
-            batches=self.trainer.max_steps,
+            # With a length Lightning does not fetch ahead: position is batches done.
+            batches=self.trainer.max_steps * self.accumulate,
             overlap=device.type == "cuda",
         )
         self._ready = True
 
     def train_dataloader(self) -> Calls:
-        return Calls(self.stream, self.steps_per_call)
+        return Calls(self.stream, self.steps_per_call, self.accumulate)
 
     def val_dataloader(self) -> HeldOut:
         if not hasattr(self, "held_out"):
@@ -77,10 +79,16 @@ class ActivationDataModule(L.LightningDataModule):
 
 
 class Calls:
-    """The batches of a stream in lists of `size`, the last one shorter where it does not divide."""
+    """The batches of a stream in lists for `steps_per_call` steps of `accumulate` batches each, the
+    last list shorter where that does not divide."""
 
-    def __init__(self, stream: Stream, size: int) -> None:
-        self.stream, self.size = stream, size
+    def __init__(self, stream: Stream, steps_per_call: int, accumulate: int = 1) -> None:
+        self.stream = stream
+        self.counts = {"steps_per_call": steps_per_call, "accumulate": accumulate}
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.counts.values())
 
     def __len__(self) -> int:
         return math.ceil(len(self.stream) / self.size)
@@ -91,15 +99,17 @@ class Calls:
             yield some
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.stream.state_dict(), "steps_per_call": self.size}
+        return {**self.stream.state_dict(), **self.counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises UserError for another `steps_per_call`: Lightning's counters count calls."""
-        if state["steps_per_call"] != self.size:
-            raise UserError(
-                f"trainer.steps_per_call={self.size} differs from {state['steps_per_call']} of the "
-                "run to resume; resume with the same"
-            )
+        """Raises UserError where another number of batches would be handed over: Lightning's
+        counters count calls."""
+        for name, where in (("steps_per_call", "trainer"), ("accumulate", "model")):
+            if state.get(name, 1) != self.counts[name]:
+                raise UserError(
+                    f"{where}.{name}={self.counts[name]} differs from {state[name]} of the run to "
+                    "resume; resume with the same"
+                )
         self.stream.load_state_dict(state)
 
 

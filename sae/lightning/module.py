@@ -34,6 +34,10 @@ class SAEModule(L.LightningModule):
         refresh_steps: how often the list of dead latents for AuxK is drawn up, in steps.
         cuda_graph: record the step once and replay it; on a GPU this helps where d_sae is 32,768
             or less, since there launching kernels takes longer than running them.
+        accumulate: micro-batches of `data.batch_size` that one step learns from, where a larger
+            batch would not fit: the same as one of that size for losses that are means over tokens;
+            FVU and AuxK take the variance of each, and BatchTopK decides in each which latents
+            fire. Everything is counted in steps, `trainer.max_steps` included.
         dtype: of the parameters; in bfloat16 the optimiser keeps fp32 copies, and thresholds stay
             fp32.
         ema: decay of a moving average of the weights (0.999 looks back some 1,000 steps), saved as
@@ -53,13 +57,19 @@ class SAEModule(L.LightningModule):
         dead_after: int = 10_000_000,
         refresh_steps: int = 50,
         cuda_graph: bool = False,
+        accumulate: int = 1,
         dtype: Literal["float32", "bfloat16"] = "float32",
         ema: float | None = None,
         resample_every: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("dead_after", dead_after), ("refresh_steps", refresh_steps)):
+        counts = {
+            "dead_after": dead_after,
+            "refresh_steps": refresh_steps,
+            "accumulate": accumulate,
+        }
+        for name, value in counts.items():
             if value < 1:
                 raise UserError(f"model.{name}={value}; give at least 1")
         if resample_every is not None and resample_every < 1:
@@ -70,6 +80,7 @@ class SAEModule(L.LightningModule):
         self.optim = optim
         self.dead_after, self.refresh_steps, self.seed = dead_after, refresh_steps, seed
         self.cuda_graph, self.resample_every = cuda_graph, resample_every
+        self.accumulate = accumulate
         self.sae_dtype, self.ema = getattr(torch, dtype), ema
         # `Learner.step` calls backward and the optimiser itself; under automatic optimisation
         # Lightning would run them, and divide and clone the loss, around every step.
@@ -113,8 +124,9 @@ class SAEModule(L.LightningModule):
 
     def training_step(self, batches: list[Batch], batch_idx: int) -> None:
         update = self.optimizers().step
-        for batch in batches:
-            self._step(batch.acts, update=update)
+        for at in range(0, len(batches), self.accumulate):
+            micro = [batch.acts for batch in batches[at : at + self.accumulate]]
+            self._step(*micro, update=update)
             now = time.perf_counter()
             self.seconds, self._clock = self.seconds + now - self._clock, now
             # Counted in the learner's own steps: Lightning's global_step has moved already.

@@ -140,6 +140,7 @@ class Settings(LightningCLI):
         parser.link_arguments("seed", "model.seed")
         parser.link_arguments("seed", "data.seed")
         parser.link_arguments("trainer.steps_per_call", "data.steps_per_call")
+        parser.link_arguments("model.accumulate", "data.accumulate")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         parts = self._parts(self.config)

@@ -37,10 +37,10 @@ class DeadLatents(nn.Module):
         return (self.tokens_since_fired >= self.dead_after).float().mean()
 
     @torch.no_grad()
-    def count(self, codes: Codes) -> Tensor:
-        """Take note of who fired in one batch: bool [d_sae], which is returned."""
-        fired = codes.fired()
-        self.tokens_since_fired += codes.batch
+    def count(self, *codes: Codes) -> Tensor:
+        """Take note of who fired in the batches of one step: bool [d_sae], which is returned."""
+        fired = torch.stack([some.fired() for some in codes]).any(0)
+        self.tokens_since_fired += sum(some.batch for some in codes)
         self.tokens_since_fired.masked_fill_(fired, 0)
         return fired
 

@@ -46,28 +46,28 @@ class GraphedStep:
         ]
         self.graph: torch.cuda.CUDAGraph | None = None
         self.recorded: tuple | None = None
-        self.acts: dict[str, Tensor] = {}
+        self.micro: list[dict[str, Tensor]] = []
         self.silent = learner.dead.silent
 
     def __call__(
         self,
-        acts: dict[str, Tensor],
-        *,
+        *micro: dict[str, Tensor],
         update: Callable[[], Any] | None = None,
     ) -> None:
         """As `Learner.step`."""
         learner = self.learner
         if learner.steps < self.WARM_UP or not learner.optimizer.state:
-            self._on_own_stream(lambda: learner.step(acts, update=update))
+            self._on_own_stream(lambda: learner.step(*micro, update=update))
             return
-        shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in acts.items())
+        shapes = tuple((n, tuple(t.shape), t.dtype) for acts in micro for n, t in acts.items())
         learner.set_rate()
         key = (shapes, len(learner.dead.silent), *learner.schedule())
         if key != self.recorded:
-            self.acts = {name: t.clone() for name, t in acts.items()}
+            self.micro = [{name: t.clone() for name, t in acts.items()} for acts in micro]
             self.silent = learner.dead.silent.clone()
-        for name, tensor in acts.items():
-            self.acts[name].copy_(tensor)
+        for own, acts in zip(self.micro, micro, strict=True):
+            for name, tensor in acts.items():
+                own[name].copy_(tensor)
         self.silent.copy_(learner.dead.silent)
         learner.dead.silent = self.silent
         if key != self.recorded:
@@ -78,14 +78,14 @@ class GraphedStep:
             (update or learner.optimizer.step)()
         finally:
             learner.optimizer.replay = None
-        learner.on_host(acts)
+        learner.on_host(micro)
 
     def _record(self) -> None:
         """Recording runs nothing: state is what it was, also for who reads it from Python."""
         torch.cuda.synchronize()
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=self.stream):
-            self.learner.on_device(self.acts, self.learner.optimizer.apply)
+            self.learner.on_device(self.micro, self.learner.optimizer.apply)
 
     def _on_own_stream(self, call: Callable[[], None]) -> None:
         # Autograd's accumulation into leaves remembers the stream of its first use.

@@ -207,18 +207,19 @@ class Learner(nn.Module):
 
     def step(
         self,
-        acts: dict[str, Tensor],
-        *,
+        *micro: dict[str, Tensor],
         update: Callable[[], Any] | None = None,
     ) -> None:
-        """Learn from one batch {hook: [batch, width]}. Never waits for the device, save where
-        `DeadLatents` draws up its list.
+        """Learn from one batch {hook: [batch, width]}, or from several of one size: the update is
+        that of all of them together where losses are means over tokens. What a batch as a whole
+        decides is decided in each: the variance in FVU and AuxK, which latents fire in BatchTopK.
+        Never waits for the device, save where `DeadLatents` draws up its list.
 
         `update` lets a trainer put its own call in place of the optimiser's.
         """
         self.set_rate()
-        self.on_device(acts, update or self.optimizer.step)
-        self.on_host(acts)
+        self.on_device(micro, update or self.optimizer.step)
+        self.on_host(micro)
 
     def set_rate(self) -> None:
         """What the schedules say for the coming step: learning rate, penalties, k; its number."""
@@ -241,41 +242,47 @@ class Learner(nn.Module):
         progress = self.steps / self.total_steps
         return (self.sae.sparsity, *(term.at(progress) for term in self.objective))
 
-    def on_device(self, acts: dict[str, Tensor], update: Callable[[], Any]) -> None:
+    def on_device(self, micro: Sequence[dict[str, Tensor]], update: Callable[[], Any]) -> None:
         """What a step does with tensors: all of it can be recorded as one CUDA graph."""
-        forward, loss = self.forward(acts)
-        loss.backward()
+        done, losses = [], []
+        for acts in micro:
+            forward, loss = self.forward(acts)
+            loss = loss / len(micro) if len(micro) > 1 else loss
+            loss.backward()
+            done.append(forward)
+            losses.append(loss.detach())
         update()
         self.optimizer.zero_grad(set_to_none=True)
         self.sae.restrict()
         for kind, copied in self.optimizer.state.get(self.sae.W_dec, {}).items():
             if kind in COPIES:
                 self.sae.restrict(copied)
-        self.sae.observe(forward.encoded)
+        for forward in done:
+            self.sae.observe(forward.encoded)
         if self.average is not None:
             self.average.update(self.sae)
-        fired = self.dead.count(forward.codes)
+        fired = self.dead.count(*(forward.codes for forward in done))
         if self.resampler is not None:
             self.resampler.count(fired)
-        l0 = forward.codes.l0().double().mean()
+        l0 = sum(forward.codes.l0().double().mean() for forward in done) / len(done)
         if self.controller is not None:
             self.controller.update(l0)
         self.meter.add(
-            steps=torch.ones_like(loss),
-            loss=loss.detach(),
-            squared_error=forward.squared_error.detach(),
-            variance=forward.variance,
+            steps=torch.ones_like(l0),
+            loss=sum(losses),
+            squared_error=sum(forward.squared_error.detach() for forward in done),
+            variance=sum(forward.variance for forward in done),
             l0=l0,
         )
 
-    def on_host(self, acts: dict[str, Tensor]) -> None:
+    def on_host(self, micro: Sequence[dict[str, Tensor]]) -> None:
         """What a step counts in Python, and what happens every so many steps and waits for the
         device: the list of dead latents, resampling."""
         self.steps += 1
-        self.tokens += len(next(iter(acts.values())))
+        self.tokens += sum(len(next(iter(acts.values()))) for acts in micro)
         self.dead.refresh(self.steps)
         if self.resampler is not None and self.resampler.due(self.steps):
-            self.resample(acts)
+            self.resample({hook: torch.cat([acts[hook] for acts in micro]) for hook in micro[0]})
 
     @torch.no_grad()
     def resample(self, acts: dict[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from sae import SAE
+from sae import SAE, UserError
 from sae.lightning.fit import fit
 
 STEPS = 24
@@ -40,6 +40,7 @@ SETTINGS = {
     "checkpoint_every": 9,
 }
 WAYS = {
+    "accumulation": ["--model.accumulate=3", "--trainer.steps_per_call=2", "--checkpoint_every=8"],
     "bfloat16": ["--model.dtype", "bfloat16"],
     "ema": ["--model.ema", "0.9"],
     "resampling": ["--model.resample_every=6", "--model.dead_after=65", "--model.optim.lr=0.03"],
@@ -68,8 +69,11 @@ def test_it_trains_resumes_to_the_same_bits_and_is_exported(tmp_path, way):
     resumed = tmp_path / "two" / "r"
     shutil.copytree(run, resumed)
     (resumed / "checkpoints" / f"step={STEPS}.ckpt").unlink()
-    (resumed / "checkpoints" / "step=18.ckpt").stat()  # from which it goes on
+    assert len(list((resumed / "checkpoints").iterdir())) == 1  # from which it goes on
     (resumed / "summary.json").unlink()
+    if way == "accumulation":
+        with pytest.raises(UserError, match="model.accumulate=2 differs from 3"):
+            fit(["--resume", str(resumed), "--model.accumulate=2"])
     fit(["--resume", str(resumed)])
     assert rows(run) == rows(resumed)
     for folder in ("sae", "sae_ema") if way == "ema" else ("sae",):
@@ -84,6 +88,11 @@ def test_it_trains_resumes_to_the_same_bits_and_is_exported(tmp_path, way):
     summary = json.loads((run / "summary.json").read_text())
     assert ("held_out_ema" in summary) == (run / "sae_ema").is_dir() == (way == "ema")
     assert ("resampled" in summary) == ("revived" in table[0]) == (way == "resampling")
+    assert summary["steps"] == STEPS == int(table[-1][0])
+    assert summary["tokens"] == STEPS * 64 * (3 if way == "accumulation" else 1)
+    checkpoint = torch.load(run / "checkpoints" / f"step={STEPS}.ckpt", weights_only=True)
+    (stream,) = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    assert stream["position"] == summary["tokens"] // 64, "each batch is handed out once"
     last = float(table[-1][table[0].index("held_out_fvu")])
     assert last == pytest.approx(
         summary["held_out"]["fvu"], rel=1e-5 if way != "bfloat16" else 0.02

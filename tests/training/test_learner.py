@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sae import SAE, UserError
-from sae.autoencoder.objective import FVU, AuxK
+from sae.autoencoder.objective import FVU, L0, MSE, AuxK
 from sae.autoencoder.sites import Autoencode
-from sae.autoencoder.sparsity import TopK
+from sae.autoencoder.sparsity import JumpReLU, TopK
 from sae.training import Learner, OptimConfig
 from sae.training.dead import DeadLatents
 from sae.training.graph import GraphedStep
@@ -246,6 +246,13 @@ def test_dead_list_is_bounded_and_oldest_first():
     assert dead.silent.tolist() == [2, 5], "those silent for longest come first"
 
 
+def test_a_step_of_several_batches_counts_as_one():
+    dead = DeadLatents(3, dead_after=5, refresh_steps=1, most=3)
+    one, other = (Codes(torch.ones(5, 1), torch.tensor([[n]] * 5), d_sae=3) for n in (0, 1))
+    assert dead.count(one, other).tolist() == [True, True, False]
+    assert dead.tokens_since_fired.tolist() == [0, 0, 10]
+
+
 def test_a_code_of_zero_does_not_count_as_firing():
     dead = DeadLatents(3, dead_after=5, refresh_steps=1, most=3)
     count(dead, Codes(torch.tensor([[1.0, 0.0]] * 5), torch.tensor([[0, 1]] * 5), d_sae=3), 1)
@@ -269,3 +276,37 @@ def test_impossible_optimiser_settings_name_themselves(wrong):
 def test_a_recorded_step_needs_a_gpu():
     with pytest.raises(UserError, match="model.cuda_graph=true needs a CUDA device"):
         GraphedStep(learner())
+
+
+@pytest.mark.parametrize("name", ["adam", "signum"])
+def test_micro_batches_are_one_batch_where_losses_are_means_over_tokens(name):
+    """In float64: clipping, counters, the steered coefficient and resampling included."""
+    whole, parts = (
+        Learner(
+            SAE(D_IN, JumpReLU(d_sae=D_SAE), site=Autoencode(hook="h"), dtype=torch.float64),
+            [MSE(), L0(coefficient=1e-2, target_l0=5.0)],
+            OptimConfig(name=name, lr=3e-3, clip_norm=0.5),
+            total_steps=20,
+            dead_after=60,
+            refresh_steps=1,
+            resample_every=5,
+        )
+        for _ in range(2)
+    )
+    data = batches(30)
+    for made in (whole, parts):
+        made.initialise(data[0])
+        made.sae.b_enc.data[:6] = -50.0
+    for at in range(0, 30, 3):
+        whole.step({"h": torch.cat([batch["h"] for batch in data[at : at + 3]])})
+        parts.step(*data[at : at + 3])
+        assert torch.equal(whole.dead.tokens_since_fired, parts.dead.tokens_since_fired)
+        ours, theirs = parts.read(), whole.read()
+        ours.pop("fvu"), theirs.pop("fvu")  # the variance is around the mean of each part
+        assert ours == pytest.approx(theirs, rel=1e-9)
+    assert parts.steps == 10 and parts.tokens == whole.tokens == 960
+    assert whole.resampler.resampled > 0
+    for (key, a), b in zip(
+        whole.sae.state_dict().items(), parts.sae.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11, msg=key)
