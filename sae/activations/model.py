@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sae.activations.hooks import resolve
+from sae.activations.hooks import attach, resolve
 from sae.activations.loading import Attention, DType, load
 from sae.activations.tokens import Layout, PositionRule
 from sae.errors import UserError
@@ -42,8 +43,8 @@ class ActivationModel:
         model: The transformers model, in eval mode and without gradients.
         tokenizer: Its tokenizer.
         hooks: Hook names as the user wrote them.
-        modules: Hook name -> full name of its module.
-        widths: Hook name -> width of its output.
+        modules: Hook name -> full name of its module, with `.in` where its input is read.
+        widths: Hook name -> width of its activations.
         d_model: Width of the residual stream.
         max_context: Most tokens a row may have, special ones included.
     """
@@ -82,7 +83,8 @@ class ActivationModel:
 
         Args:
             model: Hub id, local folder, or `pypi:<distribution>` (see `loading.locate`).
-            hooks: Module names, in full or short (see `hooks.resolve`); may be empty.
+            hooks: Module names, in full or short, with `.in` for a module's input (see
+                `hooks.resolve`); may be empty.
             dtype: What the model computes in.
             device: Where it lies.
             attention: Which of transformers' attention implementations.
@@ -109,13 +111,14 @@ class ActivationModel:
     def activations(
         self, tokens: Tensor, attention_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Outputs of the hooked modules; nothing behind the last of them runs, nor does a head.
+        """What hooked modules give, or are given; nothing behind the last of them runs, nor does a
+        head.
 
         tokens [rows, ctx] int64; attention_mask [rows, ctx], None where nothing is padded ->
         hook -> [rows, ctx, width] on the model's device.
 
         Raises:
-            UserError: a hooked module does not run, or its output is not [rows, ctx, width].
+            UserError: a hooked module does not run, or what is read is not [rows, ctx, width].
         """
         found: dict[str, Tensor] = {}
 
@@ -145,13 +148,13 @@ class ActivationModel:
         replace: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
         positions: Tensor | None = None,
     ) -> ModelOutput:
-        """Run the whole model, with the outputs of hooked modules replaced.
+        """Run the whole model, with what hooked modules give, or are given, replaced.
 
         Args:
             tokens: [rows, ctx] int64.
             attention_mask: [rows, ctx], None where nothing is padded.
             replace: Hook -> function of its activations [n, width] that gives as many of the same
-                width. Hooks left out keep their output.
+                width. Hooks left out keep theirs.
             positions: bool [rows, ctx]: where to replace; None is everywhere.
         """
         replace = replace or {}
@@ -179,18 +182,19 @@ class ActivationModel:
         return ModelOutput(hidden[-1], output.logits if self.has_head else None)
 
     def __call__(self, text: str) -> Tensor:
-        """Activations of the model's one hook on `text`: [tokens, width], special tokens left out.
+        """Activations on `text`, those of several hooks side by side: [tokens, sum of widths],
+        special tokens left out.
 
         Text longer than the model's context is read in windows of that length.
         """
-        if len(self.hooks) != 1:
-            raise UserError(f"hooks={self.hooks}: a model called on text needs exactly one hook")
+        if not self.hooks:
+            raise UserError("hooks=[]: a model called on text needs at least one hook")
         layout = Layout.of(self.tokenizer, min(self.max_context, 1024))
         rule = PositionRule.of(self.tokenizer)
-        found = [torch.empty(0, self.widths[self.hooks[0]])]
+        found = [torch.empty(0, sum(self.widths.values()))]
         for row in layout.windows(self.encode([text])[0]):
             tokens = torch.from_numpy(row)[None]
-            acts = self.activations(tokens)[self.hooks[0]][0]
+            acts = torch.cat(list(self.activations(tokens).values()), dim=-1)[0]
             found.append(acts[torch.from_numpy(rule.of_tokens(row))].cpu())
         return torch.cat(found[1:] or found)
 
@@ -225,15 +229,13 @@ class ActivationModel:
 
     @contextmanager
     def _hooked(self, function: Callable[[str, Any], Any]) -> Iterator[None]:
-        """In here every hooked module calls function(hook, output) and gives what that gives."""
+        """In here every hook calls function(hook, what is there) and puts there what that gives."""
         # Mixed precision of a trainer around this is its own: what the model gives follows from
         # its dtype alone, in whichever thread it runs.
         plain = torch.autocast(self.device.type, enabled=False)
         with self._lock, torch.no_grad(), plain:
             handles = [
-                self.model.get_submodule(self.modules[hook]).register_forward_hook(
-                    lambda _module, _args, output, hook=hook: function(hook, output)
-                )
+                attach(self.model, self.modules[hook], partial(function, hook))
                 for hook in self.hooks
             ]
             try:
@@ -244,7 +246,7 @@ class ActivationModel:
 
 
 def _tensor(output: Any, hook: str, shape: torch.Size) -> Tensor:
-    """The activations in a module's output: itself, or the first of several."""
+    """The activations in what a module gives or is given: itself, or the first of several."""
     if isinstance(output, Mapping):
         output = next(iter(output.values()))
     elif isinstance(output, tuple | list):

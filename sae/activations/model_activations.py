@@ -38,7 +38,8 @@ class ModelActivations(Source):
 
     Args:
         model: Hub id, local folder, or `pypi:<distribution>`.
-        hooks: Modules to read: full names, or short ones such as `layers.3` or `layers.3.mlp`.
+        hooks: Modules to read: full names, or short ones such as `layers.3` or `layers.3.mlp`; with
+            `.in` behind it a module's input is read, else its output.
         text: Where documents come from.
         context_size: Tokens of a row, special ones included.
         packing: "packed" joins documents and cuts rows of full length; "document" starts a row with

@@ -254,4 +254,4 @@ class SAE(nn.Module):
         return sae.to(device)
 
     def extra_repr(self) -> str:
-        return f"d_in={self.d_in}, {self.sparsity}, {self.site}"
+        return f"d_in={self.d_in}, {self.sparsity}, {self.site!r}"

@@ -34,7 +34,7 @@ def finish(run: RunFolder, module: SAEModule, data: ActivationDataModule, traine
     learner = module.learner
     metadata = {
         **data.source.metadata(),
-        "hook": learner.sae.site.hooks[0],
+        "hook": str(learner.sae.site),
         "tokens": learner.tokens,
         "seed": module.seed,
         "run": run.path.name,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,8 +24,9 @@ class Downstream:
     """Means over all positions of the set, in float64.
 
     In every run but the clean one, the activations at *counted* positions (those the SAE is
-    trained on) are replaced; special tokens, padding and whatever else the source leaves out keep
-    theirs. Replacing those too gives larger losses, so compare only what was replaced alike.
+    trained on) of the hooks it predicts are replaced; special tokens, padding and whatever else
+    the source leaves out keep theirs. Replacing those too gives larger losses, so compare only
+    what was replaced alike.
 
     The fields from `ce_clean` on are None for a model without a next-token head.
     """
@@ -67,40 +68,42 @@ def downstream(
 ) -> Downstream:
     """Run the model on the contexts of `split`: clean, with the SAE, and ablated.
 
+    Codes are those of the clean activations. All that is predicted is replaced at once, each hook
+    by its part of the prediction, of the mean, or of zeros.
+
     Args:
-        sae: spliced in where it reads.
+        sae: spliced in where it predicts.
         source: a model on text.
-        mean: [d_in], what mean ablation puts in; the mean over the set evaluated (`FVU.mean`).
+        mean: [d_out], what mean ablation puts in; the mean over the set evaluated (`FVU.mean`).
         max_tokens: counted positions after which to stop, at the end of a batch of contexts.
         split: "train" or "held_out".
 
     Raises UserError when the split has no counted position.
     """
-    model, hook = source.model, sae.site.bind(source.widths).hooks[0]
+    model, site = source.model, sae.site.bind(source.widths)
     sums = _Sums(model.device)
-    runs: dict[str, Callable[[Tensor], Tensor]] = {
-        "sae": lambda x: sae(x.to(sae.W_dec.device)).to(x.device),
-        "mean_ablation": lambda x: mean.to(x).expand_as(x),
-    }
-    if model.has_head:
-        runs["zero_ablation"] = torch.zeros_like
     for contexts in source.contexts(split):
         inputs = contexts.tokens, contexts.attention_mask
-        acts: list[Tensor] = []
-
-        def look(x: Tensor, acts: list[Tensor] = acts) -> Tensor:
-            acts.append(x)
-            return x
-
         # What the rule on activations leaves out is known only once the model has run.
         counts = contexts.counts.to(model.device)
-        clean = model.outputs(*inputs, replace={hook: look}, positions=counts)
-        finite, inlier = source.rule.of_activations({hook: acts[0]})
-        counts = counts.masked_scatter(counts, finite & inlier)
+        acts: dict[str, Tensor] = {}
+        look = {hook: partial(_keep, acts, hook) for hook in model.hooks}
+        clean = model.outputs(*inputs, replace=look, positions=counts)
+        finite, inlier = source.rule.of_activations(acts)
+        good = finite & inlier
+        counts = counts.masked_scatter(counts, good)
         where = counts.nonzero(as_tuple=True)
+        x, y = site.pair({hook: acts[hook][good] for hook in site.hooks})
+        runs = {
+            "sae": sae(x.to(sae.W_dec.device)).to(x.device),
+            "mean_ablation": mean.to(y).expand_as(y),
+        }
+        if model.has_head:
+            runs["zero_ablation"] = torch.zeros_like(y)
         predicts, targets = _targets(source, contexts)
-        for name, function in runs.items():
-            out = model.outputs(*inputs, replace={hook: function}, positions=counts)
+        for name, y_hat in runs.items():
+            put = {hook: partial(_put, part) for hook, part in site.split(y_hat).items()}
+            out = model.outputs(*inputs, replace=put, positions=counts)
             sums.add_cosine(name, clean.hidden[where], out.hidden[where])
             if out.logits is not None:
                 reference = clean.logits if name == "sae" else None
@@ -114,6 +117,15 @@ def downstream(
     if sums.tokens == 0:
         raise UserError(f"split={split} has no counted position; give more held-out text")
     return sums.result()
+
+
+def _keep(acts: dict[str, Tensor], hook: str, x: Tensor) -> Tensor:
+    """Take note of the activations of a hook, and leave them as they are."""
+    return acts.setdefault(hook, x)
+
+
+def _put(new: Tensor, x: Tensor) -> Tensor:
+    return new
 
 
 def _targets(source: ModelActivations, contexts: Contexts) -> tuple[tuple[Tensor, Tensor], Tensor]:

@@ -64,7 +64,7 @@ def top_examples(
     """The strongest examples of each latent, in one pass over the contexts of `split`.
 
     Args:
-        sae: reads one hook of the source.
+        sae: reads hooks of the source.
         source: a model on text.
         latents: which to keep; None keeps all. One that never fires gets an empty list.
         per_latent: examples kept for each.
@@ -93,7 +93,7 @@ def top_examples(
         acts = {hook: acts[hook].flatten(0, 1)[place] for hook in acts}
         finite, inlier = source.rule.of_activations(acts)
         good = (finite & inlier).nonzero().squeeze(1)
-        x, _ = site.pair({hook: acts[hook][good].to(device) for hook in acts})
+        x, _ = site.pair({hook: acts[hook][good].to(device) for hook in site.hooks})
         codes = sae.encode(x)
         firing.update(codes)
         table.update(codes, place[good].to(device), contexts)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from torch import nn
 
 from sae.activations import ActivationModel
-from sae.activations.hooks import resolve
+from sae.activations.hooks import attach, resolve
 from sae.errors import UserError
 from tiny_models import FAMILIES, LAYERS
 
@@ -72,3 +73,78 @@ def test_lists_inside_a_layer_are_no_stack() -> None:
     model = nn.ModuleDict({"blocks": nn.ModuleList([layer(), layer()])})
     assert resolve(model, "layers.1") == "blocks.1"
     assert resolve(model, "layers.1.experts.7") == "blocks.1.experts.7"
+
+
+INPUTS = {
+    "bert": ("attention", "intermediate.dense"),
+    "gpt2": ("attn", "mlp"),
+    "llama": ("self_attn", "mlp"),
+    "neox": ("attention", "mlp"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inputs_of_modules_in_every_family(folders: dict[str, Path], family: str) -> None:
+    """What the family's own module is called with, also where that is by name; an input can be
+    replaced as an output can."""
+    layer, (attention, mlp) = LAYERS[family], INPUTS[family]
+    hooks = ["layers.1.attention.in", "layers.1.mlp.in", f"{layer}.2.in", "layers.1"]
+    model = ActivationModel.load(str(folders[family]), hooks)
+    full = [f"{layer}.1.{attention}", f"{layer}.1.{mlp}", f"{layer}.2"]
+    assert list(model.modules.values()) == [*(name + ".in" for name in full), f"{layer}.1"]
+    assert model.widths == dict.fromkeys(hooks, 16)
+
+    seen = {}
+
+    def watch(name):
+        module = model.model.get_submodule(name)
+        inner = module.forward
+
+        def forward(*args, **kwargs):
+            seen[name] = args[0] if args else kwargs["hidden_states"]
+            return inner(*args, **kwargs)
+
+        module.forward = forward
+
+    for name in full:
+        watch(name)
+    tokens = torch.randint(8, 50, (3, 12), generator=torch.Generator().manual_seed(1))
+    acts = model.activations(tokens)
+    clean = model.outputs(tokens).hidden
+    for hook, name in zip(hooks, full, strict=False):
+        torch.testing.assert_close(acts[hook], seen[name], rtol=0, atol=0)
+    torch.testing.assert_close(acts[f"{layer}.2.in"], acts["layers.1"], rtol=0, atol=0)
+    for hook, name in zip(hooks, full, strict=False):
+        put = torch.full_like(acts[hook], 0.25)
+        patched = model.outputs(tokens, replace={hook: lambda x: x.new_full(x.shape, 0.25)}).hidden
+        torch.testing.assert_close(seen[name], put, rtol=0, atol=0)
+        assert (patched - clean).abs().max() > 1e-4, hook
+
+
+def test_nothing_behind_the_last_input_runs(folders: dict[str, Path]) -> None:
+    model = ActivationModel.load(str(folders["gpt2"]), ["layers.1.mlp.in"])
+    ran = []
+    for name, module in model.model.named_modules():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    model.activations(torch.tensor([[8, 9, 10]]))
+    assert "transformer.h.1.ln_2" in ran and "transformer.h.1.mlp.c_fc" not in ran
+
+
+def test_a_module_called_in_is_itself() -> None:
+    model = nn.ModuleDict({"a": nn.ModuleDict({"in": nn.ReLU(), "out": nn.ReLU()})})
+    assert resolve(model, "a.in") == "a.in"
+    assert resolve(model, "out.in") == "a.out.in"
+    got = []
+    attach(model, "a.in", got.append)
+    model["a"]["in"](torch.tensor(-2.0))
+    assert got == [torch.tensor(0.0)]
+    with pytest.raises(UserError, match=r"hooks='b' matches no module"):
+        resolve(model, "b.in")
+
+
+def test_several_hooks_on_text_stand_side_by_side(folders: dict[str, Path]) -> None:
+    hooks = ["layers.1.mlp.in", "layers.0"]
+    both = ActivationModel.load(str(folders["llama"]), hooks)("w3 w4 w5")
+    each = [ActivationModel.load(str(folders["llama"]), [hook])("w3 w4 w5") for hook in hooks]
+    torch.testing.assert_close(both, torch.cat(each, dim=1), rtol=0, atol=0)
+    assert both.shape == (3, 32)

@@ -78,8 +78,9 @@ def make_source(model_folders, text_file):
     def make(kind: str = "causal", **settings) -> ModelActivations:
         hook = {"causal": "transformer.h.1", "encoder": "encoder.layer.1"}[kind]
         settings = {"context_size": 24, "model_batch_size": 5, "held_out_every": 2} | settings
+        settings = {"hooks": [hook], **settings}
         source = ModelActivations(
-            str(model_folders[kind]), [hook], FileText([str(text_file)]), **settings
+            str(model_folders[kind]), text=FileText([str(text_file)]), **settings
         )
         source.setup()
         return source

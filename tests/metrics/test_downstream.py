@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
-from sae import UserError
+from sae import SAE, UserError
+from sae.autoencoder.sites import Crosscode, CrossLayer, SkipTranscode, Transcode
+from sae.autoencoder.sparsity import TopK
 from sae.metrics.downstream import downstream
 
 EVERYTHING = 10**9
@@ -95,9 +97,6 @@ def test_a_perfect_sae_changes_nothing(make_source):
         def forward(self, x):
             return x
 
-    from sae import SAE
-    from sae.autoencoder.sparsity import TopK
-
     copy = Copy(SAE(16, TopK(d_sae=4, k=1)))
     got = downstream(copy, make_source(), mean=torch.zeros(16), max_tokens=EVERYTHING)
     assert got.output_cosine == pytest.approx(1, abs=1e-9)
@@ -163,3 +162,70 @@ def test_nothing_to_read_is_the_users_error(make_source, sae, monkeypatch):
     monkeypatch.setattr(source, "contexts", lambda split: iter([]))
     with pytest.raises(UserError, match="split=held_out has no counted position"):
         downstream(sae, source, mean=torch.zeros(16))
+
+
+HOOKS = ["layers.0.mlp.in", "layers.0.mlp", "layers.1.mlp.in", "layers.1.mlp"]
+SEVERAL = {
+    "transcoder": Transcode(read=HOOKS[2], predict=HOOKS[3]),
+    "skip transcoder": SkipTranscode(read=HOOKS[2], predict=HOOKS[3]),
+    "crosscoder": Crosscode(read=(HOOKS[1], HOOKS[3])),
+    "cross-layer transcoder": CrossLayer(read=(HOOKS[0], HOOKS[2]), predict=(HOOKS[1], HOOKS[3])),
+}
+
+
+def random_sae(site):
+    bound = site.bind(dict.fromkeys(HOOKS, 16))
+    sae = SAE(bound.d_in, TopK(d_sae=48, k=6), site=bound, d_out=bound.d_out)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+        sae.restrict()
+    return sae
+
+
+@pytest.mark.parametrize("site", SEVERAL)
+def test_every_predicted_hook_is_replaced_from_clean_activations(make_source, site):
+    sae, source = random_sae(SEVERAL[site]), make_source(hooks=HOOKS, skip_first=3)
+    read, written = sae.site.reads, sae.site.predicts
+    mean = torch.randn(sae.d_out, generator=torch.Generator().manual_seed(2)).double()
+    got = downstream(sae, source, mean=mean, max_tokens=EVERYTHING)
+    model, modules = source.model.model, source.model.modules
+    cosines, tokens = {"sae": 0.0, "mean": 0.0}, 0
+    for contexts in source.contexts("held_out"):
+        inputs = {"input_ids": contexts.tokens, "attention_mask": contexts.attention_mask}
+        counts = contexts.counts
+        acts = source.model.activations(contexts.tokens, contexts.attention_mask)
+        clean = model(**inputs, output_hidden_states=True).hidden_states[-1][counts]
+        x = torch.cat([acts[hook][counts] for hook in read], dim=1)
+        for name, whole in (("sae", sae(x)), ("mean", mean.float().expand(len(x), -1))):
+            handles = []
+            for hook, part in zip(written, whole.split(16, dim=1), strict=True):
+
+                def swap(_module, _args, output, part=part, counts=counts):
+                    new = output.clone()
+                    new[counts] = part
+                    return new
+
+                handles.append(model.get_submodule(modules[hook]).register_forward_hook(swap))
+            with torch.no_grad():
+                out = model(**inputs, output_hidden_states=True).hidden_states[-1][counts]
+            for handle in handles:
+                handle.remove()
+            cosines[name] += cosine_similarity(clean, out).double().sum().item()
+        tokens += len(x)
+    assert got.downstream_tokens == tokens
+    assert got.output_cosine == pytest.approx(cosines["sae"] / tokens, rel=1e-5)
+    assert got.output_cosine_mean_ablation == pytest.approx(cosines["mean"] / tokens, rel=1e-5)
+    assert got.ce_sae != got.ce_clean and got.ce_zero_ablation not in (got.ce_clean, got.ce_sae)
+
+
+def test_what_counts_is_decided_by_all_hooks_as_in_training(make_source):
+    sae, source = random_sae(SEVERAL["transcoder"]), make_source(hooks=HOOKS, outlier_norm=1.3)
+    alone = make_source(hooks=HOOKS[2:], outlier_norm=1.3)
+    tokens = [
+        downstream(sae, some, mean=torch.zeros(16), max_tokens=EVERYTHING).downstream_tokens
+        for some in (source, alone)
+    ]
+    wanted = len(source.block("held_out", 0, EVERYTHING, 0))
+    assert tokens[0] == pytest.approx(wanted, rel=0.2) and tokens[0] < tokens[1]

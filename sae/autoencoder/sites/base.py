@@ -71,6 +71,11 @@ class Site(Family, ABC, family="model.site"):
         """The hooks that are predicted."""
         return self.reads
 
+    def __str__(self) -> str:
+        """What is read, and what is predicted where that is something else."""
+        reads, predicts = ", ".join(self.reads), ", ".join(self.predicts)
+        return reads if self.reads == self.predicts else f"{reads} -> {predicts}"
+
     @property
     def skip(self) -> bool:
         """Whether a linear map of x is added to the prediction."""
