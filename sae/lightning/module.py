@@ -28,7 +28,7 @@ class SAEModule(L.LightningModule):
     Args:
         sae: which latents fire, and how many latents there are.
         site: what is read and what is predicted; one hook to itself when left out.
-        objective: terms of the loss; FVU and AuxK when left out.
+        objective: terms of the loss; when left out FVU and AuxK, or FVU alone with CrossLayer.
         optim: the optimiser's settings and the schedule.
         dead_after: tokens without firing after which a latent is dead.
         refresh_steps: how often the list of dead latents for AuxK is drawn up, in steps.
@@ -76,7 +76,8 @@ class SAEModule(L.LightningModule):
             raise UserError(f"model.resample_every={resample_every}; give at least 1, or leave out")
         self.sparsity = sae
         self.site = site or Autoencode()
-        self.objective = [FVU(), AuxK()] if objective is None else objective
+        alone = self.site.groups > 1  # AuxK does not apply there
+        self.objective = objective or ([FVU()] if alone else [FVU(), AuxK()])
         self.optim = optim
         self.dead_after, self.refresh_steps, self.seed = dead_after, refresh_steps, seed
         self.cuda_graph, self.resample_every = cuda_graph, resample_every
