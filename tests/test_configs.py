@@ -23,7 +23,7 @@ def test_config_parses_and_builds(file):
     settings = Settings(["--config", str(file)], lambda config: {})
     assert settings.config.name not in ("", None)
     assert settings.trainer.max_steps > 0
-    assert settings.model.sparsity.d_sae >= settings.model.sparsity.k
+    assert settings.model.sparsity.d_sae >= getattr(settings.model.sparsity, "k", 1)
     assert settings.model.seed == settings.datamodule.seed == settings.config.seed == 0
 
 
