@@ -34,7 +34,7 @@ from benchmarks import record, recovery_peers
 from benchmarks.setting import Setting
 from sae.activations import Stream
 from sae.autoencoder import SAE
-from sae.autoencoder.objective import FVU, L0, L1, GateReconstruction, Matryoshka, Term
+from sae.autoencoder.objective import FVU, L0, L1, GateReconstruction, Matryoshka, PreActs, Term
 from sae.autoencoder.sparsity import BatchTopK, Gated, JumpReLU, ReLU, Sparsity, TopK
 from sae.errors import UserError
 from sae.files import write_text
@@ -69,15 +69,18 @@ class Recipe:
         return rule, [make(k) for make in self.terms]
 
 
-fvu, l1 = (lambda _: FVU()), (lambda k: L1(target_l0=k))
+fvu, matryoshka = (lambda _: FVU()), (lambda _: Matryoshka())
+l1 = lambda k: L1(target_l0=k)
+# Where AuxK alone leaves 5% to 10% dead.
+alive = lambda _: PreActs(coefficient=1e-3)
 RECIPES = {
     "TopK": Recipe(TopK, (fvu,), mcc=0.99, fvu=0.175),
     "BatchTopK": Recipe(BatchTopK, (fvu,), mcc=0.95, fvu=0.20),
     "JumpReLU": Recipe(JumpReLU, (fvu, lambda k: L0(target_l0=k)), mcc=0.90, steered=True),
     "Gated": Recipe(Gated, (fvu, l1, lambda _: GateReconstruction()), mcc=0.90, steered=True),
-    "L1": Recipe(ReLU, (fvu, l1), mcc=0.90, steered=True),
-    "Matryoshka": Recipe(TopK, (lambda _: Matryoshka(),), mcc=0.85),
-    "Matryoshka BatchTopK": Recipe(BatchTopK, (lambda _: Matryoshka(),), mcc=0.85),
+    "L1": Recipe(ReLU, (fvu, l1, alive), mcc=0.90, steered=True),
+    "Matryoshka": Recipe(TopK, (matryoshka,), mcc=0.85),
+    "Matryoshka BatchTopK": Recipe(BatchTopK, (matryoshka, alive), mcc=0.85),
 }
 MOST_DEAD = 0.05
 
