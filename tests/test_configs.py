@@ -9,6 +9,7 @@ from jsonargparse._parameter_resolvers import get_signature_parameters
 
 from sae.activations import Source, Text
 from sae.autoencoder.family import Family
+from sae.lightning.cli import main
 from sae.lightning.complaints import leaves
 from sae.lightning.datamodule import ActivationDataModule
 from sae.lightning.module import SAEModule
@@ -30,6 +31,20 @@ def test_config_parses_and_builds(file):
 def test_names_of_runs_differ():
     names = [Settings(["--config", str(f)], lambda config: {}).config.name for f in CONFIGS]
     assert len(set(names)) == len(names)
+
+
+def test_a_resolved_config_is_a_page_and_a_config(capsys, tmp_path):
+    """Whoever prints the settings of the default run sees all of them at once."""
+    with pytest.raises(SystemExit) as done:
+        main(["fit", "--print_config"])
+    printed = capsys.readouterr().out
+    assert done.value.code == 0 and 40 < len(printed.splitlines()) < 80
+    (tmp_path / "printed.yaml").write_text(printed)
+    one, other = (
+        Settings(["--config", str(file)], lambda config: {}).config
+        for file in (tmp_path / "printed.yaml", REPO / "configs/default.yaml")
+    )
+    assert one.model == other.model and one.data == other.data and one.trainer == other.trainer
 
 
 CLASSES = [c for family in Family.__subclasses__() for c in family.registry.values()]
