@@ -29,7 +29,8 @@ def folder(tmp_path: Path) -> Path:
 
 def run(folder: Path, code: str) -> subprocess.CompletedProcess:
     """A process of its own: what is defined there stays out of the registers of this one."""
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
     )
