@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -145,8 +145,10 @@ class ActivationModel:
         self,
         tokens: Tensor,
         attention_mask: Tensor | None = None,
-        replace: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
-        positions: Tensor | None = None,
+        replace: Mapping[str, Callable[[Tensor], Tensor | None]] | None = None,
+        positions: Tensor | tuple[Tensor, Tensor] | None = None,
+        *,
+        grad: bool = False,
     ) -> ModelOutput:
         """Run the whole model, with what hooked modules give, or are given, replaced.
 
@@ -154,28 +156,35 @@ class ActivationModel:
             tokens: [rows, ctx] int64.
             attention_mask: [rows, ctx], None where nothing is padded.
             replace: Hook -> function of its activations [n, width] that gives as many of the same
-                width. Hooks left out keep theirs.
-            positions: bool [rows, ctx]: where to replace; None is everywhere.
+                width, or None to leave them. Hooks left out keep theirs.
+            positions: where to replace: bool [rows, ctx], or (row, column), int64 [n] each, on the
+                model's device, which needs no wait for it; None is everywhere.
+            grad: let gradients through, from what is given back to what was put in.
         """
         replace = replace or {}
         assert set(replace) <= set(self.hooks), f"{set(replace)} are not among {self.hooks}"
-        where = None if positions is None else positions.to(self.device)
+        where = positions
+        if isinstance(positions, Tensor):
+            where = positions.to(self.device).nonzero(as_tuple=True)
 
         def swap(hook: str, output: Any) -> Any:
             if hook not in replace:
                 return None
             acts = _tensor(output, hook, tokens.shape)
             flat = acts.flatten(0, 1) if where is None else acts[where]
-            new = replace[hook](flat).to(acts.dtype)
+            new = replace[hook](flat)
+            if new is None:
+                return None
+            new = new.to(acts.dtype)
             if where is None:
                 return _with_tensor(output, new.view_as(acts))
-            return _with_tensor(output, acts.clone().index_put_((where,), new))
+            return _with_tensor(output, acts.clone().index_put_(where, new))
 
         hidden: list[Tensor] = []
         base = self.model.base_model
         watch = base.register_forward_hook(lambda _module, _args, output: hidden.append(output[0]))
         try:
-            with self._hooked(swap):
+            with self._hooked(swap, grad):
                 output = self.model(**self._inputs(tokens, attention_mask))
         finally:
             watch.remove()
@@ -228,12 +237,12 @@ class ActivationModel:
         return inputs
 
     @contextmanager
-    def _hooked(self, function: Callable[[str, Any], Any]) -> Iterator[None]:
+    def _hooked(self, function: Callable[[str, Any], Any], grad: bool = False) -> Iterator[None]:
         """In here every hook calls function(hook, what is there) and puts there what that gives."""
         # Mixed precision of a trainer around this is its own: what the model gives follows from
         # its dtype alone, in whichever thread it runs.
         plain = torch.autocast(self.device.type, enabled=False)
-        with self._lock, torch.no_grad(), plain:
+        with self._lock, nullcontext() if grad else torch.no_grad(), plain:
             handles = [
                 attach(self.model, self.modules[hook], partial(function, hook))
                 for hook in self.hooks

@@ -18,6 +18,7 @@ from sae.activations.reader import START, ContextReader
 from sae.activations.source import Batch, Counts, Source, Split
 from sae.activations.text import Text
 from sae.activations.tokens import Contexts, Cursor, Layout, Packing, PositionRule
+from sae.activations.whole import ModelRun, Whole
 from sae.errors import UserError
 
 MOST_NON_FINITE = 0.01
@@ -125,7 +126,7 @@ class ModelActivations(Source):
         self._lock = threading.Lock()
         self._readers: dict[str, ContextReader] = {}
         self._starts: dict[tuple[str, int], dict[int, Cursor | None]] = {}
-        self._counts: dict[int, Counts] = {}
+        self._counts: dict[Any, Counts] = {}
 
     def metadata(self) -> dict[str, Any]:
         """Plain data about where the activations come from, to keep beside what they train."""
@@ -168,6 +169,44 @@ class ModelActivations(Source):
             if split == "train":
                 self._counts[index] = counts
             return batch
+
+    def whole(self, batch_size: int, block_batches: int) -> Whole:
+        if not self.model.has_head:
+            raise UserError(
+                f"model.objective has a term that runs a language model, and {self.model_name} "
+                "predicts no tokens; use a model with a next-token head"
+            )
+        if batch_size < self.layout.body:
+            raise UserError(
+                f"data.batch_size={batch_size} is less than the {self.layout.body} tokens of a "
+                "context, and model.objective needs whole ones; raise it, or lower context_size"
+            )
+        return Whole(self, batch_size, block_batches)
+
+    def train_contexts(self, index: int, size: int) -> Contexts:
+        """The rows of tokens of a "train" block, whole: they may hold more than `size`."""
+        with self._lock:
+            contexts = self._contexts_of("train", index, size)
+            kept = int(contexts.counts.sum())
+            self._counts[index] = Counts(
+                kept=kept,
+                skipped=contexts.counts.numel() - kept,
+                passes=int(contexts.start[-1, 0]) + 1,
+            )
+            return contexts
+
+    def run(self, contexts: Contexts, block: int, share: int) -> Batch:
+        """Run the model to its end on a share of a block: all its activations that count, and
+        `Batch.run`. The rule on activations goes by the median norm of the share."""
+        batch, good, finite = ModelRun.clean(self.model, self.rule, contexts)
+        if len(batch) < len(good):
+            broken = len(good) - int(finite.sum())
+            self._refuse_broken(broken, len(good), "train", block)
+            left_out = len(good) - len(batch)
+            self._counts[block, share] = Counts(
+                kept=-left_out, non_finite=broken, outliers=left_out - broken
+            )
+        return batch
 
     # Hints: [fingerprint, [block, pass, document, offset], ...] for the last few blocks reached; an
     # overlapping stream is up to two blocks ahead of the one it hands out.

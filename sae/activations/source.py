@@ -5,10 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+
+from sae.errors import UserError
+
+if TYPE_CHECKING:
+    from sae.activations.whole import ModelRun, Whole
 
 Split = Literal["train", "held_out"]
 
@@ -25,12 +30,15 @@ class Batch:
     """int64 [n]: index of the token in its document, special tokens not counted."""
     token: Tensor
     """int64 [n]: token id."""
+    run: ModelRun | None = None
+    """The pass of the model that gave these, where they are all of whole contexts."""
 
     def __len__(self) -> int:
         return self.token.shape[0]
 
     def rows(self, index: Tensor | slice) -> Batch:
-        """The rows at `index`: an int64 tensor on the device of the others (copies), or a slice."""
+        """The rows at `index`: an int64 tensor on the device of the others (copies), or a slice;
+        without `run`, which is of all of them."""
         return Batch(
             {hook: acts[index] for hook, acts in self.acts.items()},
             self.document[index],
@@ -46,6 +54,7 @@ class Batch:
             move(self.document),
             move(self.position),
             move(self.token),
+            self.run,  # it stays with the model
         )
 
 
@@ -93,6 +102,17 @@ class Source(ABC):
         "train" is endless and gives exactly `size` rows. "held_out" may be finite: its last block
         may be shorter, and every block after that has no rows.
         """
+
+    def whole(self, batch_size: int, block_batches: int) -> Whole:
+        """The "train" split in batches of whole contexts that the model can be run on again.
+
+        Raises:
+            UserError: there is no model here that predicts tokens.
+        """
+        raise UserError(
+            f"model.objective has a term that runs a language model; data.source="
+            f"{type(self).__name__} has none, use ModelActivations"
+        )
 
     def metadata(self) -> dict[str, Any]:
         """Plain data about where the activations come from, to keep beside what they train."""

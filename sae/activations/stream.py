@@ -34,6 +34,12 @@ class Stream:
     `overlap` harvests block n + 1 in a background thread while block n is handed out. That pays on
     a GPU, where the two run on streams of their own; on a CPU they compete for the same cores.
     Batches are the same either way, and an error in the thread is raised where its block is due.
+
+    `whole` gives "train" batches of whole contexts, shuffled as such, for objectives that run the
+    model on: batch i of a block has the contexts that begin among positions i * B ... (i + 1) * B
+    of the block in its shuffled order, and `Batch.run`. That is about B rows, and a little more in
+    all: no context of a block is cut. The model runs for each batch, not for a block, and never
+    ahead.
     """
 
     def __init__(
@@ -46,10 +52,13 @@ class Stream:
         seed: int = 0,
         batches: int | None = None,
         overlap: bool = False,
+        whole: bool = False,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("block_batches", block_batches)):
             if value < 1:
                 raise UserError(f"{name}={value} must be at least 1")
+        if whole and split != "train":
+            raise ValueError("whole=True is for the split to train on")
         self.source = source
         self.split = split
         self.batch_size = batch_size
@@ -59,6 +68,7 @@ class Stream:
         self.overlap = overlap
         self.position = 0
         self._first: Batch | None = None
+        self._whole = source.whole(batch_size, block_batches) if whole else None
 
     @property
     def block_size(self) -> int:
@@ -73,6 +83,9 @@ class Stream:
     def __iter__(self) -> Iterator[Batch]:
         if self.split == "held_out":
             self.position = 0
+        if self._whole is not None:
+            yield from self._of_whole_contexts()
+            return
         blocks = _Overlapped(self._block) if self.overlap else _Direct(self._block)
         try:
             yield from self._batches(blocks)
@@ -82,9 +95,7 @@ class Stream:
     def _batches(self, blocks: _Direct) -> Iterator[Batch]:
         order: Tensor | None = None
         current, rows = -1, None
-        end = math.inf
-        if self.batches is not None:
-            end = (self.position // self.batches + 1) * self.batches
+        end = self._end()
         while self.position < end:
             index, i = divmod(self.position, self.block_batches)
             if index != current:
@@ -101,10 +112,26 @@ class Stream:
             self.position += 1
             yield rows.rows(chosen if order is None else order[chosen])
 
+    def _of_whole_contexts(self) -> Iterator[Batch]:
+        end = self._end()
+        while self.position < end:
+            index, i = divmod(self.position, self.block_batches)
+            batch = self._whole.batch(index, i, self._generator(index))
+            self.position += 1
+            yield batch
+
+    def _end(self) -> float:
+        if self.batches is None:
+            return math.inf
+        return (self.position // self.batches + 1) * self.batches
+
     def first_block(self) -> Batch:
         """Block 0, in text order. It is kept for the iteration, which does not make it again."""
         if self._first is None:
-            self._first = self._block(0)
+            block = self._block(0)
+            if self._whole is not None:
+                return block
+            self._first = block
         return self._first
 
     def _block(self, index: int) -> Batch:
@@ -114,9 +141,11 @@ class Stream:
         return self.source.block(self.split, index, self.block_size, self.seed)
 
     def _order(self, index: int, device: torch.device) -> Tensor:
+        return torch.randperm(self.block_size, generator=self._generator(index)).to(device)
+
+    def _generator(self, index: int) -> torch.Generator:
         digest = hashlib.blake2b(f"{self.seed}/{index}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-        return torch.randperm(self.block_size, generator=generator).to(device)
+        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
     def seek(self, position: int) -> None:
         """Go on with batch `position`, also in an iteration under way."""

@@ -79,6 +79,14 @@ class PositionRule:
         counts[..., : self.skip_first] = False
         return counts if attention_mask is None else counts & (attention_mask != 0)
 
+    def next_tokens(
+        self, tokens: Tensor, attention_mask: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """(row, column) of the positions whose next token is real text, and its id, each [m]."""
+        text = attention_mask.bool() & ~torch.from_numpy(self.excluded)[tokens]
+        row, column = text[:, 1:].nonzero(as_tuple=True)
+        return (row, column), tokens[row, column + 1]
+
     def of_activations(self, acts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What only activations show, over positions [n]: (all finite, not an outlier), both bool.
 

@@ -18,7 +18,8 @@ class ActivationDataModule(L.LightningDataModule):
 
     Args:
         source: where activations come from: a model on text, or a world.
-        batch_size: activations per step, or per micro-batch with `model.accumulate`.
+        batch_size: activations per step, or per micro-batch with `model.accumulate`. With EndToEnd
+            in the objective, a batch is of whole contexts and has about so many.
         block_batches: batches per block; a block is harvested whole and shuffled, so this is how
             far apart two activations of one batch can come from, and what is held in memory.
         held_out_tokens: how many held-out activations to judge by.
@@ -66,6 +67,7 @@ class ActivationDataModule(L.LightningDataModule):
             # With a length Lightning does not fetch ahead: position is batches done.
             batches=self.trainer.max_steps * self.accumulate,
             overlap=device.type == "cuda",
+            whole=self.trainer.lightning_module.whole_contexts,
         )
         self._ready = True
 

@@ -78,6 +78,13 @@ class SAEModule(L.LightningModule):
         self.site = site or Autoencode()
         alone = self.site.groups > 1  # AuxK does not apply there
         self.objective = objective or ([FVU()] if alone else [FVU(), AuxK()])
+        self.whole_contexts = any(term.whole_contexts for term in self.objective)
+        if self.whole_contexts and cuda_graph:
+            names = ", ".join(type(t).__name__ for t in self.objective if t.whole_contexts)
+            raise UserError(
+                f"model.cuda_graph=true cannot record the language model that {names} runs; "
+                "leave it out"
+            )
         self.optim = optim
         self.dead_after, self.refresh_steps, self.seed = dead_after, refresh_steps, seed
         self.cuda_graph, self.resample_every = cuda_graph, resample_every
@@ -126,8 +133,9 @@ class SAEModule(L.LightningModule):
     def training_step(self, batches: list[Batch], batch_idx: int) -> None:
         update = self.optimizers().step
         for at in range(0, len(batches), self.accumulate):
-            micro = [batch.acts for batch in batches[at : at + self.accumulate]]
-            self._step(*micro, update=update)
+            micro = batches[at : at + self.accumulate]
+            runs = {"runs": [batch.run for batch in micro]} if self.whole_contexts else {}
+            self._step(*(batch.acts for batch in micro), update=update, **runs)
             now = time.perf_counter()
             self.seconds, self._clock = self.seconds + now - self._clock, now
             # Counted in the learner's own steps: Lightning's global_step has moved already.

@@ -12,7 +12,7 @@ from torch import Tensor
 from sae.errors import UserError
 
 if TYPE_CHECKING:
-    from sae.activations import Contexts, ModelActivations, Split
+    from sae.activations import ModelActivations, Split
     from sae.autoencoder import SAE
 
 # Log-probabilities are made for this many (position, token id) pairs at a time: 128 MB in float32.
@@ -100,7 +100,8 @@ def downstream(
         }
         if model.has_head:
             runs["zero_ablation"] = torch.zeros_like(y)
-        predicts, targets = _targets(source, contexts)
+        at, targets = source.rule.next_tokens(*inputs)
+        predicts, targets = tuple(x.to(model.device) for x in at), targets.to(model.device)
         for name, y_hat in runs.items():
             put = {hook: partial(_put, part) for hook, part in site.split(y_hat).items()}
             out = model.outputs(*inputs, replace=put, positions=counts)
@@ -126,15 +127,6 @@ def _keep(acts: dict[str, Tensor], hook: str, x: Tensor) -> Tensor:
 
 def _put(new: Tensor, x: Tensor) -> Tensor:
     return new
-
-
-def _targets(source: ModelActivations, contexts: Contexts) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """(row, column) of positions whose next token is real text, and its id, each [m]."""
-    special = torch.from_numpy(source.rule.excluded)[contexts.tokens]
-    text = contexts.attention_mask.bool() & ~special
-    row, column = text[:, 1:].nonzero(as_tuple=True)
-    device = source.model.device
-    return (row.to(device), column.to(device)), contexts.tokens[row, column + 1].to(device)
 
 
 class _Sums:

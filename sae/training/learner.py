@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sae.autoencoder import SAE
 from sae.autoencoder.init import geometric_median
-from sae.autoencoder.objective import Forward, Penalty, Term, spread
+from sae.autoencoder.objective import Forward, Penalty, Run, Term, spread
 from sae.errors import UserError
 from sae.training.average import Average
 from sae.training.config import OptimConfig
@@ -154,7 +154,7 @@ class Learner(nn.Module):
         dtype, site = self.sae.b_dec.dtype, self.sae.site
         return site.pair({h: acts[h].to(dtype) * self.scale[h] for h in site.hooks})
 
-    def forward(self, acts: dict[str, Tensor]) -> tuple[Forward, Tensor]:
+    def forward(self, acts: dict[str, Tensor], run: Run | None = None) -> tuple[Forward, Tensor]:
         """Codes, prediction and loss of a batch {hook: [batch, width]}, as in training."""
         x, y = self.read_acts(acts)
         encoded = self.sae.encode_training(x, backend=self.backend)
@@ -174,6 +174,8 @@ class Learner(nn.Module):
             is_dead=self.dead.is_dead(),
             step=self.step_number,
             backend=self.backend,
+            run=run,
+            scale=self.scale,
         )
         return forward, self._loss(forward)
 
@@ -209,16 +211,18 @@ class Learner(nn.Module):
         self,
         *micro: dict[str, Tensor],
         update: Callable[[], Any] | None = None,
+        runs: Sequence[Run | None] | None = None,
     ) -> None:
         """Learn from one batch {hook: [batch, width]}, or from several of one size: the update is
         that of all of them together where losses are means over tokens. What a batch as a whole
         decides is decided in each: the variance in FVU and AuxK, which latents fire in BatchTopK.
         Never waits for the device, save where `DeadLatents` draws up its list.
 
-        `update` lets a trainer put its own call in place of the optimiser's.
+        `update` lets a trainer put its own call in place of the optimiser's. `runs` are the model's
+        passes that gave the batches, for terms that need them.
         """
         self.set_rate()
-        self.on_device(micro, update or self.optimizer.step)
+        self.on_device(micro, update or self.optimizer.step, runs)
         self.on_host(micro)
 
     def set_rate(self) -> None:
@@ -242,11 +246,16 @@ class Learner(nn.Module):
         progress = self.steps / self.total_steps
         return (self.sae.sparsity, *(term.at(progress) for term in self.objective))
 
-    def on_device(self, micro: Sequence[dict[str, Tensor]], update: Callable[[], Any]) -> None:
+    def on_device(
+        self,
+        micro: Sequence[dict[str, Tensor]],
+        update: Callable[[], Any],
+        runs: Sequence[Run | None] | None = None,
+    ) -> None:
         """What a step does with tensors: all of it can be recorded as one CUDA graph."""
         done, losses = [], []
-        for acts in micro:
-            forward, loss = self.forward(acts)
+        for acts, run in zip(micro, runs or [None] * len(micro), strict=True):
+            forward, loss = self.forward(acts, run)
             loss = loss / len(micro) if len(micro) > 1 else loss
             loss.backward()
             done.append(forward)

@@ -1,7 +1,8 @@
 """What is minimised: a list of terms. Adding a term: one file here, its test, one line below."""
 
 from sae.autoencoder.objective.auxk import AuxK
-from sae.autoencoder.objective.base import Forward, Term, spread
+from sae.autoencoder.objective.base import Forward, Run, Term, spread
+from sae.autoencoder.objective.end_to_end import EndToEnd
 from sae.autoencoder.objective.every_prefix import EveryPrefix
 from sae.autoencoder.objective.fvu import FVU
 from sae.autoencoder.objective.gate_reconstruction import GateReconstruction
@@ -19,6 +20,7 @@ __all__ = [
     "L1",
     "MSE",
     "AuxK",
+    "EndToEnd",
     "EveryPrefix",
     "Forward",
     "GateReconstruction",
@@ -26,6 +28,7 @@ __all__ = [
     "MultiK",
     "Penalty",
     "PreActs",
+    "Run",
     "Term",
     "spread",
 ]

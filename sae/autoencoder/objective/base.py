@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +16,21 @@ if TYPE_CHECKING:
     from sae.autoencoder.sae import SAE
     from sae.autoencoder.sparsity import Encoded
     from sae_kernels.codes import Codes
+
+
+class Run(Protocol):
+    """A frozen language model on the contexts that a batch is all of, and how to run it again."""
+
+    acts: Mapping[str, Tensor]
+    """Hook -> [batch, width], not scaled: of every hook that is harvested."""
+    logits: Tensor
+    """[m, vocab], at the positions whose next token is real text."""
+    targets: Tensor
+    """int64 [m]: those next tokens."""
+
+    def __call__(self, predictions: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """`logits`, and `acts` of hooks behind, with predictions {hook: [batch, width]} in place:
+        differentiable in these."""
 
 
 @dataclass
@@ -34,6 +50,8 @@ class Forward:
         is_dead: bool [n], which of `silent` are dead now.
         step: steps done before this one, int64, 0-d, on the device: what a draw depends on.
         backend: of every kernel.
+        run: the model's pass that gave the batch, where the objective asks for whole contexts.
+        scale: what the activations of each hook were multiplied by.
     """
 
     sae: SAE
@@ -47,6 +65,8 @@ class Forward:
     is_dead: Tensor
     step: Tensor
     backend: str = "auto"
+    run: Run | None = None
+    scale: Mapping[str, float] | None = None
 
     @property
     def codes(self) -> Codes:
@@ -71,6 +91,7 @@ class Term(Family, ABC, family="model.objective"):
 
     coefficient: float
     penalty: ClassVar[bool] = False  # whether it keeps latents from firing
+    whole_contexts: ClassVar[bool] = False  # whether it needs `Forward.run`
 
     @abstractmethod
     def __call__(self, forward: Forward) -> Tensor:
