@@ -1,0 +1,1 @@
+"""Published figures of the three steps beside ours: `python -m benchmarks.science`."""
