@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+from sae.errors import UserError
+from sae.metrics.code_matching import (
+    code_chance,
+    code_mcc_absolute,
+    code_mcc_signed,
+    exact_support_rate,
+    match_codes_absolute,
+    match_codes_signed,
+    support_per_matched_latent,
+    support_per_sample,
+)
+from sae_kernels.codes import Codes
+
+# Four samples. Column means are 1/2, so centred: a = (+ + - -)/2, b = (+ - + -)/2, orthogonal.
+A, B = torch.tensor([1.0, 1, 0, 0]), torch.tensor([1.0, 0, 1, 0])
+
+
+def stacked(*columns):
+    return torch.stack(columns, dim=1)
+
+
+def ragged(dense, padding=0):
+    """The same as `Codes`, with explicit zeros left out and `padding` slots that mean nothing."""
+    rows, indices = dense.nonzero(as_tuple=True)
+    offsets = torch.bincount(rows, minlength=len(dense)).cumsum(0)
+    values = torch.cat([dense[rows, indices], torch.full((padding,), 7.0)])
+    indices = torch.cat([indices, torch.zeros(padding, dtype=torch.int64)])
+    return Codes(values, indices, dense.shape[1], torch.nn.functional.pad(offsets, (1, 0)))
+
+
+def test_the_mean_correlation_is_that_worked_out_by_hand():
+    z = stacked(A, B)
+    # Latent 0 is 3 - 2a: Pearson -1 with a, 0 with b. Latent 1 is b + a/2, centred (3, -1, 1, -3)/4
+    # against b's (2, -2, 2, -2)/4: 16 / sqrt(20 * 16) = 2 / sqrt(5), and 1 / sqrt(5) with a.
+    z_hat = stacked(3 - 2 * A, B + A / 2)
+    assert code_mcc_absolute(z, z_hat) == pytest.approx((1 + 2 / 5**0.5) / 2)
+    assert code_mcc_signed(z, z_hat) == pytest.approx((0 + 2 / 5**0.5) / 2)
+    assert match_codes_absolute(z, z_hat).latents.tolist() == [0, 1]
+    assert match_codes_signed(z, z_hat).latents.tolist() == [-1, 1]
+
+
+def test_what_is_inactive_is_left_out_and_what_is_unmatched_or_constant_counts_zero():
+    nothing, always = torch.zeros(4), torch.full((4,), 1 / 3)
+    z = stacked(nothing, A, B, always)
+    found = match_codes_absolute(z, stacked(always, 2 * B, nothing))
+    assert found.inactive == 1
+    assert found.features.tolist() == [1, 2, 3]
+    assert found.latents.tolist() == [-1, 1, -1]
+    assert found.correlations.tolist() == pytest.approx([0, 1, 0])
+    assert found.mean() == pytest.approx(1 / 3)
+    assert math.isnan(code_mcc_absolute(stacked(nothing), stacked(A)))
+
+
+@pytest.mark.parametrize(("features", "d_sae"), [(4, 4), (3, 6), (6, 3)], ids=str)
+def test_it_is_the_best_assignment_of_numpy_s_correlations(features, d_sae):
+    generator = torch.Generator().manual_seed(features)
+    z = torch.randn(40, features, generator=generator).clamp(min=0)
+    z_hat = torch.randn(40, d_sae, generator=generator).clamp(min=0) + 0.4 * z[:, [0] * d_sae]
+    pearson = np.corrcoef(z.T.double(), z_hat.T.double())[:features, features:]
+    for score, gains in ((code_mcc_absolute, abs(pearson)), (code_mcc_signed, pearson.clip(0))):
+        table = gains if features <= d_sae else gains.T
+        best = max(
+            sum(table[i, j] for i, j in enumerate(chosen))
+            for chosen in permutations(range(table.shape[1]), len(table))
+        )
+        assert score(z, z_hat) == pytest.approx(best / features, abs=1e-12)
+        assert score(ragged(z), ragged(z_hat, padding=5)) == pytest.approx(best / features)
+
+
+def test_codes_with_empty_slots_and_repeated_latents_are_what_they_stand_for():
+    values = torch.tensor([[1.0, 0.5], [2.0, 0.0], [0.0, 0.0], [3.0, 0.0]])
+    indices = torch.tensor([[1, 1], [0, 1], [1, 0], [1, 0]])  # row 0: 1.5 of latent 1
+    codes = Codes(values, indices, 2)
+    z = torch.tensor([[0.2, 1], [1, 0], [0, 0.3], [0, 1.2]])
+    for truth, other in ((z, codes), (codes, z)):
+        dense = [x.to_dense() if isinstance(x, Codes) else x for x in (truth, other)]
+        assert code_mcc_signed(truth, other) == pytest.approx(code_mcc_signed(*dense))
+        pearson = np.corrcoef(dense[0].T, dense[1].T)[[0, 1], [2, 3]]
+        assert code_mcc_signed(*dense) == pytest.approx(pearson.mean())
+
+
+def test_chance_is_what_is_left_when_the_samples_are_shuffled():
+    z = torch.randn(400, 12, generator=torch.Generator().manual_seed(0)).clamp(min=0)
+    chance = code_chance(code_mcc_absolute, z, 2 * z, draws=3, seed=1)
+    assert code_mcc_absolute(z, 2 * z) == pytest.approx(1)
+    assert 0.03 < chance < 0.12  # |Pearson| of 400 samples: 0.04 on average, of 12 the best
+    assert chance == code_chance(code_mcc_absolute, z, ragged(2 * z), draws=3, seed=1)
+    assert chance != code_chance(code_mcc_absolute, z, 2 * z, draws=3, seed=2)
+
+
+def test_support_scores_are_those_counted_by_hand():
+    z = torch.tensor([[1.0, 0], [1, 1], [0, 1], [0, 0], [1, 0]])
+    z_hat = torch.tensor([[0, 3.0, 0.01], [1, 2, 0], [1, 0, 0], [0, 0, 0], [0, 0, 1]])
+    matching = match_codes_signed(z, z_hat)
+    assert matching.latents.tolist() == [1, 0]
+    # Feature 0 is active on samples 0, 1, 4 and its latent 1 fires on 0, 1; feature 1 is perfect.
+    latents = support_per_matched_latent(z, z_hat, matching)
+    assert latents.precision.tolist() == [1, 1]
+    assert latents.recall.tolist() == pytest.approx([2 / 3, 1])
+    assert latents.f1.tolist() == pytest.approx([0.8, 1])
+    # Latent 2, of no feature, fires on sample 0 (a little) and, alone, on sample 4.
+    samples = support_per_sample(z, ragged(z_hat), matching)
+    assert samples.precision.tolist() == [0.5, 1, 1, 1, 0]
+    assert samples.recall.tolist() == [1, 1, 1, 1, 0]
+    assert samples.f1.tolist() == pytest.approx([2 / 3, 1, 1, 1, 0])
+    assert exact_support_rate(z, z_hat, matching) == pytest.approx(3 / 5)
+    assert exact_support_rate(z, z_hat, matching, eps=0.1) == pytest.approx(4 / 5)
+    above = support_per_matched_latent(z, z_hat, matching, eps=2.0)
+    assert above.recall.tolist() == pytest.approx([1 / 3, 0])
+
+
+def test_a_feature_without_a_latent_has_no_support():
+    z = stacked(A, B)
+    matching = match_codes_absolute(z, stacked(B))
+    scores = support_per_matched_latent(z, stacked(B), matching)
+    assert scores.precision.tolist() == scores.recall.tolist() == scores.f1.tolist() == [0, 1]
+
+
+def test_different_samples_are_refused():
+    with pytest.raises(UserError, match="z has 4 samples and z_hat 3"):
+        code_mcc_absolute(stacked(A, B), stacked(A, B)[:3])
