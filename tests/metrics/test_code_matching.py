@@ -88,6 +88,19 @@ def test_codes_with_empty_slots_and_repeated_latents_are_what_they_stand_for():
         assert code_mcc_signed(*dense) == pytest.approx(pearson.mean())
 
 
+def test_a_repeated_latent_fires_by_the_sum_of_its_values():
+    codes = Codes(torch.tensor([[0.6, 0.6], [0, 0]]), torch.tensor([[0, 0], [0, 0]]), 1)
+    z = torch.tensor([[1.0], [0]])
+    assert support_per_sample(z, codes, match_codes_signed(z, codes), eps=1.0).f1.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("n", [7, 10, 1000])
+def test_a_column_that_is_constant_up_to_rounding_correlates_with_nothing(n):
+    always, some = torch.full((n,), 0.1), torch.arange(n).float()
+    assert match_codes_absolute(stacked(some), stacked(always)).latents.tolist() == [-1]
+    assert match_codes_absolute(stacked(always), stacked(some)).latents.tolist() == [-1]
+
+
 def test_chance_is_what_is_left_when_the_samples_are_shuffled():
     z = torch.randn(400, 12, generator=torch.Generator().manual_seed(0)).clamp(min=0)
     chance = code_chance(code_mcc_absolute, z, 2 * z, draws=3, seed=1)
