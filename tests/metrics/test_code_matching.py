@@ -15,6 +15,7 @@ from sae.metrics.code_matching import (
     exact_support_rate,
     match_codes_absolute,
     match_codes_signed,
+    samples_matrix,
     support_per_matched_latent,
     support_per_sample,
 )
@@ -91,12 +92,13 @@ def test_codes_with_empty_slots_and_repeated_latents_are_what_they_stand_for():
 def test_a_repeated_latent_fires_by_the_sum_of_its_values():
     codes = Codes(torch.tensor([[0.6, 0.6], [0, 0]]), torch.tensor([[0, 0], [0, 0]]), 1)
     z = torch.tensor([[1.0], [0]])
+    assert samples_matrix(codes).nnz == 1
     assert support_per_sample(z, codes, match_codes_signed(z, codes), eps=1.0).f1.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("n", [7, 10, 1000])
 def test_a_column_that_is_constant_up_to_rounding_correlates_with_nothing(n):
-    always, some = torch.full((n,), 0.1), torch.arange(n).float()
+    always, some = torch.full((n,), 0.1, dtype=torch.float64), torch.arange(n).double()
     assert match_codes_absolute(stacked(some), stacked(always)).latents.tolist() == [-1]
     assert match_codes_absolute(stacked(always), stacked(some)).latents.tolist() == [-1]
 
