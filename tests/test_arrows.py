@@ -20,7 +20,7 @@ ARROWS = {
     "sae.training": {"sae.autoencoder", "sae_kernels"},
     "sae.inference": {"sae.autoencoder", "sae_kernels"},
     "sae.worlds": {"sae.activations", "sae_kernels"},
-    "sae.metrics": {"sae.autoencoder", "sae.activations", "sae_kernels"},
+    "sae.metrics": {"sae.autoencoder", "sae.activations", "sae.inference", "sae_kernels"},
     "sae.formats": {"sae.autoencoder", "sae_kernels"},
     "sae.report": {"sae.autoencoder", "sae.metrics", "sae_kernels"},
     "sae.lightning": {
