@@ -36,7 +36,7 @@ def statistical_dimension(k: float, F: int, *, non_negative: bool = True) -> flo
     def slope(t: float) -> float:  # half the derivative, rising in t
         return k * t - others * (norm.pdf(t) - t * norm.sf(t))
 
-    t = brentq(slope, 0.0, _LARGEST_T) if others else 0.0
+    t = brentq(slope, 0.0, _LARGEST_T)
     tail = (1 + t * t) * norm.sf(t) - t * norm.pdf(t)
     return float(k * (1 + t * t) + others * tail)
 
