@@ -1,5 +1,31 @@
 """Sources of activations whose true features are known."""
 
+from sae.worlds.active import Active, Bernoulli, Exact
+from sae.worlds.compositional import Compositional
+from sae.worlds.copula import DenseCopula, FirstCopula, LowRankCopula
+from sae.worlds.directions import Coherent, Directions, Orthogonal, Random
+from sae.worlds.hierarchy import Hierarchy
+from sae.worlds.magnitudes import Constant, HalfNormal, Magnitudes, Uniform
 from sae.worlds.superposition import SparseSuperposition
+from sae.worlds.world import World
 
-__all__ = ["SparseSuperposition"]
+__all__ = [
+    "Active",
+    "Bernoulli",
+    "Coherent",
+    "Compositional",
+    "Constant",
+    "DenseCopula",
+    "Directions",
+    "Exact",
+    "FirstCopula",
+    "HalfNormal",
+    "Hierarchy",
+    "LowRankCopula",
+    "Magnitudes",
+    "Orthogonal",
+    "Random",
+    "SparseSuperposition",
+    "Uniform",
+    "World",
+]

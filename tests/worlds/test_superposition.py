@@ -115,7 +115,7 @@ def test_magnitudes(settings, mean, second):
 
 def test_runs_of_rows_are_joined(monkeypatch):
     """More rows than one run holds: every row has its own features, and none is lost."""
-    monkeypatch.setattr("sae.worlds.superposition.PAIRS_PER_RUN", 16 * 7)
+    monkeypatch.setattr("sae.worlds.world.PAIRS_PER_RUN", 16 * 7)
     world = SparseSuperposition(4, 16, 3, active="exact")
     z = world.codes("train", 0, 100, 0)
     assert z.batch == 100 and (z.offsets.diff() == 3).all()

@@ -1,0 +1,200 @@
+"""y = z W + noise: features of which a few are active at once, all of them known."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from sae.activations.source import Batch, Counts, Source, Split
+from sae.errors import UserError
+from sae.worlds.active import Active, Bernoulli
+from sae.worlds.directions import Directions, Random
+from sae.worlds.generator import SPLITS, generator_of
+from sae.worlds.magnitudes import HalfNormal, Magnitudes
+from sae_kernels.codes import Codes
+
+HOOK = "world"
+# Rows are drawn in runs of about this many (row, feature) pairs: one run's uniforms stay in cache.
+PAIRS_PER_RUN = 2**20
+_TRAINING = -1  # the index of samples that directions are learnt from, no block's
+
+
+class World(Source):
+    """Activations y = z W + noise of the hook `world`, with z sparse.
+
+    This is the model behind superposition in "From superposition to sparse codes" (Klindt et al.,
+    arXiv 2503.01824). A world is one pick from each of three lists that never mix: what is active,
+    how large it is, and where features point. Everything is drawn on the CPU, so a block is the
+    same on every device.
+
+    Args:
+        d_in: width of y.
+        n_features: number of rows of W.
+        active: which features a sample has: Bernoulli, Exact, FirstCopula, LowRankCopula,
+            DenseCopula, Hierarchy, Compositional.
+        magnitudes: value of an active feature: HalfNormal, Constant, Uniform.
+        directions: the rows of W: Random, Orthogonal, Coherent, ToyModel.
+        noise: standard deviation of Gaussian noise added to every dimension of y.
+        dictionary_seed: of W; the seed a block is asked with draws samples only.
+
+    Attributes:
+        frequencies: how often each feature is active, float64 [n_features].
+        parents: int64 [n_features], the feature without which one is never active, -1 for none;
+            None without a hierarchy.
+
+    Raises:
+        UserError: a setting is outside of its range, or does not go with the others.
+    """
+
+    def __init__(
+        self,
+        d_in: int = 64,
+        n_features: int = 256,
+        active: Active = Bernoulli(),  # noqa: B008 (frozen)
+        magnitudes: Magnitudes = HalfNormal(),  # noqa: B008
+        directions: Directions = Random(),  # noqa: B008
+        *,
+        noise: float = 0.0,
+        dictionary_seed: int = 0,
+    ) -> None:
+        for name, value, least in (("d_in", d_in, 1), ("n_features", n_features, 1)):
+            if value < least:
+                raise UserError(f"{name}={value} is out of range; give at least {least}")
+        if not 0 <= noise < math.inf:
+            raise UserError(f"noise={noise} is out of range; give a finite number >= 0")
+        directions.check(n_features, d_in)
+        self.widths = {HOOK: d_in}
+        self.d_in, self.n_features = d_in, n_features
+        self.active, self.magnitudes, self.directions = active, magnitudes, directions
+        self.noise, self.dictionary_seed = noise, dictionary_seed
+        self.frequencies = active.frequencies(n_features)
+        self.parents = active.parents(n_features)
+        self._draw = active.sampler(n_features)
+        self._branch: tuple[int, ...] = ()
+        self._device = torch.device("cpu")
+        self._handed_out: dict[int, int] = {}
+
+    @cached_property
+    def truth(self) -> Tensor:
+        """The true dictionary W, float32 [n_features, d_in] on the CPU; rows of norm 1, except
+        where they are learnt."""
+        return self.directions.rows(
+            self.n_features,
+            self.d_in,
+            self.dictionary_seed,
+            lambda size, step: self._codes(
+                size, (self.dictionary_seed, len(SPLITS), step)
+            ).to_dense(),
+        )
+
+    def out_of_distribution(self) -> Self | None:
+        """The same world, its samples combinations of features that this one never has, from
+        streams of their own; None where every combination occurs."""
+        active = self.active.out_of_distribution()
+        if active is None:
+            return None
+        self.truth  # noqa: B018 (made once for both: it may be learnt from what is in distribution)
+        other = copy.copy(self)
+        other.active, other._branch, other._handed_out = active, (1,), {}
+        other.frequencies = active.frequencies(self.n_features)
+        other._draw = active.sampler(self.n_features)
+        return other
+
+    def metadata(self) -> dict[str, Any]:
+        """The settings this world was made with."""
+        return {
+            "world": type(self).__name__,
+            "d_in": self.d_in,
+            "n_features": self.n_features,
+            "active": described(self.active),
+            "magnitudes": described(self.magnitudes),
+            "directions": described(self.directions),
+            "noise": self.noise,
+            "dictionary_seed": self.dictionary_seed,
+        }
+
+    @property
+    def counts(self) -> Counts:
+        """Rows of the training blocks made so far; a world leaves none out."""
+        return Counts(kept=sum(self._handed_out.values()))
+
+    def setup(self, device: torch.device | str = "cpu") -> None:
+        """Blocks come out on `device` from now on."""
+        self._device = torch.device(device)
+
+    def block(self, split: Split, index: int, size: int, seed: int) -> Batch:
+        """`size` fresh samples; the two splits and any two indices are independent streams."""
+        codes = self.codes(split, index, size, seed)
+        if split == "train":
+            self._handed_out[index] = size
+        acts = embedding_bag(
+            codes.indices,
+            self.truth,
+            codes.offsets,
+            mode="sum",
+            per_sample_weights=codes.values,
+            include_last_offset=True,
+        )
+        if self.noise:
+            generator = generator_of(seed, SPLITS[split], index, 1, *self._branch)
+            acts += self.noise * torch.randn(acts.shape, generator=generator)
+        return as_batch(acts, index, size, self._device)
+
+    def codes(self, split: Split, index: int, size: int, seed: int) -> Codes:
+        """The true z of `block` with the same arguments: ragged, indices rising in each row, on the
+        CPU. For metrics only: nothing that learns may see it."""
+        return self._codes(size, (seed, SPLITS[split], index, 0, *self._branch))
+
+    def _codes(self, size: int, key: tuple[int, ...]) -> Codes:
+        generator = generator_of(*key)
+        run = max(1, PAIRS_PER_RUN // self.n_features)
+        counts, indices = [], []
+        for start in range(0, size, run):
+            active = self._draw(min(run, size - start), generator)
+            counts.append(active.sum(1))
+            indices.append(active.nonzero()[:, 1])
+        offsets = torch.zeros(size + 1, dtype=torch.int64)
+        torch.cumsum(torch.cat(counts), 0, out=offsets[1:])
+        chosen = torch.cat(indices)
+        values = self.magnitudes.draw(len(chosen), generator)
+        codes = Codes(values=values, indices=chosen, d_sae=self.n_features, offsets=offsets)
+        if self.active.scaled_by_parent:
+            _scale_by_parent(codes, self.parents)
+        return codes
+
+
+def _scale_by_parent(codes: Codes, parents: Tensor) -> None:
+    """Multiply the value of every feature by its parent's, roots first, in place."""
+    rows = torch.repeat_interleave(codes.offsets.diff()) * codes.d_sae
+    slots = rows + codes.indices  # rising: rows are in order, and indices rise in each
+    parent = parents[codes.indices]
+    level = torch.zeros_like(parents)
+    for feature, above in enumerate(parents.tolist()):  # a parent has a lower index
+        level[feature] = level[above] + 1 if above >= 0 else 0
+    for depth in range(1, int(level.max()) + 1):
+        children = (level[codes.indices] == depth).nonzero()[:, 0]
+        at = torch.searchsorted(slots, rows[children] + parent[children])
+        codes.values[children] *= codes.values[at]
+
+
+def as_batch(acts: Tensor, index: int, size: int, device: torch.device) -> Batch:
+    """A sample is a document of one token: there is no order in a world, and no vocabulary."""
+    document = torch.arange(index * size, index * size + len(acts))
+    nothing = torch.zeros(len(acts), dtype=torch.int64)
+    return Batch({HOOK: acts}, document, nothing, nothing).to(device)
+
+
+def described(part: Any) -> dict[str, Any]:
+    """Class and settings of a dataclass, and of those in it, as plain data."""
+    settings = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    return {
+        "class": type(part).__name__,
+        **{k: described(v) if dataclasses.is_dataclass(v) else v for k, v in settings.items()},
+    }
