@@ -18,7 +18,7 @@ ARROWS = {
     "sae.activations": set(),
     "sae.autoencoder": {"sae_kernels"},
     "sae.training": {"sae.autoencoder", "sae_kernels"},
-    "sae.inference": {"sae.autoencoder", "sae_kernels"},
+    "sae.inference": {"sae_kernels"},
     "sae.worlds": {"sae.activations", "sae_kernels"},
     "sae.metrics": {"sae.autoencoder", "sae.activations", "sae.inference", "sae_kernels"},
     "sae.formats": {"sae.autoencoder", "sae_kernels"},

@@ -17,14 +17,15 @@ class InferenceResult:
 
     Attributes:
         codes: ragged, only the non-zero values, indices rising in each row.
-        objective: P(z) of each row, float64 [batch].
-        gap: upper bound of P(z) - min P of each row, float64 [batch].
+        objective: what the method minimises, of each row, float64 [batch].
+        gap: upper bound of objective - min objective of each row, float64 [batch]; None where the
+            method does not solve a convex problem.
         iterations: the most that were spent on any row.
     """
 
     codes: Codes
     objective: Tensor
-    gap: Tensor
+    gap: Tensor | None
     iterations: int
 
 

@@ -101,9 +101,9 @@ def test_rows_stop_by_themselves_and_none_too_early():
 def test_result_does_not_depend_on_how_rows_are_split(monkeypatch):
     x, D = problem(300, 32, 8)
     whole = fista(x, D, 0.1)
-    module = importlib.import_module("sae.inference.fista")  # the attribute is the function
+    module = importlib.import_module("sae.inference.problem")
     monkeypatch.setattr(module, "LEAST_ROWS", 7)
-    monkeypatch.setattr(module, "CODES_PER_RUN", {"cpu": 1})
+    monkeypatch.setattr(module, "NUMBERS_PER_RUN", {"cpu": 1})
     split = fista(x, D, 0.1)
     torch.testing.assert_close(split.codes.to_dense(), whole.codes.to_dense(), atol=1e-9, rtol=0)
     torch.testing.assert_close(split.gap, whole.gap, atol=1e-9, rtol=0)
