@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from sae.metrics.bootstrap import Score, bootstrap_score
+
+
+def test_the_interval_is_that_of_all_resamples():
+    units = torch.tensor([0.0, 1.0, 5.0])
+    means = [np.mean(drawn) for drawn in product(units.tolist(), repeat=3)]  # 27, alike likely
+    score = bootstrap_score(units, chance=0.25, resamples=20_000)
+    assert (score.value, score.n, score.chance) == (2, 3, 0.25)
+    assert (score.low, score.high) == (min(means), max(means))  # 1 / 27 lies at either end
+    units = torch.arange(100).double()
+    score = bootstrap_score(units, resamples=4000)
+    spread = 1.96 * units.std(correction=0).item() / 10
+    assert score.value - score.low == pytest.approx(spread, rel=0.1)
+    assert score.high - score.value == pytest.approx(spread, rel=0.1)
+
+
+def test_it_is_a_function_of_its_seed_and_not_of_the_batches_it_is_made_in(monkeypatch):
+    units = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    score = bootstrap_score(units)
+    assert bootstrap_score(units) == score
+    assert bootstrap_score(units, seed=1) != score
+    monkeypatch.setattr("sae.metrics.bootstrap._NUMBERS", 1000)
+    assert bootstrap_score(units) == score
+
+
+def test_columns_are_resampled_together():
+    # Every unit has the same ratio, so the ratio of sums is that of every resample.
+    below = torch.arange(1, 50).double()
+    ratio = lambda a, b, axis: a.sum(axis) / b.sum(axis)
+    score = bootstrap_score(3 * below, below, statistic=ratio)
+    assert (score.value, score.low, score.high) == pytest.approx((3, 3, 3))
+
+
+def test_of_one_unit_nothing_is_known():
+    one, none = bootstrap_score(torch.tensor([0.5])), bootstrap_score(torch.tensor([]))
+    assert one.value == 0.5 and one.n == 1 and math.isnan(one.low) and math.isnan(one.high)
+    assert math.isnan(none.value) and none.n == 0 and math.isnan(none.low)
+
+
+def test_one_line():
+    assert str(Score(0.8134, 0.79, 0.83, 64, 0.12)) == "0.813 [0.790, 0.830] (n 64, chance 0.120)"
+    assert str(Score(0.5, 0.25, 0.75, 4)) == "0.500 [0.250, 0.750] (n 4)"
