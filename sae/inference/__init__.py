@@ -1,7 +1,32 @@
-"""Codes for a given dictionary, each method with a bound on how far it is from the optimum."""
+"""Codes for a given dictionary: an SAE's W_dec, an imported one, the truth.
+
+`fista` and `ista` solve the lasso and say how far from optimal they are; `matching_pursuit`,
+`gradient_pursuit` and `orthogonal_matching_pursuit` pick k atoms; `refit` fits values on a support;
+`support_then_refit` is the first and the last together; `log_codes` is the published method they
+are held against. Rows are worked on all at once, in runs of bounded memory, on any device.
+"""
 
 from sae.inference.certificate import duality_gap
 from sae.inference.fista import fista, ista, squared_spectral_norm
+from sae.inference.log_codes import log_codes
+from sae.inference.pursuit import (
+    gradient_pursuit,
+    matching_pursuit,
+    orthogonal_matching_pursuit,
+)
+from sae.inference.refit import refit, support_then_refit
 from sae.inference.result import InferenceResult
 
-__all__ = ["InferenceResult", "duality_gap", "fista", "ista", "squared_spectral_norm"]
+__all__ = [
+    "InferenceResult",
+    "duality_gap",
+    "fista",
+    "gradient_pursuit",
+    "ista",
+    "log_codes",
+    "matching_pursuit",
+    "orthogonal_matching_pursuit",
+    "refit",
+    "squared_spectral_norm",
+    "support_then_refit",
+]

@@ -76,11 +76,11 @@ class Problem:
                 [rows, d_sae] and the iterations spent.
             penalty: above 0, what is minimised is 1/2 |y - z D|^2 + penalty * |z|_1, with a gap;
                 at 0 it is 1/2 |y - z D|^2, without.
-            width: numbers that the method keeps of a row, where those are more than d_sae.
+            width: numbers that the method keeps of a row beside d_sae.
         """
         parts, objectives, gaps, spent = [], [], [], 0
         atoms = self.atoms.double()
-        size = rows_per_run(self.target, max(width, len(atoms)))
+        size = rows_per_run(self.target, len(atoms), width)
         for start in range(0, max(len(self.target), 1), size):
             y = self.target[start : start + size]
             z, used = method(y, slice(start, start + size))
@@ -97,9 +97,11 @@ class Problem:
         return InferenceResult(ragged_codes(parts, len(atoms)), torch.cat(objectives), gap, spent)
 
 
-def rows_per_run(like: Tensor, width: int) -> int:
-    """How many rows, of `width` numbers each, are worked on at once."""
-    return max(LEAST_ROWS, NUMBERS_PER_RUN.get(like.device.type, 2**20) // max(width, 1))
+def rows_per_run(like: Tensor, d_sae: int, width: int = 0) -> int:
+    """How many rows are worked on at once, with `width` numbers of each beside its dense codes."""
+    numbers = NUMBERS_PER_RUN.get(like.device.type, 2**20)
+    rows = max(LEAST_ROWS, numbers // max(d_sae, 1))
+    return min(rows, max(1, 16 * numbers // width)) if width else rows
 
 
 def at_least(**settings: int) -> None:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 from itertools import product
 
 import pytest
 import torch
+from inference_cases import half_error, problem
 from scipy.optimize import linear_sum_assignment
+from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from sae.errors import UserError
-from sae.inference import duality_gap, fista, squared_spectral_norm
+from sae.inference import duality_gap, fista, ista, squared_spectral_norm
+from sae.inference import problem as problem_module
 from sae.worlds import SparseSuperposition
-
-
-def problem(batch: int, d_sae: int, d_in: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, d_in, generator=generator, dtype=torch.float64)
-    D = torch.randn(d_sae, d_in, generator=generator, dtype=torch.float64)
-    return x, torch.nn.functional.normalize(D, dim=1)
+from sae_kernels.codes import Codes
 
 
 def objective(x: Tensor, z: Tensor, D: Tensor, penalty: float) -> Tensor:
-    return 0.5 * (x - z @ D).square().sum(1) + penalty * z.abs().sum(1)
+    return half_error(x, z, D) + penalty * z.abs().sum(1)
 
 
 def enumerated(x: Tensor, D: Tensor, penalty: float, non_negative: bool) -> Tensor:
@@ -78,6 +74,61 @@ def test_gap_holds_for_codes_from_anywhere():
 
 
 @pytest.mark.parametrize("non_negative", [True, False], ids=["non_negative", "signed"])
+def test_ista_is_the_plain_iteration(non_negative):
+    x, D = problem(40, 24, 8)
+    D = D * torch.linspace(0.3, 2, 24, dtype=D.dtype)[:, None]
+    step, values = 1 / squared_spectral_norm(D), []
+    z = x.new_zeros(40, 24)
+    for _ in range(7):
+        z = z - step * (z @ D - x) @ D.t()
+        z = (z.abs() - step * 0.1).clamp(min=0) * z.sign()
+        z = z.clamp(min=0) if non_negative else z
+        values.append(objective(x, z, D, 0.1))
+    found = ista(x, D, 0.1, iterations=7, non_negative=non_negative, tolerance=0)
+    torch.testing.assert_close(found.codes.to_dense(), z, atol=1e-12, rtol=0)
+    assert all((after <= before).all() for before, after in zip(values, values[1:], strict=False))
+    longer = fista(x, D, 0.1, iterations=40, non_negative=non_negative, tolerance=0).objective
+    plain = ista(x, D, 0.1, iterations=40, non_negative=non_negative, tolerance=0).objective
+    assert longer.mean() < plain.mean() < values[-1].mean()
+
+
+def test_agrees_with_scikit_learn():
+    x, D = problem(20, 24, 10)
+    model = Lasso(alpha=0.1 / 10, fit_intercept=False, positive=True, tol=1e-12, max_iter=100_000)
+    expected = torch.from_numpy(model.fit(D.numpy().T, x.numpy().T).coef_)
+    found = fista(x, D, 0.1, iterations=20_000, tolerance=1e-13).codes.to_dense()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_start_is_where_it_begins():
+    x, D = problem(300, 24, 8)
+    cold = fista(x, D, 0.1, iterations=2000, tolerance=1e-6, check_every=1)
+    warm = fista(x, D, 0.1, tolerance=1e-6, check_every=1, start=cold.codes)
+    assert warm.iterations <= 2 < cold.iterations
+    z = torch.rand(300, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    step = 1 / squared_spectral_norm(D)
+    expected = (z - step * (z @ D - x) @ D.t() - step * 0.1).clamp(min=0)
+    fixed_k = Codes(z, torch.arange(24).expand(300, 24), 24)
+    found = fista(x, D, 0.1, iterations=1, start=fixed_k).codes.to_dense()
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    with pytest.raises(UserError, match=r"\(300, 24\) where \(4, 24\)"):
+        fista(x[:4], D, 0.1, start=fixed_k)
+
+
+@pytest.mark.parametrize("non_negative", [True, False], ids=["non_negative", "signed"])
+def test_zeros_doubles_and_an_empty_batch(non_negative):
+    x, D = problem(12, 6, 4)
+    x[3] = 0
+    D = torch.cat([D, D, torch.zeros(1, 4, dtype=D.dtype)])
+    found = fista(x, D, 0.1, iterations=5000, non_negative=non_negative, tolerance=1e-9)
+    single = fista(x, D[:6], 0.1, iterations=5000, non_negative=non_negative, tolerance=1e-9)
+    torch.testing.assert_close(found.objective, single.objective, atol=1e-7, rtol=0)
+    assert found.codes.l0()[3] == 0 and (found.codes.to_dense()[:, -1] == 0).all()
+    empty = fista(x[:0], D, 0.1, non_negative=non_negative)
+    assert empty.codes.batch == 0 and empty.gap.shape == (0,)
+
+
+@pytest.mark.parametrize("non_negative", [True, False], ids=["non_negative", "signed"])
 def test_nothing_fires_at_the_largest_correlation(non_negative):
     x, D = problem(20, 16, 8)
     correlation = x @ D.t()
@@ -101,9 +152,8 @@ def test_rows_stop_by_themselves_and_none_too_early():
 def test_result_does_not_depend_on_how_rows_are_split(monkeypatch):
     x, D = problem(300, 32, 8)
     whole = fista(x, D, 0.1)
-    module = importlib.import_module("sae.inference.problem")
-    monkeypatch.setattr(module, "LEAST_ROWS", 7)
-    monkeypatch.setattr(module, "NUMBERS_PER_RUN", {"cpu": 1})
+    monkeypatch.setattr(problem_module, "LEAST_ROWS", 7)
+    monkeypatch.setattr(problem_module, "NUMBERS_PER_RUN", {"cpu": 1})
     split = fista(x, D, 0.1)
     torch.testing.assert_close(split.codes.to_dense(), whole.codes.to_dense(), atol=1e-9, rtol=0)
     torch.testing.assert_close(split.gap, whole.gap, atol=1e-9, rtol=0)

@@ -1,0 +1,87 @@
+"""Values by least squares once the support is chosen: what a penalty shrank is put right."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sae.inference.fista import fista
+from sae.inference.problem import Problem, at_least
+from sae.inference.result import InferenceResult
+from sae.inference.supports import least_squares
+from sae_kernels.codes import Codes
+
+
+@torch.no_grad()
+def refit(
+    x: Tensor,
+    dictionary: Tensor,
+    codes: Codes,
+    *,
+    non_negative: bool = True,
+    b: Tensor | None = None,
+) -> InferenceResult:
+    """argmin over z of 1/2 |x - b - z D|^2 among codes with the support of `codes`, for every row.
+
+    Exact: least squares, or non-negative least squares by pivoting, which may leave latents out.
+    No gradient is recorded.
+
+    Args:
+        x: [batch, d_in]; solved in float64 if x or the dictionary is float64, else in float32.
+        dictionary: [d_sae, d_in]; rows need not have norm 1.
+        codes: which latents may fire: those that are not 0 here.
+        non_negative: False allows negative codes.
+        b: [d_in], subtracted from x.
+
+    Returns:
+        codes; the objective is 1/2 |x - b - z D|^2, and there is no gap.
+
+    Raises:
+        UserError: shapes that do not fit.
+    """
+    problem = Problem.of(x, dictionary, b)
+    problem.check(codes)
+    return _refitted(problem, codes, None, non_negative)
+
+
+def support_then_refit(
+    x: Tensor,
+    dictionary: Tensor,
+    k: int,
+    penalty: float,
+    *,
+    non_negative: bool = True,
+    b: Tensor | None = None,
+    **settings,
+) -> InferenceResult:
+    """`fista`, of its codes the k largest of each row (by what they write, |z_j| |d_j|), and those
+    latents' values by `refit`.
+
+    The penalty only has to rank latents well, since its shrinkage is undone. Arguments are those of
+    `fista`; the objective is 1/2 |x - b - z D|^2, and there is no gap. Raises UserError as `fista`
+    does, and for k below 1.
+    """
+    at_least(k=k)
+    codes = fista(x, dictionary, penalty, non_negative=non_negative, b=b, **settings).codes
+    return _refitted(Problem.of(x, dictionary, b), codes, k, non_negative)
+
+
+@torch.no_grad()
+def _refitted(problem: Problem, codes: Codes, k: int | None, non_negative: bool) -> InferenceResult:
+    unit, norms = problem.with_unit_atoms()
+
+    def method(y: Tensor, rows: slice) -> tuple[Tensor, int]:
+        strength = (problem.dense(codes, rows) * norms).abs()
+        indices, free = strongest(strength, k)
+        values = least_squares(y, unit.atoms, indices, free, non_negative=non_negative)
+        return torch.zeros_like(strength).scatter_(1, indices, values) / norms, 1
+
+    return problem.solve(method, non_negative=non_negative)
+
+
+def strongest(strength: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
+    """Where the positive entries of strength [rows, d_sae] are, at most the k largest of each row:
+    indices [rows, slots], and which slots are one, with as many slots as the fullest row needs."""
+    most = int((strength > 0).sum(1).max()) if len(strength) else 0
+    top = strength.topk(most if k is None else min(k, most), dim=1)
+    return top.indices, top.values > 0

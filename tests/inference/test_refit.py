@@ -1,0 +1,129 @@
+"""Least squares on given supports against scipy, row by row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from inference_cases import half_error, problem
+from scipy.optimize import nnls
+from torch import Tensor
+
+from sae.errors import UserError
+from sae.inference import fista, refit, support_then_refit, supports
+from sae.inference import problem as problem_module
+from sae.inference.result import ragged_codes, sparse_rows
+from sae.inference.supports import solve_normal
+from sae_kernels.codes import Codes
+
+SIGNS = pytest.mark.parametrize("non_negative", [True, False], ids=["non_negative", "signed"])
+
+
+def codes_of(dense: Tensor) -> Codes:
+    return ragged_codes([sparse_rows(dense)], dense.shape[1])
+
+
+def fitted(x: Tensor, D: Tensor, support: Tensor, non_negative: bool) -> Tensor:
+    out = np.zeros(support.shape)
+    for row, (y, on) in enumerate(zip(x.numpy(), support.numpy(), strict=True)):
+        A = D.numpy()[on].T
+        if on.any():
+            out[row, on] = nnls(A, y)[0] if non_negative else np.linalg.lstsq(A, y, rcond=None)[0]
+    return torch.from_numpy(out)
+
+
+@SIGNS
+@pytest.mark.parametrize("share", [0.1, 0.5], ids=["few", "many"])
+def test_is_least_squares_of_each_row(share, non_negative, monkeypatch):
+    x, D = problem(80, 24, 12)
+    D = D * torch.linspace(0.2, 3, 24, dtype=D.dtype)[:, None]
+    support = torch.rand(80, 24, generator=torch.Generator().manual_seed(1)) < share
+    support[5] = False
+    support &= support.cumsum(1) <= 12  # as many as there are dimensions: the answer is unique
+    found = refit(x, D, codes_of(support.double()), non_negative=non_negative)
+    expected = fitted(x, D, support, non_negative)
+    torch.testing.assert_close(found.codes.to_dense(), expected, atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(found.objective, half_error(x, expected, D))
+    assert found.gap is None
+    assert (found.codes.values != 0).all()
+    monkeypatch.setattr(supports, "NUMBERS_PER_RUN", {"cpu": 1})
+    monkeypatch.setattr(problem_module, "LEAST_ROWS", 9)
+    monkeypatch.setattr(problem_module, "NUMBERS_PER_RUN", {"cpu": 1})
+    again = refit(x, D, codes_of(support.double()), non_negative=non_negative)
+    torch.testing.assert_close(again.codes.to_dense(), expected, atol=1e-7, rtol=1e-7)
+
+
+def test_codes_of_fixed_k_have_empty_slots():
+    x, D = problem(2, 6, 4)
+    codes = Codes(torch.tensor([[1.0, 0.0], [2.0, 3.0]]), torch.tensor([[1, 4], [0, 5]]), 6)
+    found = refit(x, D, codes, non_negative=False).codes
+    assert found.l0().tolist() == [1, 2] and found.indices.tolist() == [1, 0, 5]
+    value = (x[0] @ D[1]).item()
+    assert found.values[0].item() == pytest.approx(value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_hard_systems_reach_the_residual_of_scipy(dtype):
+    """All atoms may fire, twice as many as dimensions, some equal and most nearly so: only the
+    residual is one of its kind."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 10, generator=generator, dtype=torch.float64)
+    D = torch.randn(1, 10, generator=generator, dtype=torch.float64) + 0.3 * torch.randn(
+        20, 10, generator=generator, dtype=torch.float64
+    )
+    D[3] = D[4]
+    x, D = x.to(dtype), D.to(dtype)
+    found = refit(x, D, codes_of(torch.ones(200, 20)))
+    best = [nnls(D.double().numpy().T, y)[1] ** 2 / 2 for y in x.double().numpy()]
+    atol = 1e-9 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(
+        found.objective, torch.tensor(best, dtype=torch.float64), atol=atol, rtol=0
+    )
+    assert (found.codes.values > 0).all()
+
+
+@pytest.mark.parametrize("guess", ["all", "none", "random"])
+def test_pivoting_ends_at_the_same_answer_from_anywhere(guess):
+    generator = torch.Generator().manual_seed(3)
+    A = torch.randn(300, 8, 9, generator=generator, dtype=torch.float64)
+    A = A / A.norm(dim=2, keepdim=True)
+    y = torch.randn(300, 9, generator=generator, dtype=torch.float64)
+    start = {
+        "all": torch.ones(300, 8, dtype=torch.bool),
+        "none": torch.zeros(300, 8, dtype=torch.bool),
+        "random": torch.rand(300, 8, generator=generator) < 0.5,
+    }[guess]
+    free = torch.ones(300, 8, dtype=torch.bool)
+    right = (A @ y[..., None])[..., 0]
+    found = solve_normal(A @ A.mT, right, free, guess=start)
+    expected = np.array([nnls(a.T, b)[0] for a, b in zip(A.numpy(), y.numpy(), strict=True)])
+    torch.testing.assert_close(found, torch.from_numpy(expected), atol=1e-9, rtol=0)
+
+
+@SIGNS
+def test_support_then_refit_is_its_parts(non_negative):
+    x, D = problem(50, 32, 8)
+    D = D * torch.linspace(0.5, 2, 32, dtype=D.dtype)[:, None]
+    settings = {"iterations": 500, "non_negative": non_negative}
+    found = support_then_refit(x, D, 3, 0.05, **settings)
+    strength = fista(x, D, 0.05, **settings).codes.to_dense().abs() * D.norm(dim=1)
+    support = torch.zeros_like(strength, dtype=torch.bool)
+    support.scatter_(1, strength.topk(3, dim=1).indices, True)
+    support &= strength > 0
+    expected = fitted(x, D, support, non_negative)
+    torch.testing.assert_close(found.codes.to_dense(), expected, atol=1e-9, rtol=0)
+    assert found.codes.l0().max() == 3
+
+
+def test_edges():
+    x, D = problem(4, 6, 3)
+    empty = refit(x[:0], D, codes_of(torch.zeros(0, 6)))
+    assert empty.codes.batch == 0
+    none = refit(x, D, codes_of(torch.zeros(4, 6)))
+    assert none.codes.values.numel() == 0 and none.codes.batch == 4
+    assert support_then_refit(x, D, 100, 0.1).codes.batch == 4
+    assert support_then_refit(x[:0], D, 2, 0.1).codes.batch == 0
+    with pytest.raises(UserError, match="k=0"):
+        support_then_refit(x, D, 0, 0.1)
+    with pytest.raises(UserError, match=r"\(3, 6\) where \(4, 6\)"):
+        refit(x, D, codes_of(torch.ones(3, 6)))
