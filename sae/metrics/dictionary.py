@@ -1,4 +1,4 @@
-"""How well a decoder matches a dictionary that is known (worlds, or another run's decoder)."""
+"""What a decoder's rows say: how well they match known directions, and how alike they are."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+_ROWS = 2048  # of a table of cosines at a time
 
-def _cosines(W_dec: Tensor, truth: Tensor) -> Tensor:
+
+def signed_cosines(W_dec: Tensor, truth: Tensor) -> Tensor:
     """Signed cosines [features, d_sae] in float64; a row of zeros has cosine 0 with everything."""
     W_dec, truth = (
         rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-30)
@@ -25,7 +27,7 @@ def dictionary_mcc_signed(W_dec: Tensor, truth: Tensor) -> float:
     features left over count 0. Signed: a latent that points the other way is no match (Song et al.,
     arXiv 2505.20254; tools that take |cos| read higher). Read it beside `dictionary_mcc_chance`.
     """
-    cosines = _cosines(W_dec, truth)
+    cosines = signed_cosines(W_dec, truth)
     rows, columns = linear_sum_assignment(cosines.numpy(), maximize=True)
     return cosines[rows, columns].sum().item() / len(truth)
 
@@ -51,7 +53,7 @@ def mmcs(W_dec: Tensor, truth: Tensor) -> float:
     Several features may share one latent, so it reads higher than `dictionary_mcc_signed` and
     belongs beside `mmcs_uniqueness`.
     """
-    return _cosines(W_dec, truth).amax(1).mean().item()
+    return signed_cosines(W_dec, truth).amax(1).mean().item()
 
 
 def mmcs_uniqueness(W_dec: Tensor, truth: Tensor) -> float:
@@ -59,4 +61,29 @@ def mmcs_uniqueness(W_dec: Tensor, truth: Tensor) -> float:
 
     At most features / d_sae.
     """
-    return _cosines(W_dec, truth).argmax(0).unique().numel() / len(W_dec)
+    return signed_cosines(W_dec, truth).argmax(0).unique().numel() / len(W_dec)
+
+
+def c_dec(W_dec: Tensor) -> float:
+    """Mean |cos| of two different rows of W_dec [d_sae, d_in].
+
+    Latents that mix features because too few may fire share directions, so over a sweep of L0 it is
+    least about where L0 is right (Chanin & Garriga-Alonso, arXiv 2508.16560). Random rows have
+    about sqrt(2 / (pi d_in)).
+    """
+    rows = torch.nn.functional.normalize(W_dec.detach().double().cpu())
+    total = sum((part @ rows.T).abs().sum().item() for part in rows.split(_ROWS))
+    own = rows.square().sum().item()
+    return (total - own) / (len(rows) * (len(rows) - 1))
+
+
+def s_n(x: Tensor, W_dec: Tensor, b_dec: Tensor, n: int) -> float:
+    """The (n * batch)-th largest, counted from 0, of all projections of x - b_dec on the decoder.
+
+    x [batch, d_in], W_dec [d_sae, d_in] with rows taken at norm 1, b_dec [d_in]; n below d_sae, for
+    instance half of it. Projections that far down should be small: like `c_dec` it is least over a
+    sweep of L0 about where L0 is right (Chanin & Garriga-Alonso, arXiv 2508.16560).
+    """
+    rows = torch.nn.functional.normalize(W_dec.detach().float())
+    projections = ((x.float() - b_dec.float()) @ rows.T).flatten()
+    return projections.kthvalue(projections.numel() - n * len(x)).values.item()

@@ -46,3 +46,25 @@ class Cosine:
     def compute(self) -> float:
         """The mean so far."""
         return self._sum.item() / max(self._rows, 1)
+
+
+class RelativeReconstructionBias:
+    """E|x_hat|^2 / E<x, x_hat>, a ratio of means over the whole set.
+
+    1 / it is the factor that, multiplied onto every x_hat, would make the squared error least:
+    below 1 reconstructions are too short, above 1 too long, whatever direction they miss
+    (Rajamanoharan et al. 2024, arXiv 2404.16014).
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+
+    def update(self, x: Tensor, x_hat: Tensor) -> None:
+        """Add rows: x and x_hat [batch, d_in]. Never waits for the device."""
+        x, x_hat = x.double(), x_hat.double()
+        self._sums += torch.stack([x_hat.square().sum(), (x * x_hat).sum()])
+
+    def compute(self) -> float:
+        """The ratio so far; NaN where x_hat is 0, or at right angles to x, throughout."""
+        own, shared = self._sums.tolist()
+        return own / shared if shared else float("nan")

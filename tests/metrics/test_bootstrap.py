@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from itertools import product
 
 import numpy as np
@@ -41,6 +42,7 @@ def test_columns_are_resampled_together():
 
 
 def test_of_one_unit_nothing_is_known():
+    warnings.simplefilter("error")  # pytest restores it
     one, none = bootstrap_score(torch.tensor([0.5])), bootstrap_score(torch.tensor([]))
     assert one.value == 0.5 and one.n == 1 and math.isnan(one.low) and math.isnan(one.high)
     assert math.isnan(none.value) and none.n == 0 and math.isnan(none.low)

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from sae.metrics.dictionary import (
+    c_dec,
     dictionary_mcc_chance,
     dictionary_mcc_signed,
     mmcs,
     mmcs_uniqueness,
+    s_n,
 )
 
 
@@ -60,3 +62,23 @@ def test_mmcs_lets_features_share_a_latent():
     W_dec = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.95, 0.05]])
     assert mmcs_uniqueness(W_dec, truth) == pytest.approx(1 / 3)
     assert mmcs_uniqueness(truth, truth) == 1
+
+
+def test_c_dec_is_the_mean_of_the_pairs(monkeypatch):
+    # Unit rows (1, 0), (-.6, .8), (0, -1): |cos| .6, 0 and .8.
+    W_dec = torch.tensor([[1.0, 0], [-3, 4], [0, -2]])
+    assert c_dec(W_dec) == pytest.approx(1.4 / 3)
+    assert c_dec(torch.eye(5)) == 0
+    random = unit(100, 64, 0)
+    level = c_dec(random)
+    assert level == pytest.approx((2 / torch.pi / 64) ** 0.5, rel=0.03)
+    monkeypatch.setattr("sae.metrics.dictionary._ROWS", 7)
+    assert c_dec(random) == pytest.approx(level, abs=1e-12)
+
+
+def test_s_n_is_the_n_th_largest_projection_of_a_row():
+    x, b_dec = torch.tensor([[2.0, 1], [4, 5]]), torch.tensor([1.0, 1])
+    # x - b_dec: (1, 0) and (3, 4). Projections on (1, 0), (0, 1) and (.6, .8): 1, 0, .6; 3, 4, 5.
+    W_dec = torch.tensor([[1.0, 0], [0, 7], [3, 4]])
+    found = [s_n(x, W_dec, b_dec, n) for n in range(3)]
+    assert found == pytest.approx([5, 3, 0.6])  # of 5, 4, 3, 1, .6, 0: those at 0, 2 and 4

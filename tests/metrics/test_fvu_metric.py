@@ -28,6 +28,14 @@ def data():
     return x, x + 0.4 * torch.randn(1000, 12, generator=generator, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("scale", [0.1, 1, 10])
+def test_three_rows_worked_out_by_hand(scale):
+    # Means 2 and 0: sum |x - mean|^2 is (1 + 9) + 0 + (1 + 9) = 20, sum |x - x_hat|^2 is 1 + 0 + 4.
+    x = torch.tensor([[1.0, 3], [2, 0], [3, -3]])
+    x_hat = torch.tensor([[1.0, 2], [2, 0], [5, -3]])
+    assert fvu(scale * x, scale * x_hat, 2).compute() == pytest.approx(5 / 20)
+
+
 @pytest.mark.parametrize("batch", [1, 7, 256, 1000])
 def test_is_a_ratio_of_global_sums_whatever_the_batch_size(data, batch):
     metric = fvu(*data, batch)
@@ -35,7 +43,7 @@ def test_is_a_ratio_of_global_sums_whatever_the_batch_size(data, batch):
     torch.testing.assert_close(metric.mean, data[0].mean(0))
 
 
-@pytest.mark.parametrize("scale", [1e-3, 0.1, 10.0, 1e4])
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 1, 10.0, 1e4])
 def test_does_not_depend_on_the_scale(data, scale):
     x, x_hat = data
     assert fvu(scale * x, scale * x_hat, 64).compute() == pytest.approx(

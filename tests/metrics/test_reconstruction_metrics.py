@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from sae.metrics.reconstruction import Cosine, Shrinkage
+from sae.metrics.reconstruction import Cosine, RelativeReconstructionBias, Shrinkage
 
 
 @pytest.fixture
@@ -17,6 +19,25 @@ def run(metric, x, x_hat):
     for rows, rows_hat in zip(x.split(13), x_hat.split(13), strict=True):
         metric.update(rows, rows_hat)
     return metric.compute()
+
+
+def test_two_rows_worked_out_by_hand():
+    x = torch.tensor([[3.0, 4], [0, 1]])
+    x_hat = torch.tensor([[0.0, 4], [1, 1]])
+    # Norms 5 and 1 against 4 and sqrt 2; x . x_hat 16 and 1; |x_hat|^2 16 and 2.
+    assert run(Shrinkage(), x, x_hat) == pytest.approx((4 + 2**0.5) / 6)
+    assert run(Cosine(), x, x_hat) == pytest.approx((16 / 20 + 1 / 2**0.5) / 2)
+    assert run(RelativeReconstructionBias(), x, x_hat) == pytest.approx(18 / 17)
+    assert run(RelativeReconstructionBias(), x, 0.25 * x) == pytest.approx(0.25)
+    assert math.isnan(run(RelativeReconstructionBias(), x, 0 * x))
+    assert math.isnan(run(Shrinkage(), 0 * x, x))
+
+
+def test_the_bias_is_undone_by_the_best_factor(data):
+    x, x_hat = data
+    bias = run(RelativeReconstructionBias(), x, x_hat)
+    best = torch.linalg.lstsq(x_hat.reshape(-1, 1), x.reshape(-1, 1)).solution.item()
+    assert 1 / bias == pytest.approx(best, rel=1e-5)
 
 
 def test_shrinkage_is_a_ratio_of_means(data):

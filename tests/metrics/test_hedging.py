@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sae.metrics.hedging import hedging_rate
+
+BEFORE = torch.tensor([[1.0, 0, 0], [0, 2.0, 0]])
+
+
+def test_what_moves_into_the_span_of_new_latents():
+    # Row 0 goes from (1, 0, 0) to (.6, 0, .8): change (-.4, 0, .8). The new latent is (0, 0, 5), so
+    # .8 of the change lies in its span, and 0 of row 1's: p = .4.
+    widened = torch.tensor([[0.6, 0, 0.8], [0, 1, 0], [0, 0, 5.0]])
+    rate, p0 = hedging_rate(BEFORE, widened, draws=400)
+    # A random line takes E|cos| = 1/2 of a length in three dimensions; the other row has none.
+    assert p0 == pytest.approx(0.8**0.5 / 2 / 2, abs=0.02)
+    assert rate == pytest.approx((0.4 - p0) / (1 - p0))
+    assert hedging_rate(BEFORE, widened, draws=400) == (rate, p0)
+    assert hedging_rate(BEFORE, widened, draws=400, seed=1)[1] != p0
+
+
+def test_what_moves_elsewhere_is_none():
+    widened = torch.tensor([[0.6, 0.8, 0], [0, 1, 0], [0, 0, 1.0]])
+    rate, p0 = hedging_rate(BEFORE, widened)
+    assert rate == pytest.approx(-p0 / (1 - p0))
+    assert hedging_rate(BEFORE, torch.cat([BEFORE, torch.ones(1, 3)])) == (0, 0)
+
+
+def test_new_latents_that_are_alike_span_one_direction():
+    widened = torch.tensor([[0.6, 0, 0.8], [0, 1, 0], [0, 0, 5.0], [0, 0, 1.0]])
+    rate, p0 = hedging_rate(BEFORE, widened)
+    assert rate * (1 - p0) + p0 == pytest.approx(0.4)
