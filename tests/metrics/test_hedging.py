@@ -27,7 +27,13 @@ def test_what_moves_elsewhere_is_none():
     assert hedging_rate(BEFORE, torch.cat([BEFORE, torch.ones(1, 3)])) == (0, 0)
 
 
-def test_new_latents_that_are_alike_span_one_direction():
-    widened = torch.tensor([[0.6, 0, 0.8], [0, 1, 0], [0, 0, 5.0], [0, 0, 1.0]])
+@pytest.mark.parametrize(
+    ("new", "p"),
+    [([[0, 0, 5.0], [0, 0, 1.0]], 0.32), ([[0, 3.0, 0], [0, 0, 1.0]], 0.4)],
+    ids=["alike", "apart"],
+)
+def test_the_span_of_several_new_latents(new, p):
+    # Change (-.4, .48, .64): .64 of it along the last axis, .8 along the last two; row 1 stays.
+    widened = torch.tensor([[0.6, 0.48, 0.64], [0, 1, 0], *new])
     rate, p0 = hedging_rate(BEFORE, widened)
-    assert rate * (1 - p0) + p0 == pytest.approx(0.4)
+    assert rate * (1 - p0) + p0 == pytest.approx(p)
