@@ -96,7 +96,7 @@ class Ours(Contender):
             task.setting.optim,
             total_steps=task.steps,
             dead_after=task.setting.dead_after,
-            refresh_steps=task.setting.model.get("refresh_steps", 25),
+            refresh_steps=task.setting.refresh_steps,
         )
         self.learner.initialise(self._named(task.sample))
         self.lr = self.learner.lr

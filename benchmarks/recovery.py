@@ -128,7 +128,7 @@ class Ours:
             setting.optim,
             total_steps=setting.tokens // setting.data["batch_size"],
             dead_after=setting.dead_after,
-            refresh_steps=setting.dead_after // setting.data["batch_size"] // 2,
+            refresh_steps=setting.refresh_steps,
         )
         self.learner.initialise({"x": sample})
         self.lr = self.learner.lr

@@ -16,7 +16,7 @@ from sae.autoencoder.objective import FVU, AuxK, Term
 from sae.autoencoder.sites import Site
 from sae.autoencoder.sparsity import Sparsity, TopK
 from sae.errors import UserError
-from sae.training import OptimConfig
+from sae.training import OptimConfig, defaults
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
 
@@ -29,7 +29,7 @@ class Setting:
 
     @classmethod
     def read(cls, file: Path, changes: list[str]) -> Setting:
-        """`changes` are `model.optim.lr_scale=4e-4` and the like; each key must be in the file.
+        """`changes` are `model.sae.init_args.k=64` and the like; each key must be in the file.
 
         Raises:
             UserError: the file is missing, or a change does not fit it.
@@ -71,7 +71,13 @@ class Setting:
 
     @property
     def dead_after(self) -> int:
-        return self.model.get("dead_after", 10_000_000)
+        rule = defaults.dead_after(self.sparsity.d_sae, self.sparsity.k, self.tokens)
+        return self.model.get("dead_after", rule)
+
+    @property
+    def refresh_steps(self) -> int:
+        rule = defaults.refresh_steps(self.dead_after, self.data["batch_size"])
+        return self.model.get("refresh_steps", rule)
 
     @property
     def optim(self) -> OptimConfig:

@@ -62,7 +62,7 @@ def finish(run: RunFolder, module: SAEModule, data: ActivationDataModule, traine
         "fvu": module.last_read["fvu"],
         "l0": module.last_read["l0"],
         "dead_fraction": learner.dead.dead_fraction().item(),
-        "dead_after_tokens": module.dead_after,
+        "dead_after_tokens": learner.dead.dead_after,
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         "k": getattr(sae.sparsity, "k", None),

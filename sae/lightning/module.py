@@ -18,7 +18,7 @@ from sae.autoencoder.sparsity import Sparsity
 from sae.errors import UserError
 from sae.metrics.codes import Firing
 from sae.metrics.fvu import FVU as HeldOutFVU
-from sae.training import Learner, OptimConfig
+from sae.training import Learner, OptimConfig, defaults
 from sae.training.graph import GraphedStep
 
 
@@ -30,8 +30,8 @@ class SAEModule(L.LightningModule):
         site: what is read and what is predicted; one hook to itself when left out.
         objective: terms of the loss; when left out FVU and AuxK, or FVU alone with CrossLayer.
         optim: the optimiser's settings and the schedule.
-        dead_after: tokens without firing after which a latent is dead.
-        refresh_steps: how often the list of dead latents for AuxK is drawn up, in steps.
+        dead_after: tokens without firing after which a latent is dead; a rule says when left out.
+        refresh_steps: how often the list of dead latents for AuxK is drawn up, in steps; likewise.
         cuda_graph: record the step once and replay it; on a GPU this helps where d_sae is 32,768
             or less, since there launching kernels takes longer than running them.
         accumulate: micro-batches of `data.batch_size` that one step learns from, where a larger
@@ -54,8 +54,8 @@ class SAEModule(L.LightningModule):
         site: Site | None = None,
         objective: list[Term] | None = None,
         optim: OptimConfig = OptimConfig(),  # noqa: B008 (frozen; the CLI reads its defaults)
-        dead_after: int = 10_000_000,
-        refresh_steps: int = 50,
+        dead_after: int | None = None,
+        refresh_steps: int | None = None,
         cuda_graph: bool = False,
         accumulate: int = 1,
         dtype: Literal["float32", "bfloat16"] = "float32",
@@ -68,12 +68,11 @@ class SAEModule(L.LightningModule):
             "dead_after": dead_after,
             "refresh_steps": refresh_steps,
             "accumulate": accumulate,
+            "resample_every": resample_every,
         }
         for name, value in counts.items():
-            if value < 1:
-                raise UserError(f"model.{name}={value}; give at least 1")
-        if resample_every is not None and resample_every < 1:
-            raise UserError(f"model.resample_every={resample_every}; give at least 1, or leave out")
+            if value is not None and value < 1:
+                raise UserError(f"model.{name}={value}; give at least 1, or leave out")
         self.sparsity = sae
         self.site = site or Autoencode()
         alone = self.site.groups > 1  # AuxK does not apply there
@@ -97,8 +96,14 @@ class SAEModule(L.LightningModule):
         self.last_read: dict[str, float] = {}
 
     def setup(self, stage: str) -> None:
-        widths = self.trainer.datamodule.source.widths
-        site = self.site.bind(widths)
+        data, steps = self.trainer.datamodule, self.trainer.max_steps
+        batch_size = data.batch_size * self.accumulate
+        l0 = defaults.wanted_l0(self.sparsity, self.objective)
+        dead_after = self.dead_after or defaults.dead_after(
+            self.sparsity.d_sae, l0, tokens=steps * batch_size
+        )
+        refresh_steps = self.refresh_steps or defaults.refresh_steps(dead_after, batch_size)
+        site = self.site.bind(data.source.widths)
         sae = SAE(
             site.d_in,
             self.sparsity,
@@ -111,9 +116,9 @@ class SAEModule(L.LightningModule):
             sae,
             self.objective,
             self.optim,
-            total_steps=self.trainer.max_steps,
-            dead_after=self.dead_after,
-            refresh_steps=self.refresh_steps,
+            total_steps=steps,
+            dead_after=dead_after,
+            refresh_steps=refresh_steps,
             resample_every=self.resample_every,
             seed=self.seed,
             ema=self.ema,

@@ -7,7 +7,7 @@ from typing import Literal
 from sae.errors import UserError
 from sae.training.schedule import warmup_decay
 
-LR_SCALE = {"adam": 2e-4, "adamw": 2e-4, "signum": 5e-3, "muon": 2e-4}
+OPTIMIZERS = ("adam", "adamw", "signum", "muon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +18,8 @@ class OptimConfig:
         name: `adam`; `adamw`, Adam with weight_decay; `signum`, sign descent that averages its
             iterates instead of following a schedule (warmup and decay are not used; the average is
             what is validated and exported); `muon` for W_enc and W_dec, with Adam for the rest.
-        lr: learning rate; left out, `lr_scale / sqrt(d_sae / 2**14)`.
-        lr_scale: the learning rate of an SAE of 16,384 latents; left out, 2e-4 (Gao et al. 2024),
-            or 5e-3 for signum (sparsify).
+        lr: learning rate, the highest of the run; left out, a rule finds one from d_in and the
+            length of the run (`sae.training.defaults`).
         lr_factors: what the learning rate is multiplied by, by name of a parameter: W_enc, b_enc,
             W_dec, b_dec, W_skip, or one of the sparsity rule's own.
         weight_decay: of adamw; a step multiplies W_enc, W_skip, and W_dec unless unit_norm holds
@@ -37,7 +36,6 @@ class OptimConfig:
 
     name: Literal["adam", "adamw", "signum", "muon"] = "adam"
     lr: float | None = None
-    lr_scale: float | None = None
     lr_factors: dict[str, float] = field(default_factory=dict)
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
@@ -49,9 +47,9 @@ class OptimConfig:
     unit_norm: bool = True
 
     def __post_init__(self) -> None:
-        if self.name not in LR_SCALE:
-            raise UserError(f"model.optim.name={self.name}; choose among: {', '.join(LR_SCALE)}")
-        numbers = {n: getattr(self, n) for n in ("lr", "lr_scale", "eps", "clip_norm")}
+        if self.name not in OPTIMIZERS:
+            raise UserError(f"model.optim.name={self.name}; choose among: {', '.join(OPTIMIZERS)}")
+        numbers = {n: getattr(self, n) for n in ("lr", "eps", "clip_norm")}
         for name, value in numbers.items():
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise UserError(f"model.optim.{name}={value} must be a positive number")
@@ -69,13 +67,6 @@ class OptimConfig:
                 f"model.optim.moments={self.moments} is for adam and adamw, not {self.name}; "
                 "leave it out"
             )
-
-    def learning_rate(self, d_sae: int) -> float:
-        """The highest of the run."""
-        if self.lr is not None:
-            return self.lr
-        scale = LR_SCALE[self.name] if self.lr_scale is None else self.lr_scale
-        return scale / math.sqrt(d_sae / 2**14)
 
     def schedule(self, step: int, total: int) -> float:
         """Factor on the learning rate at `step` (from 0) of `total`."""

@@ -17,6 +17,7 @@ from sae.training.average import Average
 from sae.training.config import OptimConfig
 from sae.training.controller import L0Controller
 from sae.training.dead import DeadLatents
+from sae.training.defaults import learning_rate
 from sae.training.meter import Meter
 from sae.training.optimizers import optimizer_for
 from sae.training.resample import COPIES, Resampler, restart_rows
@@ -91,7 +92,9 @@ class Learner(nn.Module):
         check_objective(sae, self.objective)
         self.total_steps = total_steps
         self.optim, self.backend = optim, backend
-        self.lr = self.rate = optim.learning_rate(sae.d_sae)
+        self.lr = self.rate = optim.lr or learning_rate(
+            optim.name, sae.d_in, sae.d_sae, total_steps
+        )
         most = max((term.listed(sae) for term in self.objective), default=0)
         self.dead = DeadLatents(
             sae.d_sae, dead_after=dead_after, refresh_steps=refresh_steps, most=most
@@ -117,7 +120,7 @@ class Learner(nn.Module):
         self.tokens = 0
         self.rule = sae.sparsity
         self.scale: dict[str, float] | None = None
-        self.optimizer = optimizer_for(sae, optim)
+        self.optimizer = optimizer_for(sae, optim, self.lr)
         if ema is not None and optim.name == "signum":
             raise UserError("model.ema: signum averages its weights itself; leave it out")
         self.average = None if ema is None else Average(sae, ema)

@@ -14,7 +14,7 @@ from sae.training.rows import along_rows_removed, unit_rows_
 from sae.training.schedule_free import ScheduleFreeSign
 
 
-def optimizer_for(sae: SAE, optim: OptimConfig) -> torch.optim.Optimizer:
+def optimizer_for(sae: SAE, optim: OptimConfig, lr: float) -> torch.optim.Optimizer:
     """The optimiser that `optim` names, for all parameters of `sae`.
 
     The learning rate of each of its groups is the run's times the group's `factor`. All but
@@ -22,7 +22,7 @@ def optimizer_for(sae: SAE, optim: OptimConfig) -> torch.optim.Optimizer:
 
     Raises UserError for a factor of a parameter that is not there, and for muon in half precision.
     """
-    lr, groups = optim.learning_rate(sae.d_sae), parameter_groups(sae, optim)
+    groups = parameter_groups(sae, optim)
     if optim.name == "signum":
         return ScheduleFreeSign(groups, lr=lr)
     if optim.name == "muon":

@@ -259,12 +259,6 @@ def test_a_code_of_zero_does_not_count_as_firing():
     assert dead.tokens_since_fired.tolist() == [0, 5, 5]
 
 
-def test_learning_rate_rule():
-    assert OptimConfig(lr_scale=2e-4).learning_rate(2**14) == pytest.approx(2e-4)
-    assert OptimConfig(lr_scale=2e-4).learning_rate(2**12) == pytest.approx(4e-4)
-    assert OptimConfig(lr=1e-3).learning_rate(2**12) == 1e-3
-
-
 @pytest.mark.parametrize(
     "wrong", [{"lr": -1.0}, {"lr": math.nan}, {"eps": 0.0}, {"warmup": 1.5}, {"decay": -0.1}]
 )

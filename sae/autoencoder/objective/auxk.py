@@ -24,10 +24,12 @@ class AuxK(Term):
 
     Args:
         coefficient: weight in the loss; 1/32 in the paper.
-        k_aux: how many dead latents may fire on one activation; half of d_in when left out.
+        k_aux: how many dead latents may fire on one activation; an eighth of d_in when left out
+            (half in the paper): few and strong, since a latent that adds little to each of many
+            does not fire on its own (docs/defaults.md).
     """
 
-    coefficient: float = 1 / 32
+    coefficient: float = 1 / 2
     k_aux: int | None = None
 
     def __post_init__(self) -> None:
@@ -43,16 +45,20 @@ class AuxK(Term):
                 "read one layer each; leave it out"
             )
 
+    def most_firing(self, d_out: int) -> int:
+        """k_aux, or what it is when left out."""
+        return self.k_aux or max(1, d_out // 8)
+
     def listed(self, sae: "SAE") -> int:
         # 16 k_aux columns bound the dense product; the other dead latents wait their turn.
-        return 16 * (self.k_aux or max(1, sae.d_out // 2))
+        return 16 * self.most_firing(sae.d_out)
 
     def __call__(self, forward: Forward) -> Tensor:
         sae, silent, is_dead = forward.sae, forward.silent, forward.is_dead
         if len(silent) == 0:
             return torch.zeros_like(forward.squared_error)
         residual = forward.residual
-        k_aux = self.k_aux or max(1, residual.shape[1] // 2)
+        k_aux = self.most_firing(residual.shape[1])
 
         missed = aux_error(
             forward.x, residual, sae.W_enc, sae.b_enc, sae.W_dec, silent, k_aux,
