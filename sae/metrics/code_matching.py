@@ -90,7 +90,7 @@ def code_chance(
     generator = np.random.default_rng(seed)
     matrix = samples_matrix(z_hat)
     scores = [
-        score(z, _as_codes(matrix[generator.permutation(matrix.shape[0])])) for _ in range(draws)
+        score(z, as_codes(matrix[generator.permutation(matrix.shape[0])])) for _ in range(draws)
     ]
     return sum(scores) / draws
 
@@ -151,7 +151,8 @@ def samples_matrix(z: Tensor | Codes) -> csr_array:
     return csr_array(z.detach().double().cpu().numpy())
 
 
-def _as_codes(matrix: csr_array) -> Codes:
+def as_codes(matrix: csr_array) -> Codes:
+    """The ragged `Codes` that `samples_matrix` gives back as `matrix`."""
     return Codes(
         torch.from_numpy(matrix.data),
         torch.from_numpy(matrix.indices.astype(np.int64)),

@@ -1,0 +1,92 @@
+"""k-sparse probing: how well a label is read off a few latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from sae.errors import UserError
+from sae.metrics.code_matching import samples_matrix
+from sae_kernels.codes import Codes
+
+LEAST_EXAMPLES = 5
+"""Of either class in either half of the samples, for a task to be scored."""
+
+
+@dataclass(frozen=True)
+class SparseProbing:
+    """Balanced accuracies on samples not fitted, one a task; chance is 1/2 whatever the labels.
+
+    Each float64 [tasks], NaN for a task with fewer than `LEAST_EXAMPLES` of a class in a half.
+    """
+
+    latents: dict[int, Tensor]
+    """By k: of a probe on the k latents chosen for the task."""
+    acts: Tensor
+    """Baseline above: of a probe on all dimensions of the activations."""
+    neuron: Tensor
+    """Baseline below: of a probe on the one dimension of the activations chosen likewise."""
+
+
+def sparse_probing_balanced_accuracy(
+    codes: Codes | Tensor,
+    acts: Tensor,
+    labels: Tensor,
+    *,
+    ks: Sequence[int] = (1, 2, 5),
+    seed: int = 0,
+) -> SparseProbing:
+    """Logistic probes of each label on the k latents whose class means differ most.
+
+    codes of n samples, acts [n, d_in], labels bool [n] or [n, tasks]. A random half of the samples
+    chooses and fits, the other is scored: mean over the two classes of the share that is right.
+    Chosen by |mean over positives - mean over negatives| as in SAEBench, whose classes are
+    balanced; here they are weighted so. Raises UserError when the numbers of samples differ.
+    """
+    labels = labels.reshape(len(labels), -1).bool().cpu().numpy()
+    matrix, dense = samples_matrix(codes).tocsc(), acts.detach().double().cpu().numpy()
+    n = len(labels)
+    if not n == matrix.shape[0] == len(dense):
+        raise UserError(
+            f"{matrix.shape[0]} codes, {len(dense)} activations and {n} labels do not belong to "
+            "the same samples"
+        )
+    order = np.random.default_rng(seed).permutation(n)
+    fit, test = order[: n // 2], order[n // 2 :]
+    scores = {name: np.full(labels.shape[1], np.nan) for name in ("acts", "neuron", *ks)}
+    fitted = matrix.tocsr()[fit]
+    for task, y in enumerate(labels.T):
+        counts = [half.sum() for half in (y[fit], ~y[fit], y[test], ~y[test])]
+        if min(counts) < LEAST_EXAMPLES:
+            continue
+        by_difference = np.argsort(-_difference(fitted, y[fit]), kind="stable")
+        for k in ks:
+            chosen = matrix[:, by_difference[:k]].toarray()
+            scores[k][task] = _probe(chosen, y, fit, test)
+        best = int(np.argmax(_difference(dense[fit], y[fit])))
+        scores["neuron"][task] = _probe(dense[:, [best]], y, fit, test)
+        scores["acts"][task] = _probe(dense, y, fit, test)
+    found = {name: torch.from_numpy(values) for name, values in scores.items()}
+    return SparseProbing({k: found[k] for k in ks}, found["acts"], found["neuron"])
+
+
+def _difference(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """|mean of the rows with y - mean of those without| of each column."""
+    weights = np.where(y, 1 / y.sum(), -1 / (~y).sum())
+    return abs(x.T @ weights)
+
+
+def _probe(x: np.ndarray, y: np.ndarray, fit: np.ndarray, test: np.ndarray) -> float:
+    probe = make_pipeline(
+        StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000)
+    )
+    probe.fit(x[fit], y[fit])
+    return balanced_accuracy_score(y[test], probe.predict(x[test]))

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sae.metrics.absorption import absorption, absorption_of_parents
+from sae.metrics.code_matching import as_codes, samples_matrix
+
+# The feature points along the first axis, at length 5: the length must not matter. Latent 0 is its
+# own; 1 and 2 lie .6 along it, 3 .05 along it, 4 .02 and 5 at right angles.
+U = torch.tensor([5.0, 0, 0])
+
+
+def row(along, length=1.0):
+    return [length * along, length * (1 - along**2) ** 0.5, 0]
+
+
+W_DEC = torch.tensor(
+    [row(1), row(0.6, 2), row(0.6), row(0.05), row(0.02), [0, 0, 1.0]], dtype=torch.float64
+)
+
+
+def measured(a, projection, main=(0,)):
+    codes = as_codes(samples_matrix(torch.tensor([a], dtype=torch.float64)))
+    acts = torch.tensor([[projection, 7.0, 7.0]], dtype=torch.float64)
+    found = absorption(codes, acts, W_DEC, U, torch.tensor(main))
+    return found.full.item(), found.fraction.item()
+
+
+@pytest.mark.parametrize(
+    ("a", "projection", "full", "fraction"),
+    [
+        # The own latent writes all of it, or is the only one to write.
+        ([2, 1, 0, 0, 0, 0], 2, 0, 0),
+        ([1, 0, 0, 0, 0, 9], 2, 0, 0),
+        # Silent, and latent 1 (norm 2) writes 1 * 2 * .6 of 2, then 1.2 of 3.1: less than .4.
+        ([0, 1, 0, 0, 0, 0], 2, 1, 1),
+        ([0, 1, 0, 0, 0, 0], 3.1, 0, 0),
+        # Two write .6 and .6 of 2.8: no single one, but together enough.
+        ([0, 0.5, 1, 0, 0, 0], 2.8, 0, 1),
+        # The own one writes 1 of 2 and another 1.2, of which 1 was open: a half.
+        ([1, 1, 0, 0, 0, 0], 2, 0, 0.5),
+        # 1 of 2.9, another 1.2: 1.2 / 2.2.
+        ([1, 1, 0, 0, 0, 0], 2.9, 0, 1.2 / 2.2),
+        # Cosine .05: enough for full, not for the fraction; .02 for neither.
+        ([0, 0, 0, 20, 0, 0], 2, 1, 0),
+        ([0, 0, 0, 0, 50, 0], 2, 0, 0),
+        # Where the feature's projection is negative nothing can be said.
+        ([0, 1, 0, 0, 0, 0], -1, 0, 0),
+        # A latent that writes against it is no absorber, and takes nothing away.
+        ([0, 1, -1, 0, 0, 0], 2.5, 1, 1),
+    ],
+)
+def test_cases_worked_out_by_hand(a, projection, full, fraction):
+    assert measured(a, projection) == (full, pytest.approx(fraction))
+
+
+def test_several_own_latents_and_at_most_three_absorbers():
+    assert measured([0, 1, 0, 0, 0, 0], 2, main=(0, 2)) == (1, 1)
+    assert measured([0, 1, 0.1, 0, 0, 0], 2, main=(0, 2)) == (0, pytest.approx(1.2 / 1.26))
+    codes = torch.tensor([[0.0, 1, 1, 1, 1]])
+    W_dec = torch.tensor([[1.0, 0]] * 5)
+    acts = torch.tensor([[7.4, 0], [7.6, 0]])
+    codes = as_codes(samples_matrix(codes.repeat(2, 1)))
+    # Three write 3: at least .4 of 7.4, and not of 7.6, though the fourth would do.
+    found = absorption(codes, acts, W_dec, torch.tensor([1.0, 0]), torch.tensor([0]))
+    assert found.fraction.tolist() == [1, 0]
+
+
+def test_rows_do_not_depend_on_their_runs(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(50, 6, generator=generator).clamp(min=0)
+    acts = a @ W_DEC.float() + torch.randn(50, 3, generator=generator)
+    codes = as_codes(samples_matrix(a))
+    whole = absorption(codes, acts, W_DEC, U, torch.tensor([0]))
+    assert 0 < whole.fraction.mean() < 1
+    monkeypatch.setattr("sae.metrics.absorption._ROWS", 7)
+    parts = absorption(codes, acts, W_DEC, U, torch.tensor([0]))
+    assert torch.equal(whole.fraction, parts.fraction) and torch.equal(whole.full, parts.full)
+
+
+def test_parents_are_scored_where_they_are_active():
+    # Feature 0 has the children 1 and 2, feature 3 the child 4 and no latent; 0 is absorbed by the
+    # latent of 1 (row 1) and not by that of 2 (row 2).
+    truth = torch.eye(5)
+    z = torch.tensor([[0.0, 0, 0, 1, 1], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0]])
+    W_dec = torch.eye(5)
+    W_dec[1] = torch.tensor([1.0, 1, 0, 0, 0]) / 2**0.5
+    codes = torch.tensor(
+        [[0.0, 0, 0, 1, 1], [0, 2**0.5, 0, 0, 0], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0]]
+    )
+    parents, latents = torch.tensor([-1, 0, 0, -1, 3]), torch.tensor([0, 1, 2, -1, 4])
+    codes = as_codes(samples_matrix(codes))
+    found = absorption_of_parents(z, codes, z @ truth, W_dec, truth, parents, latents)
+    assert list(found) == [0]
+    assert found[0].full.tolist() == found[0].fraction.tolist() == [1, 0]

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sae.metrics.dci import dci, disentanglement_completeness
+
+
+def codes(n=400, features=3, seed=0):
+    return torch.randn(n, features, generator=torch.Generator().manual_seed(seed)).abs()
+
+
+def test_entropies_worked_out_by_hand():
+    # Two features, four latents. Latent 0 serves both alike, 1 only the first, 2 nobody, 3 both at
+    # 3 to 1. Row 0 has shares 1/2, 1/4, 1/4; row 1 is 4/5 and 1/5.
+    R = torch.tensor([[4.0, 2, 0, 2], [4, 0, 0, 1]])
+    R[1, 3] = 2 / 3
+    disentanglement, weights, completeness = disentanglement_completeness(R)
+    binary = lambda p: -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+    assert disentanglement[[0, 1, 3]].tolist() == pytest.approx([0, 1, 1 - binary(0.25)])
+    assert math.isnan(disentanglement[2])
+    assert weights.tolist() == pytest.approx([x / (38 / 3) for x in (8, 2, 0, 8 / 3)])
+    # Base 4, for four latents: an entropy of 1.5 bits counts 3/4.
+    assert completeness.tolist() == pytest.approx([1 - 1.5 / 2, 1 - binary(6 / 7) / 2])
+    assert disentanglement_completeness(torch.tensor([[0.0, 0], [0, 3]]))[2].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("importance", ["lasso", "trees"])
+def test_a_permuted_scaled_copy_is_perfect_and_a_mixture_is_not(importance):
+    z = codes()
+    found = dci(z, torch.cat([z[:, [2, 0, 1]] * 5, torch.zeros(400, 2)], 1), importance=importance)
+    assert found.importances.argmax(1).tolist() == [1, 2, 0]
+    assert found.mean_disentanglement() > 0.95 and found.mean_completeness() > 0.95
+    assert found.mean_error() < (0.02 if importance == "lasso" else 0.2)
+    mixed = dci(z, z @ torch.tensor([[1.0, 1, 1], [1, 1, -1], [1, -1, -1]]), importance=importance)
+    assert mixed.mean_disentanglement() < 0.6 and mixed.mean_completeness() < 0.7
+    noise = dci(z, codes(seed=1), importance=importance)
+    assert 0.95 < noise.mean_error() < 1.3
+
+
+def test_the_lasso_is_that_of_the_definition():
+    # One latent, standardised: the lasso's coefficient is the correlation less the penalty.
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(1000, 1, generator=generator, dtype=torch.float64)
+    z_hat = 3 * z + torch.randn(1000, 1, generator=generator, dtype=torch.float64)
+    found = dci(z, z_hat, penalty=0.25)
+    assert found.importances.item() == pytest.approx(3 / 10**0.5 - 0.25, abs=0.02)
+    # With b the coefficient and r the correlation, the error is 1 - 2 b r + b^2.
+    b, r = found.importances.item(), 3 / 10**0.5
+    assert found.error.item() ** 2 == pytest.approx(1 - 2 * b * r + b * b, abs=0.02)
+    assert dci(z, z_hat, penalty=0.25).error.item() == found.error.item()
+    assert dci(z, z_hat, penalty=0.25, seed=1).error.item() != found.error.item()
+
+
+def test_what_does_not_vary_is_left_out_and_empty_codes_say_nothing():
+    z = codes(100)
+    z[:, 1] = 0
+    z[0, 2], z[1:, 2] = 1, 0  # in one half only
+    found = dci(z, z)
+    assert found.inactive == 2 and len(found.completeness) == 1
+    nothing = dci(z, torch.zeros(100, 4))
+    assert nothing.error.tolist() == [1] and nothing.mean_completeness() == 0
+    assert math.isnan(nothing.mean_disentanglement())
