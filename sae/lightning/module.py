@@ -96,14 +96,12 @@ class SAEModule(L.LightningModule):
         self.last_read: dict[str, float] = {}
 
     def setup(self, stage: str) -> None:
-        data, steps = self.trainer.datamodule, self.trainer.max_steps
-        batch_size = data.batch_size * self.accumulate
-        l0 = defaults.wanted_l0(self.sparsity, self.objective)
-        dead_after = self.dead_after or defaults.dead_after(
-            self.sparsity.d_sae, l0, tokens=steps * batch_size
-        )
-        refresh_steps = self.refresh_steps or defaults.refresh_steps(dead_after, batch_size)
-        site = self.site.bind(data.source.widths)
+        data = self.trainer.datamodule
+        self.learner = self.learner_for(data.source.widths, data.batch_size, self.trainer.max_steps)
+
+    def learner_for(self, widths: Mapping[str, int], batch_size: int, steps: int) -> Learner:
+        """What learns by these settings from hooks of these widths, in `steps` steps."""
+        site = self.site.bind(widths)
         sae = SAE(
             site.d_in,
             self.sparsity,
@@ -112,13 +110,16 @@ class SAEModule(L.LightningModule):
             seed=self.seed,
             dtype=self.sae_dtype,
         )
-        self.learner = Learner(
+        batch_size *= self.accumulate
+        l0 = defaults.wanted_l0(self.sparsity, self.objective)
+        dead_after = self.dead_after or defaults.dead_after(sae.d_sae, l0, steps * batch_size)
+        return Learner(
             sae,
             self.objective,
             self.optim,
             total_steps=steps,
             dead_after=dead_after,
-            refresh_steps=refresh_steps,
+            refresh_steps=self.refresh_steps or defaults.refresh_steps(dead_after, batch_size),
             resample_every=self.resample_every,
             seed=self.seed,
             ema=self.ema,
