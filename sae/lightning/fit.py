@@ -25,7 +25,7 @@ STOPPED = 130
 
 def fit(args: list[str]) -> int:
     """Train, evaluate and write the run folder; returns the exit code."""
-    _quiet()
+    quiet()
     args, folder = _with_config(args)
     step, checkpoint = folder.resume_point() if folder else (None, None)
 
@@ -127,7 +127,7 @@ def _need(package: str, setting: str) -> None:
         raise UserError(f"{setting} needs a package that is not here; pip install {package}")
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Only what the user can act on: Lightning's tips and notes on hardware are not that."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

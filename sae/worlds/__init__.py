@@ -5,7 +5,9 @@ from sae.worlds.compositional import Compositional
 from sae.worlds.copula import DenseCopula, FirstCopula, LowRankCopula
 from sae.worlds.directions import Coherent, Directions, Orthogonal, Random
 from sae.worlds.hierarchy import Hierarchy
+from sae.worlds.latents import Latents, PrototypeLatents, SparseLatents, SphereLatents
 from sae.worlds.magnitudes import Constant, HalfNormal, Magnitudes, Uniform
+from sae.worlds.nonlinear import NonlinearMixing
 from sae.worlds.superposition import SparseSuperposition
 from sae.worlds.world import World
 
@@ -21,11 +23,16 @@ __all__ = [
     "FirstCopula",
     "HalfNormal",
     "Hierarchy",
+    "Latents",
     "LowRankCopula",
     "Magnitudes",
+    "NonlinearMixing",
     "Orthogonal",
+    "PrototypeLatents",
     "Random",
+    "SparseLatents",
     "SparseSuperposition",
+    "SphereLatents",
     "Uniform",
     "World",
 ]

@@ -9,12 +9,12 @@ from functools import cached_property
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn.functional import embedding_bag
 
 from sae.activations.source import Batch, Counts, Source, Split
 from sae.errors import UserError
-from sae.worlds.active import Active, Bernoulli
+from sae.worlds.active import Active, Bernoulli, Sampler
 from sae.worlds.directions import Directions, Random
 from sae.worlds.generator import SPLITS, generator_of
 from sae.worlds.magnitudes import HalfNormal, Magnitudes
@@ -153,21 +153,35 @@ class World(Source):
         return self._codes(size, (seed, SPLITS[split], index, 0, *self._branch))
 
     def _codes(self, size: int, key: tuple[int, ...]) -> Codes:
-        generator = generator_of(*key)
-        run = max(1, PAIRS_PER_RUN // self.n_features)
-        counts, indices = [], []
-        for start in range(0, size, run):
-            active = self._draw(min(run, size - start), generator)
-            counts.append(active.sum(1))
-            indices.append(active.nonzero()[:, 1])
-        offsets = torch.zeros(size + 1, dtype=torch.int64)
-        torch.cumsum(torch.cat(counts), 0, out=offsets[1:])
-        chosen = torch.cat(indices)
-        values = self.magnitudes.draw(len(chosen), generator)
-        codes = Codes(values=values, indices=chosen, d_sae=self.n_features, offsets=offsets)
-        if self.active.scaled_by_parent:
-            _scale_by_parent(codes, self.parents)
-        return codes
+        return draw_codes(
+            self.active, self.magnitudes, self.n_features, size, generator_of(*key), self._draw
+        )
+
+
+def draw_codes(
+    active: Active,
+    magnitudes: Magnitudes,
+    n: int,
+    size: int,
+    generator: Generator,
+    sampler: Sampler | None = None,
+) -> Codes:
+    """Sparse codes of `size` samples of n features: ragged, indices rising in each row. `sampler`
+    is `active.sampler(n)`, for who draws often."""
+    draw = active.sampler(n) if sampler is None else sampler
+    run = max(1, PAIRS_PER_RUN // n)
+    counts, indices = [], []
+    for start in range(0, size, run):
+        mask = draw(min(run, size - start), generator)
+        counts.append(mask.sum(1))
+        indices.append(mask.nonzero()[:, 1])
+    offsets = torch.zeros(size + 1, dtype=torch.int64)
+    torch.cumsum(torch.cat(counts), 0, out=offsets[1:])
+    chosen = torch.cat(indices)
+    codes = Codes(magnitudes.draw(len(chosen), generator), chosen, n, offsets)
+    if active.scaled_by_parent:
+        _scale_by_parent(codes, active.parents(n))
+    return codes
 
 
 def _scale_by_parent(codes: Codes, parents: Tensor) -> None:

@@ -1,0 +1,239 @@
+"""Latents behind a nonlinear g, seen through a classifier f: activations as networks have them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from functools import cached_property
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from sae.activations.source import Batch, Counts, Source, Split
+from sae.errors import UserError
+from sae.worlds.generator import SPLITS, generator_of
+from sae.worlds.kept import kept
+from sae.worlds.latents import Latents, SparseLatents, SphereLatents
+from sae.worlds.network import Classifier, Mixing
+from sae.worlds.world import HOOK, as_batch, described
+from sae_kernels.codes import Codes
+
+_TRAINING = 2  # samples the classifier learns from, of no split
+
+
+class NonlinearMixing(Source):
+    """Activations y = f(g(z)) of the hook `world`: latents z make data x = g(z), and y is the layer
+    before the head of a network f that was trained to tell the label of x.
+
+    "From superposition to sparse codes" (Klindt et al., arXiv 2503.01824) claims that y is then
+    linear in z. Nothing is linear here before training, and nothing tells f what z is.
+
+    The classifier is trained on first use, from these settings alone, which takes about a minute,
+    and kept on disk (`sae.worlds.kept`).
+
+    Args:
+        d_in: width of y: n_features of the latents, or less, which makes it superpose them.
+        latents: z and its class: SparseLatents, SphereLatents, PrototypeLatents.
+        classes: how many there are.
+        labels: what f is asked for: `class`, or `instance`: which of `instances` samples this is a
+            view of, a view being any draw of the same class. Such labels mean nothing by themselves
+            (Ibrahim et al. 2024, "Occam's razor for self-supervised learning": DIET).
+        instances: number of samples of each class, for `instance`.
+        mixing_layers: of g; 1 makes it linear.
+        widths: of the hidden layers of f.
+        unit_head: hold the rows of f's head at norm 1.
+        steps: f is trained for.
+        batch_size: fresh samples a step.
+        lr: highest learning rate.
+        world_seed: of g and of the classes.
+        network_seed: of f's starting weights and of what it is trained on.
+
+    Raises:
+        UserError: a setting is outside of its range.
+    """
+
+    def __init__(
+        self,
+        d_in: int = 16,
+        latents: Latents | None = None,
+        *,
+        classes: int = 100,
+        labels: Literal["class", "instance"] = "class",
+        instances: int = 1,
+        mixing_layers: int = 3,
+        widths: list[int] | None = None,
+        unit_head: bool = False,
+        steps: int = 2500,
+        batch_size: int = 1024,
+        lr: float = 2e-3,
+        world_seed: int = 0,
+        network_seed: int = 0,
+    ) -> None:
+        latents = SparseLatents() if latents is None else latents
+        widths = [128] * 4 if widths is None else list(widths)
+        for name, value, least in (
+            ("d_in", d_in, 1),
+            ("classes", classes, 2),
+            ("instances", instances, 1),
+            ("mixing_layers", mixing_layers, 1),
+            ("widths", min(widths, default=1), 1),
+            ("steps", steps, 1),
+            ("batch_size", batch_size, 2),
+        ):
+            if value < least:
+                raise UserError(f"{name}={value} is out of range; give at least {least}")
+        if not 0 < lr < math.inf:
+            raise UserError(f"lr={lr} must be a finite number above 0")
+        if labels not in ("class", "instance"):
+            raise UserError(f"labels={labels!r} is not known; choose class or instance")
+        if (labels == "instance") != (instances > 1):
+            raise UserError(
+                f"instances={instances} does not go with labels={labels}: give more than 1 for "
+                f"instance, and leave it out for class"
+            )
+        self.widths = {HOOK: d_in}
+        self.d_in, self.n_features = d_in, latents.n_features
+        self.latents, self.classes, self.instances = latents, classes, instances
+        self.unit_head = unit_head
+        self._network = {"steps": steps, "batch_size": batch_size, "lr": lr}
+        self._hidden = widths
+        self._settings = {
+            "world": type(self).__name__,
+            "d_in": d_in,
+            "latents": described(latents),
+            "classes": classes,
+            "labels": labels,
+            "instances": instances,
+            "mixing_layers": mixing_layers,
+            "widths": widths,
+            "unit_head": unit_head,
+            **self._network,
+            "world_seed": world_seed,
+            "network_seed": network_seed,
+        }
+        self._branch: tuple[int, ...] = ()
+        self._device = torch.device("cpu")
+        self._handed_out: dict[int, int] = {}
+
+    @cached_property
+    def class_vectors(self) -> Tensor:
+        """float32 [classes, n_features]."""
+        seed = self._settings["world_seed"]
+        return self.latents.class_vectors(self.classes, generator_of(seed, 1))
+
+    @cached_property
+    def mixing(self) -> Mixing:
+        """g: z [batch, n_features] to x of the same shape."""
+        seed, layers = self._settings["world_seed"], self._settings["mixing_layers"]
+        return Mixing(self.n_features, layers, 1000, generator_of(seed, 2))
+
+    def sample(self, split: Split, index: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+        """The true z [size, n_features] of `block` with the same arguments, and what f was asked to
+        say of them, int64 [size]. For metrics only."""
+        return self._sample(size, (seed, SPLITS[split], index, 0, *self._branch))
+
+    def _sample(self, size: int, key: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        generator = generator_of(*key)
+        z, labels = self.latents.draw(size, self.class_vectors, generator)
+        if self.instances > 1:
+            views = torch.randint(self.instances, labels.shape, generator=generator)
+            labels = labels * self.instances + views
+        return z, labels
+
+    def codes(self, split: Split, index: int, size: int, seed: int) -> Codes:
+        """The same z as sparse codes: ragged, indices rising in each row, on the CPU."""
+        z, _ = self.sample(split, index, size, seed)
+        rows, indices = z.nonzero(as_tuple=True)
+        offsets = torch.zeros(size + 1, dtype=torch.int64)
+        torch.cumsum(torch.bincount(rows, minlength=size), 0, out=offsets[1:])
+        return Codes(z[rows, indices], indices, self.n_features, offsets)
+
+    @property
+    def expected_scale(self) -> float | None:
+        """kappa, where theory says that z = y A with A orthogonal but for a factor 1 / kappa."""
+        if self.unit_head and isinstance(self.latents, SphereLatents):
+            return self.latents.kappa
+        return None
+
+    def untrained(self) -> Classifier:
+        """f with its starting weights."""
+        made = Classifier(
+            self.n_features,
+            self._hidden,
+            self.d_in,
+            self.classes * self.instances,
+            unit_head=self.unit_head,
+            seed=self._settings["network_seed"],
+        )
+        return made.requires_grad_(False)
+
+    @cached_property
+    def network(self) -> Classifier:
+        """f, trained."""
+        network = self.untrained()
+
+        def train() -> dict[str, Tensor]:
+            steps = iter(range(1, 2**62))
+            network.requires_grad_(True)
+
+            def draw(size: int) -> tuple[Tensor, Tensor]:
+                key = (self._settings["network_seed"], _TRAINING, next(steps))
+                z, labels = self._sample(size, key)
+                return self.mixing(z), labels
+
+            network.learn(draw, **self._network)
+            return network.state_dict()
+
+        network.load_state_dict(kept(self._settings, train))
+        return network.eval().requires_grad_(False)
+
+    @cached_property
+    def truth(self) -> Tensor:
+        """The linear map nearest to z -> y, float32 [n_features, d_in] on the CPU: least squares
+        with an intercept on 16,384 samples of its own. No dictionary is true here unless the claim
+        is; this is the best there is."""
+        z, _ = self._sample(16_384, (self._settings["network_seed"], _TRAINING, 0))
+        y = self.network(self.mixing(z)).double()
+        z = z.double()
+        return torch.linalg.lstsq(z - z.mean(0), y - y.mean(0)).solution.float()
+
+    def twin(self, network_seed: int) -> NonlinearMixing:
+        """The same world seen by a network of another seed, trained independently."""
+        settings = {**self._settings, "network_seed": network_seed, "latents": self.latents}
+        del settings["world"]
+        return type(self)(**settings)
+
+    def out_of_distribution(self) -> Self | None:
+        """The same network on combinations of latents it was never trained on, from streams of
+        their own; None where every combination occurs."""
+        latents = self.latents.out_of_distribution()
+        if latents is None:
+            return None
+        self.network, self.truth, self.class_vectors, self.mixing  # noqa: B018 (for both)
+        other = copy.copy(self)
+        other.latents, other._branch, other._handed_out = latents, (1,), {}
+        return other
+
+    def metadata(self) -> dict[str, Any]:
+        """The settings this world was made with."""
+        return dict(self._settings)
+
+    @property
+    def counts(self) -> Counts:
+        """Rows of the training blocks made so far; a world leaves none out."""
+        return Counts(kept=sum(self._handed_out.values()))
+
+    def setup(self, device: torch.device | str = "cpu") -> None:
+        """Train the classifier, or find it; blocks come out on `device` from now on."""
+        self._device = torch.device(device)
+        self.network  # noqa: B018
+
+    @torch.no_grad()
+    def block(self, split: Split, index: int, size: int, seed: int) -> Batch:
+        """`size` fresh samples; the two splits and any two indices are independent streams."""
+        z, _ = self.sample(split, index, size, seed)
+        if split == "train":
+            self._handed_out[index] = size
+        acts = torch.cat([self.network(self.mixing(part)) for part in z.split(8192)])
+        return as_batch(acts, index, size, self._device)
