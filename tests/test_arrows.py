@@ -16,8 +16,8 @@ REPO = Path(__file__).resolve().parent.parent
 ARROWS = {
     "sae_kernels": set(),
     "sae.activations": set(),
-    "sae.autoencoder": {"sae_kernels"},
-    "sae.training": {"sae.autoencoder", "sae_kernels"},
+    "sae.autoencoder": {"sae.inference", "sae_kernels"},
+    "sae.training": {"sae.autoencoder", "sae.inference", "sae_kernels"},
     "sae.inference": {"sae_kernels"},
     "sae.worlds": {"sae.activations", "sae_kernels"},
     "sae.metrics": {"sae.autoencoder", "sae.activations", "sae.inference", "sae_kernels"},

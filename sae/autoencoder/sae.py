@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sae import inference
 from sae.autoencoder import io
 from sae.autoencoder.groups import joined
 from sae.autoencoder.init import unit_rows
@@ -80,23 +81,61 @@ class SAE(nn.Module):
                 self.register_buffer(name, start)
         self.restrict()
 
+    @property
+    def rebuilds(self) -> bool:
+        """Whether every latent writes to all that it reads, so that W_dec is a dictionary of x."""
+        return self.site.groups == 1 and self.site.reads == self.site.predicts
+
     def weights(self) -> Weights:
         """What the sparsity rule encodes with."""
         pre_bias = self.b_dec if self.site.reads == self.site.predicts else None
         own = {name: getattr(self, name) for name in self.sparsity.own()}
         return Weights(self.W_enc, self.b_enc, self.W_dec, pre_bias, own)
 
-    def encode(self, x: Tensor, *, backend: str = "auto") -> Codes:
+    def encode(self, x: Tensor, *, refine: int = 0, backend: str = "auto") -> Codes:
         """Codes of `x` [batch, d_in]; the hooks of a site side by side, as `site.pair` gives them.
 
-        Raises UserError when the width is another.
+        refine: steps of inference at this SAE's own dictionary, which start from these codes and
+            lower the squared error of every row with no more latents than the encoder gave it
+            (`sae.inference.refine`); the result is ragged and has no gradient. GroupMax keeps its
+            number of latents, not its groups. What it buys, on one thread of a CPU:
+
+            | refine | known world: FVU, code MCC, us a row | MiniLM, 384 -> 8,192: FVU, us a row |
+            |---|---|---|
+            | 0 | 0.115, 0.892, 2 | 0.170, 50 |
+            | 1 | 0.014, 0.979, 16 | 0.128, 500 |
+            | 2 | 0.010, 0.983, 20 | 0.120, 680 |
+            | 4 | 0.010, 0.983, 26 | 0.115, 1140 |
+            | 16 | 0.010, 0.983, 29 | 0.110, 3020 |
+
+            The world has 256 features in 64 dimensions, 6 active; TopK, trained for 2,000 steps.
+            FISTA, 200 iterations, and a refit reach 0.010 and 0.983 in 280 us there.
+
+        Raises UserError when the width is another, and for steps that the site has no use for.
         """
         x = self._checked(x)
+        if refine:
+            return self._refined(x, refine, backend)
         if self.site.groups == 1:
             return self.sparsity.encode(x, self.weights(), backend=backend)
         rule = self.sparsity.part(self.site.groups)
         parts = [Encoded(rule.encode(*some, backend=backend)) for some in self._by_group(x)]
         return joined(parts).codes
+
+    def _refined(self, x: Tensor, steps: int, backend: str) -> Codes:
+        if steps < 0:
+            raise UserError(f"refine={steps} is no number of steps; give 0 or more")
+        if not self.rebuilds:
+            raise UserError(
+                f"refine={steps} needs what is predicted, and {self.site} predicts something else "
+                "than each latent reads; use refine=0"
+            )
+        codes = self.encode(x, backend=backend)
+        better = inference.refine(
+            x, self.W_dec, codes, steps, non_negative=not self.sparsity.signed, b=self.b_dec
+        ).codes
+        better.values = better.values.to(self.b_dec.dtype)
+        return better
 
     def encode_training(
         self, x: Tensor, *, rule: Sparsity | None = None, backend: str = "auto"

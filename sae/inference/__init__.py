@@ -2,7 +2,8 @@
 
 `fista` and `ista` solve the lasso and say how far from optimal they are; `matching_pursuit`,
 `gradient_pursuit` and `orthogonal_matching_pursuit` pick k atoms; `refit` fits values on a support;
-`support_then_refit` is the first and the last together; `log_codes` is the published method they
+`support_then_refit` is the first and the last together; `refine` exchanges latents of codes that
+are there already; `log_codes` is the published method they
 are held against. Rows are worked on all at once, in runs of bounded memory, on any device.
 """
 
@@ -14,6 +15,7 @@ from sae.inference.pursuit import (
     matching_pursuit,
     orthogonal_matching_pursuit,
 )
+from sae.inference.refine import refine
 from sae.inference.refit import refit, support_then_refit
 from sae.inference.result import InferenceResult
 
@@ -26,6 +28,7 @@ __all__ = [
     "log_codes",
     "matching_pursuit",
     "orthogonal_matching_pursuit",
+    "refine",
     "refit",
     "squared_spectral_norm",
     "support_then_refit",

@@ -17,6 +17,7 @@ def refit(
     x: Tensor,
     dictionary: Tensor,
     codes: Codes,
+    k: int | Tensor | None = None,
     *,
     non_negative: bool = True,
     b: Tensor | None = None,
@@ -30,6 +31,8 @@ def refit(
         x: [batch, d_in]; solved in float64 if x or the dictionary is float64, else in float32.
         dictionary: [d_sae, d_in]; rows need not have norm 1.
         codes: which latents may fire: those that are not 0 here.
+        k: of these the most that a row keeps, or [batch] one number for each: those that write
+            most, by |z_j| |d_j|; all when left out.
         non_negative: False allows negative codes.
         b: [d_in], subtracted from x.
 
@@ -37,51 +40,47 @@ def refit(
         codes; the objective is 1/2 |x - b - z D|^2, and there is no gap.
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes that do not fit, or a k below 1.
     """
     problem = Problem.of(x, dictionary, b)
     problem.check(codes)
-    return _refitted(problem, codes, None, non_negative)
+    if isinstance(k, int):
+        at_least(k=k)
+    unit, norms = problem.with_unit_atoms()
+
+    def method(y: Tensor, rows: slice) -> tuple[Tensor, int]:
+        strength = (problem.dense(codes, rows) * norms).abs()
+        indices, free = strongest(strength, k[rows] if isinstance(k, Tensor) else k)
+        values = least_squares(y, unit.atoms, indices, free, non_negative=non_negative)
+        return torch.zeros_like(strength).scatter_(1, indices, values) / norms, 1
+
+    return problem.solve(method)
 
 
 def support_then_refit(
     x: Tensor,
     dictionary: Tensor,
-    k: int,
+    k: int | Tensor,
     penalty: float,
     *,
     non_negative: bool = True,
     b: Tensor | None = None,
     **settings,
 ) -> InferenceResult:
-    """`fista`, of its codes the k largest of each row (by what they write, |z_j| |d_j|), and those
-    latents' values by `refit`.
+    """`fista`, then `refit` of the k latents of each row that write most.
 
     The penalty only has to rank latents well, since its shrinkage is undone. Arguments are those of
-    `fista`; the objective is 1/2 |x - b - z D|^2, and there is no gap. Raises UserError as `fista`
-    does, and for k below 1.
+    `fista`, result and errors those of `refit`.
     """
-    at_least(k=k)
     codes = fista(x, dictionary, penalty, non_negative=non_negative, b=b, **settings).codes
-    return _refitted(Problem.of(x, dictionary, b), codes, k, non_negative)
+    return refit(x, dictionary, codes, k, non_negative=non_negative, b=b)
 
 
-@torch.no_grad()
-def _refitted(problem: Problem, codes: Codes, k: int | None, non_negative: bool) -> InferenceResult:
-    unit, norms = problem.with_unit_atoms()
-
-    def method(y: Tensor, rows: slice) -> tuple[Tensor, int]:
-        strength = (problem.dense(codes, rows) * norms).abs()
-        indices, free = strongest(strength, k)
-        values = least_squares(y, unit.atoms, indices, free, non_negative=non_negative)
-        return torch.zeros_like(strength).scatter_(1, indices, values) / norms, 1
-
-    return problem.solve(method, non_negative=non_negative)
-
-
-def strongest(strength: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
+def strongest(strength: Tensor, k: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Where the positive entries of strength [rows, d_sae] are, at most the k largest of each row:
-    indices [rows, slots], and which slots are one, with as many slots as the fullest row needs."""
-    most = int((strength > 0).sum(1).max()) if len(strength) else 0
-    top = strength.topk(most if k is None else min(k, most), dim=1)
-    return top.indices, top.values > 0
+    indices [rows, slots], and which slots are one, with as many slots as the fullest row needs.
+    k: also [rows], one number for each."""
+    counts = (strength > 0).sum(1)
+    counts = counts if k is None else counts.clamp(max=k)
+    top = strength.topk(int(counts.max()) if len(counts) else 0, dim=1)
+    return top.indices, torch.arange(top.indices.shape[1], device=top.indices.device) < counts[:, None]

@@ -1,0 +1,95 @@
+"""`SAE.encode(x, refine=T)` for every sparsity rule, and where it is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sae import SAE, UserError
+from sae.autoencoder.sites import Autoencode, Crosscode, CrossLayer, SkipTranscode, Transcode
+from sae.autoencoder.sparsity import (
+    AbsTopK,
+    BatchTopK,
+    Gated,
+    GroupMax,
+    JumpReLU,
+    MatchingPursuit,
+    ReLU,
+    TopK,
+    Unrolled,
+)
+from sae.inference import refine
+
+RULES = [
+    TopK(d_sae=48, k=4),
+    BatchTopK(d_sae=48, k=4),
+    ReLU(d_sae=48),
+    JumpReLU(d_sae=48),
+    Gated(d_sae=48),
+    AbsTopK(d_sae=48, k=4),
+    GroupMax(d_sae=48, k=4),
+    MatchingPursuit(d_sae=48, k=4),
+    Unrolled(d_sae=48),
+]
+EVERY_RULE = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+
+
+def some(rule, site=None, **settings) -> tuple[SAE, Tensor]:
+    sae = SAE(12, rule, site=site, dtype=torch.float64, **settings)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        sae.b_dec.copy_(torch.randn(12, generator=generator, dtype=torch.float64))
+        sae.b_enc.sub_(0.3)
+    return sae, torch.randn(40, 12, generator=generator, dtype=torch.float64)
+
+
+@EVERY_RULE
+def test_lowers_the_error_with_as_many_latents(rule):
+    sae, x = some(rule)
+    plain = sae.encode(x)
+    better = sae.encode(x, refine=3)
+    error = lambda codes: (x - sae.decode(codes)).square().sum(1)
+    assert (better.l0() <= plain.l0()).all() and better.l0().sum() > 0
+    assert (error(better) <= error(plain) + 1e-12).all()
+    assert error(better).mean() < 0.9 * error(plain).mean()
+    assert bool((better.values < 0).any()) == rule.signed
+    assert not better.values.requires_grad
+    expected = refine(x, sae.W_dec, plain, 3, non_negative=not rule.signed, b=sae.b_dec).codes
+    assert torch.equal(better.to_dense(), expected.to_dense())
+
+
+@EVERY_RULE
+def test_zero_is_the_encoder_itself(rule):
+    sae, x = some(rule)
+    plain, none = sae.encode(x), sae.encode(x, refine=0)
+    assert torch.equal(plain.values, none.values) and torch.equal(plain.indices, none.indices)
+    assert none.values.requires_grad
+
+
+def test_reads_the_dtype_of_the_sae():
+    sae = SAE(12, TopK(d_sae=48, k=4), dtype=torch.bfloat16)
+    codes = sae.encode(torch.randn(5, 12), refine=2)
+    assert codes.values.dtype == torch.bfloat16
+
+
+def test_hooks_that_are_read_and_predicted_alike():
+    site = Crosscode(read=("a", "b")).bind({"a": 6, "b": 6})
+    sae, x = some(TopK(d_sae=48, k=4), site)
+    error = lambda codes: (x - sae.decode(codes)).square().sum()
+    assert error(sae.encode(x, refine=2)) < error(sae.encode(x))
+
+
+def test_is_refused_where_it_means_nothing():
+    sae, x = some(TopK(d_sae=48, k=4), Autoencode(hook="a"))
+    with pytest.raises(UserError, match="refine=-1"):
+        sae.encode(x, refine=-1)
+    for kind in (Transcode, SkipTranscode):
+        site = kind(read="a", predict="b").bind({"a": 12, "b": 12})
+        sae, x = some(TopK(d_sae=48, k=4), site)
+        with pytest.raises(UserError, match="a -> b predicts something else"):
+            sae.encode(x, refine=1)
+    site = CrossLayer(read=("a", "b"), predict=("c", "d")).bind(dict.fromkeys("abcd", 6))
+    sae = SAE(6, TopK(d_sae=48, k=4), site=site, d_out=12)
+    with pytest.raises(UserError, match="refine=1"):
+        sae.encode(x, refine=1)
