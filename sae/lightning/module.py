@@ -18,7 +18,7 @@ from sae.autoencoder.sparsity import Sparsity
 from sae.errors import UserError
 from sae.metrics.codes import Firing
 from sae.metrics.fvu import FVU as HeldOutFVU
-from sae.training import Learner, OptimConfig, defaults
+from sae.training import Learner, OptimConfig, SparseCoding, SparseCodingLearner, defaults
 from sae.training.graph import GraphedStep
 
 
@@ -45,6 +45,8 @@ class SAEModule(L.LightningModule):
         resample_every: steps between two times that dead latents start anew where the error is
             largest (Bricken et al. 2023); never when left out, and never while the learning rate
             falls at the end.
+        sparse_coding: how the dictionary is learnt without gradients in the first part of the run;
+            the encoder is then trained to it. When left out both are trained at once.
         seed: of the starting directions; set by `--seed`.
     """
 
@@ -61,6 +63,7 @@ class SAEModule(L.LightningModule):
         dtype: Literal["float32", "bfloat16"] = "float32",
         ema: float | None = None,
         resample_every: int | None = None,
+        sparse_coding: SparseCoding | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -73,7 +76,11 @@ class SAEModule(L.LightningModule):
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise UserError(f"model.{name}={value}; give at least 1, or leave out")
-        self.sparsity = sae
+        if sparse_coding is not None and cuda_graph:
+            raise UserError(
+                "model.cuda_graph=true cannot record the steps of model.sparse_coding; leave it out"
+            )
+        self.sparsity, self.sparse_coding = sae, sparse_coding
         self.site = site or Autoencode()
         alone = self.site.groups > 1  # AuxK does not apply there
         self.objective = objective or ([FVU()] if alone else [FVU(), AuxK()])
@@ -113,7 +120,10 @@ class SAEModule(L.LightningModule):
         batch_size *= self.accumulate
         l0 = defaults.wanted_l0(self.sparsity, self.objective)
         dead_after = self.dead_after or defaults.dead_after(sae.d_sae, l0, steps * batch_size)
-        return Learner(
+        kind = Learner
+        if self.sparse_coding is not None:
+            kind = partial(SparseCodingLearner, settings=self.sparse_coding)
+        return kind(
             sae,
             self.objective,
             self.optim,

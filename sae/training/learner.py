@@ -57,6 +57,7 @@ class Learner(nn.Module):
         objective: terms of the loss.
         optim: learning rate and schedule.
         total_steps: length of the run, for the schedule.
+        begins: steps of the run that come before the first of these; schedules are over the rest.
         dead_after: tokens without firing after which a latent is dead.
         refresh_steps: how often the list of dead latents is drawn up.
         resample_every: steps between two times that dead latents are resampled; None: never. Not
@@ -78,6 +79,7 @@ class Learner(nn.Module):
         optim: OptimConfig,
         *,
         total_steps: int,
+        begins: int = 0,
         dead_after: int,
         refresh_steps: int = 50,
         resample_every: int | None = None,
@@ -90,10 +92,10 @@ class Learner(nn.Module):
         self.sae.unit_norm = optim.unit_norm
         self.objective = list(objective)
         check_objective(sae, self.objective)
-        self.total_steps = total_steps
+        self.begins, self.total_steps = begins, total_steps - begins
         self.optim, self.backend = optim, backend
         self.lr = self.rate = optim.lr or learning_rate(
-            optim.name, sae.d_in, sae.d_sae, total_steps
+            optim.name, sae.d_in, sae.d_sae, self.total_steps
         )
         most = max((term.listed(sae) for term in self.objective), default=0)
         self.dead = DeadLatents(
@@ -231,22 +233,23 @@ class Learner(nn.Module):
     def set_rate(self) -> None:
         """What the schedules say for the coming step: learning rate, penalties, k; its number."""
         self.step_number.fill_(self.steps)
-        self.rate = self.lr * self.optim.schedule(self.steps, self.total_steps)
+        done = self.steps - self.begins
+        self.rate = self.lr * self.optim.schedule(done, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * group["factor"]
         if self.average is not None:
-            self.average.set_share(self.steps)
-        self.sae.sparsity = self.rule.at(self.steps / self.total_steps)
+            self.average.set_share(done)
+        self.sae.sparsity = self.rule.at(done / self.total_steps)
         if self.controller is not None:
-            self.controller.aim(self.steps / self.total_steps)
+            self.controller.aim(done / self.total_steps)
         for number, term in enumerate(self.objective):
-            if isinstance(term, Penalty) and self.steps <= term.warmup * self.total_steps:
-                rise = (self.steps + 1) / max(term.warmup * self.total_steps, 1)
+            if isinstance(term, Penalty) and done <= term.warmup * self.total_steps:
+                rise = (done + 1) / max(term.warmup * self.total_steps, 1)
                 self.warm[number].fill_(min(rise, 1.0))
 
     def schedule(self) -> tuple:
         """The rule and the terms of the coming step: what a recorded step cannot change."""
-        progress = self.steps / self.total_steps
+        progress = (self.steps - self.begins) / self.total_steps
         return (self.sae.sparsity, *(term.at(progress) for term in self.objective))
 
     def on_device(
@@ -343,4 +346,4 @@ class Learner(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.steps, self.tokens, self.scale = state["steps"], state["tokens"], state["scale"]
         # The k of the last step, until the next one: `predict` is asked in between.
-        self.sae.sparsity = self.rule.at(max(self.steps - 1, 0) / self.total_steps)
+        self.sae.sparsity = self.rule.at(max(self.steps - self.begins - 1, 0) / self.total_steps)

@@ -90,6 +90,8 @@ class RowAdam(torch.optim.Optimizer):
             for param in self._params()
             if _has_gradient(param)
         ]
+        if not squares:
+            return None
         norm = torch.stack([s.double() for s in squares]).sum().sqrt()
         return (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
 
