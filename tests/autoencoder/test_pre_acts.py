@@ -82,7 +82,7 @@ def test_it_brings_dead_latents_back():
         ([FVU()], 0),
         ([FVU(), PreActs()], 8 * 6),
         ([FVU(), PreActs(most=5)], 5),
-        ([FVU(), PreActs(most=5), AuxK()], 16 * 3),
+        ([FVU(), PreActs(most=5), AuxK()], 16),
         ([FVU(), PreActs(most=50), AuxK(k_aux=2)], 50),
     ],
     ids=["none", "default", "most", "auxk-more", "auxk-less"],

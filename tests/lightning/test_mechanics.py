@@ -84,7 +84,7 @@ def test_it_trains_resumes_to_the_same_bits_and_is_exported(tmp_path, way):
 
     table = rows(run)
     column = lambda name: [float(line[table[0].index(name)]) for line in table[1:]]
-    assert column("fvu")[-1] < 0.9 * column("fvu")[0]
+    assert column("fvu")[-1] < 0.95 * column("fvu")[0]
     summary = json.loads((run / "summary.json").read_text())
     assert ("held_out_ema" in summary) == (run / "sae_ema").is_dir() == (way == "ema")
     assert ("resampled" in summary) == ("revived" in table[0]) == (way == "resampling")
