@@ -58,10 +58,13 @@ def _is_model(folder: Path) -> bool:
         return False
 
 
-def load(name: str, dtype: DType, attention: Attention) -> tuple[Any, Any]:
+def load(
+    name: str, dtype: DType, attention: Attention, random_weights: int | None = None
+) -> tuple[Any, Any]:
     """The transformers model and tokenizer that `name` stands for.
 
-    Weights are read from safetensors alone, and no code but transformers' own runs.
+    Weights are read from safetensors alone, and no code but transformers' own runs. With
+    `random_weights`, a seed, none are read: they are drawn as before a training of the model.
 
     Raises:
         UserError: it is missing, damaged or incomplete, or transformers is not installed.
@@ -83,15 +86,20 @@ def load(name: str, dtype: DType, attention: Attention) -> tuple[Any, Any]:
         config.use_cache = False
         head = any(x.endswith(("ForCausalLM", "LMHeadModel")) for x in config.architectures or [])
         auto = transformers.AutoModelForCausalLM if head else transformers.AutoModel
-        model, info = auto.from_pretrained(
-            where,
-            config=config,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        how = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+        if random_weights is None:
+            model, info = auto.from_pretrained(
+                where,
+                config=config,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **how,
+            )
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(random_weights)
+                model, info = auto.from_config(config, **how), {"missing_keys": []}
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:  # transformers, its hub client and safetensors share no base class
         raise UserError(_why_not(name, where, error)) from error

@@ -78,6 +78,7 @@ class ActivationModel:
         dtype: DType = "float32",
         device: torch.device | str = "cpu",
         attention: Attention = "sdpa",
+        random_weights: int | None = None,
     ) -> ActivationModel:
         """Load a model whose weights are safetensors, running no code but transformers' own.
 
@@ -88,11 +89,12 @@ class ActivationModel:
             dtype: What the model computes in.
             device: Where it lies.
             attention: Which of transformers' attention implementations.
+            random_weights: A seed: weights are drawn, as before training, in place of read.
 
         Raises:
             UserError: the model is missing, damaged or incomplete, or a hook is not in it.
         """
-        loaded, tokenizer = load(model, dtype, attention)
+        loaded, tokenizer = load(model, dtype, attention, random_weights)
         return cls(model, loaded.to(device), tokenizer, hooks)
 
     @property

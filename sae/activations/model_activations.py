@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,8 @@ class ModelActivations(Source):
         held_out_every: Every so many-th document is held out and never trained on.
         skip_first: First positions of a row that do not count.
         outlier_norm: Leave out positions whose norm exceeds this multiple of the block's median.
+        random_weights: A seed: the model's weights are drawn, as before its training, in place of
+            read. A control: what is found there is not what the model learnt.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class ModelActivations(Source):
         held_out_every: int = 20,
         skip_first: int = 0,
         outlier_norm: float | None = None,
+        random_weights: int | None = None,
     ) -> None:
         self.model_name = model
         self.hooks = list(hooks)
@@ -78,6 +82,7 @@ class ModelActivations(Source):
         self.held_out_every = held_out_every
         self.skip_first = skip_first
         self.outlier_norm = outlier_norm
+        self.random_weights = random_weights
         if not hooks:
             raise UserError("source.hooks=[] reads nothing; name at least one module")
         if len(set(hooks)) < len(hooks):
@@ -109,7 +114,12 @@ class ModelActivations(Source):
             return
         self.text.check(self.held_out_every)
         model = ActivationModel.load(
-            self.model_name, self.hooks, dtype=self.dtype, device=device, attention=self.attention
+            self.model_name,
+            self.hooks,
+            dtype=self.dtype,
+            device=device,
+            attention=self.attention,
+            random_weights=self.random_weights,
         )
         if self.context_size > model.max_context:
             raise UserError(
@@ -128,6 +138,12 @@ class ModelActivations(Source):
         self._starts: dict[tuple[str, int], dict[int, Cursor | None]] = {}
         self._counts: dict[Any, Counts] = {}
 
+    def untrained(self, seed: int = 0) -> ModelActivations:
+        """The same source, not set up, of the same model with random weights."""
+        other = copy.copy(self)
+        other.model, other.random_weights = None, seed
+        return other
+
     def metadata(self) -> dict[str, Any]:
         """Plain data about where the activations come from, to keep beside what they train."""
         return {
@@ -139,6 +155,7 @@ class ModelActivations(Source):
             "dtype": self.dtype,
             "skip_first": self.skip_first,
             "outlier_norm": self.outlier_norm,
+            "random_weights": self.random_weights,
             "text": repr(self.text),
         }
 

@@ -47,6 +47,9 @@ def measured(a, projection, main=(0,)):
         ([0, 0, 0, 0, 50, 0], 2, 0, 0),
         # Where the feature's projection is negative nothing can be said.
         ([0, 1, 0, 0, 0, 0], -1, 0, 0),
+        # The own latent writes more than there is, or against it.
+        ([3, 1, 0, 0, 0, 0], 2, 0, 0),
+        ([-2, 1, 0, 0, 0, 0], -1, 0, 0),
         # A latent that writes against it is no absorber, and takes nothing away.
         ([0, 1, -1, 0, 0, 0], 2.5, 1, 1),
     ],
@@ -65,6 +68,13 @@ def test_several_own_latents_and_at_most_three_absorbers():
     # Three write 3: at least .4 of 7.4, and not of 7.6, though the fourth would do.
     found = absorption(codes, acts, W_dec, torch.tensor([1.0, 0]), torch.tensor([0]))
     assert found.fraction.tolist() == [1, 0]
+
+
+def test_with_few_latents_one_that_writes_against_it_is_no_absorber_either():
+    codes = as_codes(samples_matrix(torch.tensor([[0.5, 1, -1]])))
+    W_dec, acts = torch.tensor([[1.0, 0], [1, 0], [0.6, 0.8]]), torch.tensor([[2.0, 0]])
+    found = absorption(codes, acts, W_dec, torch.tensor([1.0, 0]), torch.tensor([0]))
+    assert found.fraction.item() == pytest.approx(1 / 1.5)
 
 
 def test_rows_do_not_depend_on_their_runs(monkeypatch):

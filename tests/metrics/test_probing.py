@@ -9,13 +9,13 @@ from sae.errors import UserError
 from sae.metrics.probing import sparse_probing_balanced_accuracy
 
 
-def data(n=400):
+def data(n=300):
     """Latent 1 is the first label, latents 2 and 3 together the second; the third is rare."""
     generator = torch.Generator().manual_seed(0)
     bits = torch.rand(n, 4, generator=generator) < 0.3
     labels = torch.stack([bits[:, 0], bits[:, 1] | bits[:, 2], torch.arange(n) < 6], 1)
     codes = torch.cat([bits[:, 3:], bits[:, :3]], 1).float() * 2
-    acts = codes @ torch.randn(4, 3, generator=generator) * 1e-3  # small: probes must not care
+    acts = codes @ torch.randn(4, 4, generator=generator) * 1e-3  # small: probes must not care
     return codes, acts, labels
 
 
@@ -26,6 +26,7 @@ def test_a_label_is_read_off_as_many_latents_as_it_takes():
     # One of two bits of an "or": all negatives are right, and 30 of 51 positives.
     assert found.latents[1][1].item() == pytest.approx((1 + 0.3 / 0.51) / 2, abs=0.05)
     assert found.latents[2][1] == found.latents[5][1] == 1
+    assert found.acts[0] == 1
     for scores in (*found.latents.values(), found.acts, found.neuron):
         assert math.isnan(scores[2])
 
@@ -33,8 +34,8 @@ def test_a_label_is_read_off_as_many_latents_as_it_takes():
 def test_the_baselines():
     codes, _, labels = data()
     generator = torch.Generator().manual_seed(1)
-    x = torch.rand(400, generator=generator) - 0.5
-    acts = torch.stack([torch.zeros(400), labels[:, 0] + x, x + 9], 1)  # a difference shows it
+    x = torch.rand(300, generator=generator) - 0.5
+    acts = torch.stack([torch.zeros(300), labels[:, 0] + x, x + 9], 1)  # a difference shows it
     found = sparse_probing_balanced_accuracy(codes, acts, labels[:, 0], ks=[1])
     assert found.acts.item() > 0.98
     assert 0.8 < found.neuron.item() <= found.acts.item()
@@ -42,11 +43,28 @@ def test_the_baselines():
     assert alone.acts.item() == alone.neuron.item() == pytest.approx(0.5, abs=0.1)
 
 
+def test_rare_labels_count_as_much_as_the_others():
+    # One in twenty, a standard deviation and a half apart: halfway between, Phi(.75) = .77 of each
+    # class are right, and a probe that goes by numbers alone says no to nearly all.
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(4000) % 20 == 0
+    codes = torch.randn(4000, 1, generator=generator) + 1.5 * labels[:, None]
+    found = sparse_probing_balanced_accuracy(codes, codes, labels, ks=[1])
+    assert found.latents[1].item() == pytest.approx(0.773, abs=0.04)
+
+
+def test_a_latent_that_is_silent_on_a_label_tells_of_it_too():
+    codes, acts, labels = data()
+    codes[:, 1] = (~labels[:, 0]).float()
+    found = sparse_probing_balanced_accuracy(codes, acts, labels[:, 0], ks=[1])
+    assert found.latents[1].item() == 1
+
+
 def test_labels_without_a_trace_score_chance_however_rare():
-    codes, acts, _ = data(4000)
-    labels = torch.rand(4000, 8, generator=torch.Generator().manual_seed(2)) < 0.05
+    codes, acts, _ = data(3000)
+    labels = torch.rand(3000, 8, generator=torch.Generator().manual_seed(2)) < 0.1
     found = sparse_probing_balanced_accuracy(codes, acts, labels)
-    assert found.latents[5].mean().item() == pytest.approx(0.5, abs=0.03)
+    assert found.latents[5].mean().item() == pytest.approx(0.5, abs=0.04)
 
 
 def test_it_is_a_function_of_its_seed_and_samples_must_agree():
@@ -54,5 +72,5 @@ def test_it_is_a_function_of_its_seed_and_samples_must_agree():
     labels = labels[:, 1]
     found = [sparse_probing_balanced_accuracy(codes, acts, labels, seed=s) for s in (0, 0, 1)]
     assert found[0].latents[1] == found[1].latents[1] != found[2].latents[1]
-    with pytest.raises(UserError, match="400 codes, 399 activations and 400 labels"):
+    with pytest.raises(UserError, match="300 codes, 299 activations and 300 labels"):
         sparse_probing_balanced_accuracy(codes, acts[1:], labels)
