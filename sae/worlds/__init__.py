@@ -9,6 +9,7 @@ from sae.worlds.latents import Latents, PrototypeLatents, SparseLatents, SphereL
 from sae.worlds.magnitudes import Constant, HalfNormal, Magnitudes, Uniform
 from sae.worlds.nonlinear import NonlinearMixing
 from sae.worlds.superposition import SparseSuperposition
+from sae.worlds.toy_model import ToyModel
 from sae.worlds.world import World
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "SparseLatents",
     "SparseSuperposition",
     "SphereLatents",
+    "ToyModel",
     "Uniform",
     "World",
 ]

@@ -18,6 +18,9 @@ Samples = Callable[[int, int], Tensor]
 class Directions(ABC):
     """A way to lay n features into d_in dimensions."""
 
+    learnt = False
+    """Whether `rows` takes long, and its answer is kept on disk."""
+
     def check(self, n: int, d_in: int) -> None:  # noqa: B027
         """UserError where n features in d_in dimensions cannot be laid so."""
 

@@ -29,7 +29,7 @@ class NonlinearMixing(Source):
     "From superposition to sparse codes" (Klindt et al., arXiv 2503.01824) claims that y is then
     linear in z. Nothing is linear here before training, and nothing tells f what z is.
 
-    The classifier is trained on first use, from these settings alone, which takes about a minute,
+    The classifier is trained on first use, from these settings alone, which takes half a minute,
     and kept on disk (`sae.worlds.kept`).
 
     Args:
@@ -64,8 +64,8 @@ class NonlinearMixing(Source):
         mixing_layers: int = 3,
         widths: list[int] | None = None,
         unit_head: bool = False,
-        steps: int = 2500,
-        batch_size: int = 1024,
+        steps: int = 3000,
+        batch_size: int = 512,
         lr: float = 2e-3,
         world_seed: int = 0,
         network_seed: int = 0,

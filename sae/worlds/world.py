@@ -17,13 +17,13 @@ from sae.errors import UserError
 from sae.worlds.active import Active, Bernoulli, Sampler
 from sae.worlds.directions import Directions, Random
 from sae.worlds.generator import SPLITS, generator_of
+from sae.worlds.kept import kept
 from sae.worlds.magnitudes import HalfNormal, Magnitudes
 from sae_kernels.codes import Codes
 
 HOOK = "world"
 # Rows are drawn in runs of about this many (row, feature) pairs: one run's uniforms stay in cache.
 PAIRS_PER_RUN = 2**20
-_TRAINING = -1  # the index of samples that directions are learnt from, no block's
 
 
 class World(Source):
@@ -85,14 +85,14 @@ class World(Source):
     def truth(self) -> Tensor:
         """The true dictionary W, float32 [n_features, d_in] on the CPU; rows of norm 1, except
         where they are learnt."""
-        return self.directions.rows(
-            self.n_features,
-            self.d_in,
-            self.dictionary_seed,
-            lambda size, step: self._codes(
-                size, (self.dictionary_seed, len(SPLITS), step)
-            ).to_dense(),
-        )
+        if self.directions.learnt:
+            return kept(self.metadata(), lambda: {"W": self._rows()})["W"]
+        return self._rows()
+
+    def _rows(self) -> Tensor:
+        seed = self.dictionary_seed
+        samples = lambda size, step: self._codes(size, (seed, len(SPLITS), step)).to_dense()
+        return self.directions.rows(self.n_features, self.d_in, seed, samples)
 
     def out_of_distribution(self) -> Self | None:
         """The same world, its samples combinations of features that this one never has, from
