@@ -13,18 +13,21 @@ USUAL_L0 = 32
 TRAVEL = 1.5
 
 
-def learning_rate(optimizer: str, d_in: int, d_sae: int, steps: int) -> float:
+def learning_rate(
+    optimizer: str, d_in: int, d_sae: int, steps: int, *, penalised: bool = False
+) -> float:
     """The highest of a run of `steps` steps.
 
     Adam moves every entry of a row of norm 1 by about the learning rate, so the row turns by about
     lr sqrt(d_in) in a step, and if steps were a random walk by lr sqrt(d_in steps) in the run. That
-    is what is held: at 1.5. Widths, k and batch size did not move the best rate by as much as the
-    grid's factor of 2. Muon's updates are of the size of Adam's. For signum, which averages its
-    iterates, sparsify's rule.
+    is what is held: at 1.5. d_sae, k and batch size did not move the best rate by as much as the
+    grid's factor of 2. Twice as much where a penalty keeps latents from firing: that takes longer
+    to sort them than a choice of k. Muon's updates are of the size of Adam's. For signum, which
+    averages its iterates, sparsify's rule.
     """
     if optimizer == "signum":
         return 5e-3 / math.sqrt(d_sae / 2**14)
-    return TRAVEL / math.sqrt(d_in * steps)
+    return (2 if penalised else 1) * TRAVEL / math.sqrt(d_in * steps)
 
 
 def wanted_l0(rule: Sparsity, objective: Sequence[Term]) -> float:

@@ -95,7 +95,11 @@ class Learner(nn.Module):
         self.begins, self.total_steps = begins, total_steps - begins
         self.optim, self.backend = optim, backend
         self.lr = self.rate = optim.lr or learning_rate(
-            optim.name, sae.d_in, sae.d_sae, self.total_steps
+            optim.name,
+            sae.d_in,
+            sae.d_sae,
+            self.total_steps,
+            penalised=sae.sparsity.penalised,
         )
         most = max((term.listed(sae) for term in self.objective), default=0)
         self.dead = DeadLatents(
@@ -114,6 +118,7 @@ class Learner(nn.Module):
                 term.coefficient,
                 first=max(term.target_l0, min(8 * term.target_l0, sae.d_sae / 4)),
                 until=term.target_at,
+                **term.steering,
             )
         self.register_buffer("step_number", torch.zeros((), dtype=torch.int64), False)
         self.register_buffer("warm", torch.ones(len(self.objective), dtype=torch.float64), False)
@@ -282,6 +287,7 @@ class Learner(nn.Module):
         l0 = sum(forward.codes.l0().double().mean() for forward in done) / len(done)
         if self.controller is not None:
             self.controller.update(l0)
+            self._raise_bar(self.controller.rise())
         self.meter.add(
             steps=torch.ones_like(l0),
             loss=sum(losses),
@@ -289,6 +295,13 @@ class Learner(nn.Module):
             variance=sum(forward.variance for forward in done),
             l0=l0,
         )
+
+    def _raise_bar(self, by: Tensor) -> None:
+        name, sign = self.rule.bar
+        param = getattr(self.sae, name)
+        state = self.optimizer.state.get(param, {})
+        for tensor in (param.data, *(state[kind] for kind in COPIES if kind in state)):
+            tensor += sign * by.to(tensor.dtype)
 
     def on_host(self, micro: Sequence[dict[str, Tensor]]) -> None:
         """What a step counts in Python, and what happens every so many steps and waits for the

@@ -7,6 +7,11 @@ import math
 import pytest
 import torch
 
+from sae.autoencoder import SAE
+from sae.autoencoder.objective import FVU, L0, L1
+from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.sparsity import Gated, JumpReLU, ReLU, Unrolled
+from sae.training import Learner, OptimConfig
 from sae.training.controller import L0Controller
 
 TARGET, START = 20.0, 0.03
@@ -19,9 +24,11 @@ class Plain:
 
     def __init__(self) -> None:
         self.integral, self.smooth, self.aim_at = math.log(START), None, TARGET
+        self.trims = False
 
     def aim(self, progress: float) -> None:
         self.aim_at = TARGET * 8 ** max(1 - progress / 0.5, 0.0)
+        self.trims = progress >= 0.8
 
     def error(self) -> float:
         if self.smooth is None:
@@ -29,14 +36,14 @@ class Plain:
         return max(-1.0, min(1.0, self.smooth - math.log(self.aim_at)))
 
     def coefficient(self) -> float:
-        return math.exp(self.integral + L0Controller.GAIN * self.error())
+        return math.exp(self.integral + (0.0 if self.trims else 1.0 * self.error()))
 
     def update(self, l0: float) -> None:
         log_l0 = math.log(max(l0, TARGET / 100))
         if self.smooth is None:
             self.smooth = log_l0
         self.smooth += L0Controller.SMOOTHING * (log_l0 - self.smooth)
-        self.integral += L0Controller.RATE * self.error()
+        self.integral += 0.0 if self.trims else 0.01 * self.error()
 
 
 def run(controller: L0Controller, l0s: list[float], first: int = 0) -> list[float]:
@@ -56,6 +63,25 @@ def test_its_arithmetic():
         plain.update(l0)
     assert want[0] == pytest.approx(START)
     assert run(L0Controller(TARGET, START, **FALLING), L0S) == pytest.approx(want, rel=1e-12)
+    other = L0Controller(TARGET, START, gain=2.0, rate=0.1)
+    other.update(torch.tensor(TARGET * math.exp(0.5)))
+    assert other.coefficient().item() == pytest.approx(START * math.exp(0.05 + 1.0))
+
+
+def test_in_the_last_fifth_the_bar_moves_and_the_coefficient_does_not():
+    controller = L0Controller(TARGET, START)
+    late = L0Controller(TARGET, START, first=40.0, until=0.9)
+    late.aim(0.89)
+    assert not late.trims
+    late.aim(0.9)
+    assert late.trims
+    for progress, l0, rise in ((0.79, 30.0, 0.0), (0.8, 30.0, 0.02 * math.log(1.5))):
+        controller.aim(progress)
+        controller.log_l0.fill_(math.log(l0))
+        before = controller.coefficient().item() if rise else None
+        controller.update(torch.tensor(l0))
+        assert controller.rise().item() == pytest.approx(rise)
+        assert before is None or controller.coefficient().item() == before
 
 
 def test_the_aim_falls_to_the_target():
@@ -77,11 +103,11 @@ def test_left_out_it_is_the_target_from_the_start():
 @pytest.mark.parametrize("far", [1e4, 0.0], ids=["above", "below"])
 def test_a_far_error_is_cut_to_1(far):
     controller = L0Controller(TARGET, START)
-    controller.aim(1.0)
+    controller.aim(0.7)
     sign = 1 if far else -1
     for step in range(1, 4):
         controller.update(torch.tensor(far))
-        exponent = sign * (L0Controller.RATE * step + L0Controller.GAIN)
+        exponent = sign * (0.01 * step + 1.0)
         assert controller.coefficient().item() == pytest.approx(START * math.exp(exponent))
 
 
@@ -117,3 +143,37 @@ def test_l0_of_half_precision_is_wide_inside():
     controller.update(torch.tensor(21.0, dtype=torch.bfloat16))
     assert controller.coefficient().dtype == torch.float64
     assert controller.log_l0.item() == math.log(21.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("rule", "term", "bar", "sign"),
+    [
+        (ReLU, L1, "b_enc", -1),
+        (Gated, L1, "b_enc", -1),
+        (Unrolled, L1, "b_enc", -1),
+        (JumpReLU, L0, "threshold", 1),
+    ],
+)
+def test_the_bar_of_each_rule_rises_where_too_many_fire(rule, term, bar, sign, dtype):
+    sae = SAE(16, rule(d_sae=32), site=Autoencode().bind({"x": 16}), dtype=dtype)
+    optim = OptimConfig(lr=1e-30)
+    learner = Learner(sae, [FVU(), term(target_l0=1.0)], optim, total_steps=10, dead_after=100)
+    acts = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    learner.initialise({"x": acts})
+    for steps, rises in ((7, False), (9, True)):
+        learner.steps = steps
+        before = {name: p.detach().clone() for name, p in sae.named_parameters()}
+        learner.step({"x": acts})
+        rise = learner.controller.rise().item()
+        assert (rise > 0.01) == rises
+        for name, param in sae.named_parameters():
+            state = learner.optimizer.state[param]
+            if name == bar and rises:
+                wide = state.get("master", param)
+                moved = (wide - before[name]).double()
+                torch.testing.assert_close(
+                    moved, torch.full_like(moved, sign * rise), rtol=1e-5, atol=1e-7
+                )
+            elif name not in ("W_dec", "W_enc"):
+                torch.testing.assert_close(param, before[name], rtol=0, atol=1e-20)

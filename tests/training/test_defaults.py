@@ -12,9 +12,8 @@ from sae.autoencoder.sparsity import JumpReLU, ReLU, TopK
 from sae.training import Learner, OptimConfig, defaults
 
 
-def made(optim: OptimConfig, steps: int = 100) -> Learner:
-    sae = SAE(64, TopK(d_sae=256, k=4))
-    return Learner(sae, [FVU()], optim, total_steps=steps, dead_after=1000)
+def made(optim: OptimConfig, steps: int = 100, rule=TopK(d_sae=256, k=4), term=FVU()) -> Learner:  # noqa: B008
+    return Learner(SAE(64, rule), [FVU(), term], optim, total_steps=steps, dead_after=1000)
 
 
 def test_the_learning_rate_lets_rows_turn_by_as_much_in_every_run():
@@ -24,6 +23,7 @@ def test_the_learning_rate_lets_rows_turn_by_as_much_in_every_run():
     assert {made(OptimConfig(name=name)).lr for name in ("adamw", "muon")} == {rate}
     assert made(OptimConfig(name="signum")).lr == 5e-3 * 8
     assert made(OptimConfig(lr=0.25)).lr == 0.25
+    assert made(OptimConfig(), rule=ReLU(d_sae=256), term=L1()).lr == 2 * rate
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ class Penalty(Term):
     warmup: float = 0.05
 
     penalty: ClassVar[bool] = True
+    steering: ClassVar[dict[str, float]] = {}
+    """Of the controller, where its own settings do not suit."""
 
     def __post_init__(self) -> None:
         name = f"model.objective {type(self).__name__}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -36,6 +36,9 @@ class Sparsity(Family, ABC, family="model.sae"):
     """Which of the `d_sae` latents fire on an activation, and how strongly."""
 
     d_sae: int
+
+    bar: ClassVar[tuple[str, int]] = ("b_enc", -1)
+    """The parameter that says how much it takes to fire, and the sign with which it takes more."""
 
     @abstractmethod
     def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:

@@ -1,6 +1,7 @@
 """JumpReLU: what exceeds a threshold of its own fires (Rajamanoharan et al. 2024, 2407.14435)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -29,6 +30,8 @@ class JumpReLU(Sparsity):
     d_sae: int
     bandwidth: float = 0.5
     threshold: float = 0.1
+
+    bar: ClassVar[tuple[str, int]] = ("threshold", 1)
 
     def __post_init__(self) -> None:
         check_width(self.d_sae)
