@@ -3,11 +3,12 @@
 `fista` and `ista` solve the lasso and say how far from optimal they are; `matching_pursuit`,
 `gradient_pursuit` and `orthogonal_matching_pursuit` pick k atoms; `refit` fits values on a support;
 `support_then_refit` is the first and the last together; `refine` exchanges latents of codes that
-are there already; `log_codes` is the published method they
+are there already; `certify` judges codes from anywhere; `log_codes` is the published method they
 are held against. Rows are worked on all at once, in runs of bounded memory, on any device.
 """
 
 from sae.inference.certificate import duality_gap
+from sae.inference.certify import certify
 from sae.inference.fista import fista, ista, squared_spectral_norm
 from sae.inference.log_codes import log_codes
 from sae.inference.pursuit import (
@@ -21,6 +22,7 @@ from sae.inference.result import InferenceResult
 
 __all__ = [
     "InferenceResult",
+    "certify",
     "duality_gap",
     "fista",
     "gradient_pursuit",

@@ -83,4 +83,6 @@ def strongest(strength: Tensor, k: int | Tensor | None = None) -> tuple[Tensor, 
     counts = (strength > 0).sum(1)
     counts = counts if k is None else counts.clamp(max=k)
     top = strength.topk(int(counts.max()) if len(counts) else 0, dim=1)
-    return top.indices, torch.arange(top.indices.shape[1], device=top.indices.device) < counts[:, None]
+    return top.indices, torch.arange(top.indices.shape[1], device=top.indices.device) < counts[
+        :, None
+    ]

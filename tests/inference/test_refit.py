@@ -10,7 +10,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from sae.errors import UserError
-from sae.inference import fista, refit, support_then_refit, supports
+from sae.inference import certify, duality_gap, fista, refit, support_then_refit, supports
 from sae.inference import problem as problem_module
 from sae.inference.result import ragged_codes, sparse_rows
 from sae.inference.supports import solve_normal
@@ -113,6 +113,32 @@ def test_support_then_refit_is_its_parts(non_negative):
     expected = fitted(x, D, support, non_negative)
     torch.testing.assert_close(found.codes.to_dense(), expected, atol=1e-9, rtol=0)
     assert found.codes.l0().max() == 3
+
+
+@pytest.mark.parametrize("k", [2, torch.arange(50) % 4], ids=["one", "of each row"])
+def test_k_keeps_the_latents_that_write_most(k):
+    x, D = problem(50, 12, 8)
+    D = D * torch.linspace(0.1, 4, 12, dtype=D.dtype)[:, None]
+    z = torch.rand(50, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = refit(x, D, codes_of(z), k, non_negative=False)
+    rank = (z * D.norm(dim=1)).argsort(1, descending=True).argsort(1)
+    support = rank < (k if isinstance(k, int) else k[:, None])
+    expected = fitted(x, D, support, False)
+    torch.testing.assert_close(found.codes.to_dense(), expected, atol=1e-9, rtol=1e-9)
+
+
+def test_certify_judges_codes_as_they_are():
+    x, D = problem(50, 12, 8)
+    b = torch.linspace(-1, 1, 8, dtype=torch.float64)
+    z = torch.rand(50, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = certify(x + b, D, codes_of(z), 0.1, b=b)
+    objective, gap = duality_gap(x, z, D, 0.1)
+    torch.testing.assert_close(found.objective, objective)
+    torch.testing.assert_close(found.gap, gap)
+    assert torch.equal(found.codes.to_dense(), z)
+    plain = certify(x, D, codes_of(z - 0.5), non_negative=False)
+    torch.testing.assert_close(plain.objective, half_error(x, z - 0.5, D))
+    assert plain.gap is None
 
 
 def test_edges():

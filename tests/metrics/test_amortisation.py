@@ -1,0 +1,164 @@
+"""The amortisation gap against values worked out by hand, the 2 x 2 on worlds of known fault."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sae import SAE, UserError
+from sae.autoencoder.sites import Transcode
+from sae.autoencoder.sparsity import AbsTopK, ReLU, TopK
+from sae.inference import fista
+from sae.metrics.amortisation import amortisation_gap, inference_or_dictionary, penalty_for_l0
+from sae.metrics.code_matching import match_codes_signed
+
+
+def sae_of(W_dec: Tensor, k: int, *, W_enc: Tensor | None = None, rule=None, b=None) -> SAE:
+    d_sae, d_in = W_dec.shape
+    sae = SAE(d_in, rule or TopK(d_sae=d_sae, k=k), dtype=torch.float64)
+    with torch.no_grad():
+        sae.W_dec.copy_(W_dec)
+        sae.W_enc.copy_(W_dec.t() if W_enc is None else W_enc)
+        sae.b_dec.copy_(torch.zeros(d_in) if b is None else b)
+    return sae
+
+
+def known(rows: int, features: int, d_in: int, active: int, seed: int = 0):
+    """Codes of `active` features a row, of values in [0.5, 1.5], and a random dictionary."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.rand(rows, features, generator=generator).argsort(1).argsort(1) < active
+    z = z * (0.5 + torch.rand(rows, features, generator=generator, dtype=torch.float64))
+    W = torch.randn(features, d_in, generator=generator, dtype=torch.float64)
+    return z, torch.nn.functional.normalize(W, dim=1)
+
+
+def test_by_hand():
+    """Two orthogonal atoms, and an encoder that gives half of what it should."""
+    eye = torch.eye(2, dtype=torch.float64)
+    x = torch.tensor([[3.0, 1.0], [1.0, 2.0], [2.0, 3.0]], dtype=torch.float64)
+    found = amortisation_gap(
+        sae_of(eye, 2, W_enc=0.5 * eye), x, penalty=0.25, iterations=2000, tolerance=1e-12
+    )
+    variance = (2 + 2) / 3  # the columns (3, 1, 2) and (1, 2, 3) about their mean 2
+    square, total = (10 + 5 + 13) / 3, (4 + 3 + 5) / 3
+    own = 0.5 * square / 4 + 0.25 * total / 2
+    best = 0.25 * total - 0.25**2  # each number y costs lambda y - lambda^2 / 2
+    assert found.lasso_gap == pytest.approx((own - best) / variance, abs=1e-9)
+    assert found.uncertified < 1e-9
+    assert found.fvu == pytest.approx(square / 4 / variance)
+    assert found.fvu_best == pytest.approx(0, abs=1e-12)
+    assert found.fvu_gap == pytest.approx(found.fvu)
+    assert (found.rows, found.l0, found.l0_lasso, found.penalty) == (3, 2, 2, 0.25)
+    assert found.figures()["fvu_gap"] == found.fvu_gap
+
+
+def test_neither_norms_nor_units_nor_bias_matter():
+    z, W = known(60, 24, 10, 3)
+    x = z @ W
+    whole = amortisation_gap(sae_of(W, 3), x)
+    assert whole.fvu_gap > 0.05 and whole.lasso_gap > 0.05
+    folded = sae_of(W, 3).folded(0.01)
+    b = torch.linspace(-1, 1, 10, dtype=torch.float64)
+    for sae, some in ((folded, 100 * x), (sae_of(W, 3, b=b), x + b)):
+        other = amortisation_gap(sae, some)
+        for name in ("l0", "fvu", "fvu_best", "l0_lasso", "lasso_gap"):
+            assert getattr(other, name) == pytest.approx(getattr(whole, name), rel=1e-3), name
+    longer = sae_of(2 * W, 3, W_enc=W.t())
+    halved = sae_of(W, 3, W_enc=2 * W.t())
+    assert amortisation_gap(longer, x).figures() == pytest.approx(
+        amortisation_gap(halved, x).figures(), rel=1e-6
+    )
+
+
+def test_the_exact_gap_lies_where_the_certificate_says():
+    z, W = known(80, 32, 10, 3)
+    sae, x = sae_of(W, 3), z @ W
+    exact = amortisation_gap(sae, x, penalty=0.05, iterations=20_000, tolerance=1e-10)
+    rough = amortisation_gap(sae, x, penalty=0.05, iterations=10, tolerance=0)
+    assert exact.uncertified < 1e-8 < 1e-4 < rough.uncertified
+    assert rough.lasso_gap < exact.lasso_gap <= rough.lasso_gap + rough.uncertified
+
+
+def test_best_codes_are_as_sparse_and_at_a_right_dictionary_the_truth():
+    z, W = known(200, 48, 24, 3)
+    found = amortisation_gap(sae_of(W, 3), z @ W)
+    assert found.l0 == 3 and found.fvu > 0.2
+    assert found.fvu_best < 0.01
+    rule = ReLU(d_sae=48)  # L0 varies from row to row
+    sae = sae_of(W, 3, rule=rule)
+    with torch.no_grad():
+        sae.b_enc.fill_(-0.6)
+    found = amortisation_gap(sae, z @ W)
+    assert 0.001 < found.fvu_best < 0.9 * found.fvu
+
+
+def test_signed_codes():
+    z, W = known(100, 48, 24, 3)
+    z = torch.where(torch.arange(48) % 2 == 0, -z, z)
+    sae = sae_of(W, 3, rule=AbsTopK(d_sae=48, k=3))
+    found = amortisation_gap(sae, z @ W)
+    assert found.fvu_best < 0.02 < 0.2 < found.fvu
+    split = inference_or_dictionary(sae, z @ W, z, W)
+    assert split.code_mcc_best > 0.98 and split.code_mcc_true > 0.98
+
+
+@pytest.mark.parametrize("non_negative", [True, False], ids=["non_negative", "signed"])
+@pytest.mark.parametrize("l0", [1.5, 5.0])
+def test_penalty_gives_the_wanted_l0(l0, non_negative):
+    z, W = known(100, 64, 16, 4)
+    b = torch.linspace(-1, 1, 16, dtype=torch.float64)
+    x = z @ W + b
+    penalty = penalty_for_l0(x, W, l0, non_negative=non_negative, b=b)
+    codes = fista(x, W, penalty, non_negative=non_negative, b=b, iterations=5000, tolerance=1e-8)
+    assert codes.codes.l0().double().mean().item() == pytest.approx(l0, rel=0.1)
+
+
+def test_penalty_for_more_than_the_lasso_ever_needs():
+    z, W = known(40, 64, 8, 4)
+    x = z @ W
+    assert penalty_for_l0(x, W, 60.0) == pytest.approx(1e-4 * (x @ W.t()).max().item(), rel=0.03)
+
+
+def test_the_split_names_inference_where_the_dictionary_is_right():
+    z, W = known(400, 48, 24, 3)
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(1))
+    split = inference_or_dictionary(sae_of(W[order], 3), z @ W, z, W)
+    assert split.code_mcc_own < 0.9 < 0.99 < split.code_mcc_best
+    assert split.inference_share > 0.1 and abs(split.dictionary_share) < 0.01
+    assert split.fvu_own_at_truth == pytest.approx(split.fvu_own)
+    assert split.fvu_best == pytest.approx(split.fvu_true, abs=5e-3)
+    figures = split.figures()
+    shares = figures["inference_share"] + figures["dictionary_share"] + figures["rest"]
+    assert figures["code_mcc_own"] + shares == pytest.approx(1)
+
+
+def test_the_split_names_the_dictionary_where_that_is_wrong():
+    z, W = known(400, 24, 16, 2)
+    b = torch.linspace(-1, 1, 16, dtype=torch.float64)
+    _, other = known(1, 24, 16, 1, seed=5)
+    wrong = torch.nn.functional.normalize(W + 0.6 * other, dim=1)
+    wrong[20:] = other[:4]  # some stand for no feature
+    sae = sae_of(2 * wrong, 2, W_enc=0.5 * wrong.t(), b=b)
+    x = z @ W + b
+    split = inference_or_dictionary(sae, x, z, W, bias=b)
+    assert split.dictionary_share > 0.1
+    assert split.code_mcc_true > 0.99 and split.fvu_true < 0.01 < split.fvu_best < split.fvu_own
+    codes = 2 * sae.encode(x).to_dense()
+    matching = match_codes_signed(z, codes)
+    moved = torch.zeros_like(z)
+    for feature, latent in zip(matching.features, matching.latents, strict=True):
+        moved[:, feature] = codes[:, latent] if latent >= 0 else 0
+    error = (x - b - moved @ W).square().sum() / (x - x.mean(0)).square().sum()
+    assert split.fvu_own_at_truth == pytest.approx(error.item())
+
+
+def test_errors_say_what_is_missing():
+    z, W = known(20, 12, 6, 2)
+    site = Transcode(read="a", predict="b").bind({"a": 6, "b": 6})
+    with pytest.raises(UserError, match="a -> b predicts something else"):
+        amortisation_gap(SAE(6, TopK(d_sae=12, k=2), site=site), z @ W)
+    with pytest.raises(UserError, match="0 rows"):
+        amortisation_gap(sae_of(W, 2), (z @ W)[:0])
+    with pytest.raises(UserError, match="no latent fires"):
+        amortisation_gap(sae_of(W, 2, W_enc=0 * W.t()), z @ W)
