@@ -16,6 +16,7 @@ Train sparse autoencoders on streamed activations of real models.
   python train.py fit --config F [--KEY VALUE ...]  any other run; every key of the YAML is a flag
   python train.py fit --resume runs/x               go on where a run ended, however it ended
   python train.py report runs/x [curves.png]        draw report.html again, and its curves
+  python train.py evaluate runs/x                   figures beside controls, and what holds it back
   python train.py identify --config F               is what a network represents linear in z?
   python train.py fit --help                        every setting, explained
   python train.py fit --config F --print_config     the resolved settings, as YAML
@@ -48,9 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return import_module("sae.lightning.fit").fit(args)
         if command == "report":
             return _report(args)
+        if command == "evaluate":
+            return import_module("sae.lightning.evaluation").evaluate_run(args)
         if command == "identify":
             return import_module("sae.lightning.identify").identify(args)
-        raise UserError(f"command {command!r} is not known; there are: fit, report, identify")
+        known = "fit, report, evaluate, identify"
+        raise UserError(f"command {command!r} is not known; there are: {known}")
     except (UserError, OSError) as error:  # OSError: a disk that is full, a folder not ours
         if debug:
             raise

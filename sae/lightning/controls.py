@@ -1,0 +1,133 @@
+"""The siblings of a run that its figures are read beside: trained here, on as much as it was."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from sae.activations import Source, Stream
+from sae.autoencoder import SAE
+from sae.autoencoder.objective import Penalty
+from sae.lightning.datamodule import ActivationDataModule
+from sae.lightning.module import SAEModule
+from sae.metrics import controls
+from sae.training import Learner
+
+
+@dataclass
+class Sibling:
+    """A control: the run's settings with one of them changed, or its activations.
+
+    Attributes:
+        name: as in `sae.metrics.controls`; `fewer` and `more` have half and twice the L0.
+        says: a heading.
+        source: what it trains on and is judged on.
+        sae: once trained.
+    """
+
+    name: str
+    says: str
+    module: SAEModule
+    source: Source
+    sae: SAE | None = None
+
+
+def siblings(module: SAEModule, source: Source, rows: int) -> list[Sibling]:
+    """All that apply to a run of `module` on `source`; `rows` is what a block of it holds."""
+    frozen = _changed(module, optim=controls.frozen_decoder(module.optim), resample_every=None)
+    gaussian = controls.MatchedGaussian(source, rows=rows, seed=module.seed)
+    found = []
+    if module.sparse_coding is None:  # which is how the decoder is learnt
+        found.append(Sibling(controls.FROZEN_DECODER, "decoder\nfrozen", frozen, source))
+    found.append(Sibling(controls.GAUSSIAN, "Gaussian\nnoise", _changed(module), gaussian))
+    untrained = controls.random_weights(source)
+    if untrained is not None:
+        found.append(
+            Sibling(controls.RANDOM_WEIGHTS, "untrained\nmodel", _changed(module), untrained)
+        )
+    for name, says, factor in (("fewer", "half\nthe L0", 0.5), ("more", "twice\nthe L0", 2.0)):
+        other = _with_l0(module, factor)
+        if other is not None:
+            found.append(Sibling(name, says, other, source))
+    return found
+
+
+def _changed(module: SAEModule, **settings: Any) -> SAEModule:
+    other = copy.copy(module)
+    for name, value in settings.items():
+        setattr(other, name, value)
+    return other
+
+
+def _with_l0(module: SAEModule, factor: float) -> SAEModule | None:
+    """The same with another k, or target_l0; None where the rule has neither, or no room for it."""
+    rule, terms = module.sparsity, module.objective
+    k = getattr(rule, "k", None)
+    if k is not None:
+        wanted = round(k * factor)
+        if not 1 <= wanted <= rule.d_sae // 4 or getattr(rule, "k_start", None) is not None:
+            return None
+        return _changed(module, sparsity=dataclasses.replace(rule, k=wanted))
+    steered = [term for term in terms if isinstance(term, Penalty) and term.steered]
+    if not steered:
+        return None
+    (term,) = steered
+    other = dataclasses.replace(term, target_l0=term.target_l0 * factor)
+    return _changed(module, objective=[other if t is term else t for t in terms])
+
+
+def train(found: list[Sibling], data: ActivationDataModule, steps: int, device: Any) -> None:
+    """Fill in every sibling's `sae`. Those of one source learn side by side from one stream."""
+    by_source: dict[int, list[Sibling]] = {}
+    for sibling in found:
+        by_source.setdefault(id(sibling.source), []).append(sibling)
+    start, done = time.monotonic(), 0
+    for group in by_source.values():
+        source = group[0].source
+        source.setup(device)
+        stream = Stream(
+            source,
+            split="train",
+            batch_size=data.batch_size,
+            block_batches=data.block_batches,
+            seed=data.seed,
+            batches=steps * data.accumulate,
+        )
+        learners = [_learner(some.module, data, source, steps, device, stream) for some in group]
+        batches = iter(stream)
+        for micro in zip(*[batches] * data.accumulate, strict=True):
+            for learner in learners:
+                learner.step(*(batch.acts for batch in micro))
+            done += len(group)
+            _progress(done, steps * len(found), start)
+        for sibling, learner in zip(group, learners, strict=True):
+            sibling.sae = learner.export()
+
+
+def _learner(
+    module: SAEModule,
+    data: ActivationDataModule,
+    source: Source,
+    steps: int,
+    device: Any,
+    stream: Stream,
+) -> Learner:
+    learner = module.learner_for(source.widths, data.batch_size, steps).to(device)
+    learner.initialise(stream.first_block().to(device).acts)
+    return learner
+
+
+def _progress(done: int, total: int, start: float) -> None:
+    """One line that is written over, on a terminal; every tenth of the work elsewhere."""
+    left = (time.monotonic() - start) / done * (total - done)
+    text = f"controls: {done / total:.0%}, {left:.0f} s left"
+    if sys.stdout.isatty():
+        sys.stdout.write(f"\r{text}   " + ("\n" if done == total else ""))
+        sys.stdout.flush()
+    elif done * 10 // total != (done - 1) * 10 // total:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
