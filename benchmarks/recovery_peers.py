@@ -3,8 +3,8 @@
 TopK by the classes of `benchmarks.peers`; the other families of dictionary_learning by its own
 trainers through `update(step, acts)`: `BatchTopKTrainer`, `MatryoshkaBatchTopKTrainer` (groups of
 F/16, F/16, F/8, F/4, F/2), `JumpReluTrainer` (target_l0 = k), `GatedSAETrainer` and
-`StandardTrainer` (L1). The last two have no wanted L0: their penalty is 1, 2, 4 and 8 times its
-default, at 4 times the default learning rate, besides the learning rates at the default penalty.
+`StandardTrainer` (L1). The last two have no wanted L0: at 4 times the default learning rate their
+penalty is up to 128 times its default, besides the learning rates at the default penalty.
 Judged by what their `encode` gives after training.
 """
 
@@ -37,6 +37,7 @@ FAMILIES = {
     "L1": ("standard", "StandardTrainer", 1e-3, "l1_penalty"),
 }
 PENALTY = 0.1  # their default
+PENALTY_FACTORS = (2, 4, 8, 16, 32, 64, 128)
 
 
 def distributions(trainer: str) -> list[str]:
@@ -54,7 +55,7 @@ def runs(recipe: str, setting: Setting) -> Iterator[tuple[str, str, Callable[...
     elif recipe in FAMILIES and DictionaryLearning.installed():
         *_, penalty = FAMILIES[recipe]
         grid = [(factor, 1) for factor in LR_FACTORS]
-        grid += [(4, factor) for factor in LR_FACTORS[1:]] if penalty else []
+        grid += [(4, factor) for factor in PENALTY_FACTORS] if penalty else []
         for lr, weight in grid:
             variant = f"lr x {lr}" + (f", penalty x {weight}" if penalty else "")
             make = lambda *some, o=(lr, weight): Family(recipe, setting, *o, *some)
