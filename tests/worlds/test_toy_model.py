@@ -1,0 +1,84 @@
+"""Toy models of superposition, where their optimum is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sae.errors import UserError
+from sae.worlds import Bernoulli, ToyModel, Uniform, World
+from sae.worlds.kept import folder
+from sae.worlds.toy_model import dimensions_per_feature, toy_models
+
+
+def draw(step, densities, n, batch=256):
+    g = torch.Generator().manual_seed(step)
+    shape = (len(densities), batch, n)
+    on = torch.rand(shape, generator=g) < torch.tensor(densities)[:, None, None]
+    return torch.rand(shape, generator=g) * on
+
+
+def test_dense_features_get_dimensions_sparse_ones_share_them():
+    """2 dimensions for 4 features. Dense: the two that matter most, at right angles, the others
+    left out. Sparse: all four, in two antipodal pairs."""
+    W, b = toy_models(
+        lambda step: draw(step, [1.0, 0.02], 4),
+        4,
+        2,
+        instances=2,
+        importance=torch.tensor([1.0, 1.0, 0.05, 0.05]),
+        steps=1000,
+        lr=1e-2,
+    )
+    assert W.shape == (2, 2, 4) and b.shape == (2, 4)
+    dense, sparse = (w.T @ w for w in W)
+    kept = torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    torch.testing.assert_close(dense, kept, atol=0.15, rtol=0)
+    # What is left out is guessed by its mean.
+    torch.testing.assert_close(b[0, 2:], torch.full((2,), 0.5), atol=0.1, rtol=0)
+    assert (sparse.diagonal() > 0.8).all()
+    assert ((sparse - torch.eye(4)).amin(1) < -0.7).all()
+    torch.testing.assert_close(
+        dimensions_per_feature(W), torch.tensor([1.0, 0.5]), atol=0.08, rtol=0
+    )
+
+
+def test_dimensions_per_feature_by_hand():
+    W = torch.tensor([[[3.0, 0.0, 1.0], [0.0, 1.0, 1.0]]])
+    assert dimensions_per_feature(W).tolist() == pytest.approx([2 / 12])
+
+
+def test_a_world_learns_its_directions_from_its_own_samples_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    make = lambda **kw: World(
+        2,
+        6,
+        Bernoulli(mean_active=6.0),  # always on: the two that matter most are kept
+        Uniform(),
+        ToyModel(**{"importance_decay": 0.3, "steps": 300, "batch_size": 64, "lr": 1e-2, **kw}),
+    )
+    world = make()
+    assert world.truth.shape == (6, 2)
+    norms = world.truth.norm(dim=1)
+    assert (norms[:2] > 0.7).all() and (norms[2:] < 0.6).all()
+    block = world.block("train", 0, 50, 0)
+    z = world.codes("train", 0, 50, 0).to_dense()
+    torch.testing.assert_close(block.acts["world"], z @ world.truth)
+    assert len(list(folder().iterdir())) == 1
+    (file,) = folder().iterdir()
+    file.unlink()
+    again = make().truth
+    assert torch.equal(again, world.truth)
+    monkeypatch.setattr("sae.worlds.toy_model.toy_models", None)
+    assert torch.equal(make().truth, world.truth)
+    with pytest.raises(TypeError):
+        make(steps=301).truth  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "settings", [{"importance_decay": 0.0}, {"steps": 0}, {"batch_size": 0}, {"lr": float("inf")}]
+)
+def test_settings_out_of_range_are_named(settings):
+    ((name, value),) = settings.items()
+    with pytest.raises(UserError, match=f"{name}={value}"):
+        ToyModel(**settings)
