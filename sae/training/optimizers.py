@@ -111,10 +111,15 @@ class MuonAndAdam(torch.optim.Optimizer):
         if self.clip_norm is not None:
             params = [param for group in self.param_groups for param in group["params"]]
             torch.nn.utils.clip_grad_norm_(params, self.clip_norm)
-        directions = [p for g in self.param_groups if g["unit_norm"] for p in g["params"]]
+        directions = [
+            p
+            for g in self.param_groups
+            if g["unit_norm"]
+            for p in g["params"]
+            if p.grad is not None
+        ]
         for param in directions:
-            if param.grad is not None:
-                param.grad = along_rows_removed(param.grad, param)
+            param.grad = along_rows_removed(param.grad, param)
         for part in self.parts:
             part.step()
         for param in directions:

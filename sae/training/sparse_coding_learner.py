@@ -111,12 +111,12 @@ class SparseCodingLearner(Learner):
         self.coder.step(torch.cat([self.read_acts(acts)[0] for acts in micro]))
         if update is not None:
             update()
-        self._hold()
+        self.hold()
         self.steps += 1
         self.tokens += sum(len(next(iter(acts.values()))) for acts in micro)
 
     @torch.no_grad()
-    def _hold(self) -> None:
+    def hold(self) -> None:
         """The best dictionary so far into the SAE, and its transpose into the encoder."""
         best = self.coder.best()
         self.sae.W_dec.copy_(self.coder.D[best])
