@@ -5,6 +5,13 @@
 `support_then_refit` is the first and the last together; `refine` exchanges latents of codes that
 are there already; `certify` judges codes from anywhere; `log_codes` is the published method they
 are held against. Rows are worked on all at once, in runs of bounded memory, on any device.
+
+LISTA, a few learnt iterations, is no method of its own here: it is an SAE with the sparsity rule
+`Unrolled` whose decoder is held. Give it step 1 / |D|_2^2 and theta = penalty * step, copy D to
+W_dec and its transpose to W_enc, and train with `lr_factors: {W_dec: 0, b_dec: 0}` and L1 in the
+objective (`unit_norm: false` where rows of D have other norms). On 16 features in 8 dimensions 4
+layers reach a code MCC of .95 after 700 steps, ISTA after as many iterations .78
+(tests/inference/test_lista.py).
 """
 
 from sae.inference.certificate import duality_gap
