@@ -1,0 +1,57 @@
+"""The benchmark on the published data of a known dictionary: all of it that needs no training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.science.known_dictionary import SAMPLES, encoders, fast, published_data
+from sae.metrics.code_matching import code_mcc_absolute, exact_support_rate, match_codes_signed
+
+
+@pytest.fixture(scope="module")
+def scored():
+    x, z, truth = published_data()
+    found = {name: method() for name, method in fast(x[SAMPLES:], truth).items()}
+    return z[SAMPLES:], found
+
+
+def test_the_data_are_as_described():
+    x, z, truth = published_data()
+    assert x.shape == (2048, 8) and (z > 0).sum(1).eq(3).all()
+    torch.testing.assert_close(truth.norm(dim=1), torch.ones(16))
+    assert (z > 0).double().mean(0).sub(3 / 16).abs().max() < 0.03
+    assert z[z > 0].mean().item() == pytest.approx((2 / torch.pi) ** 0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("FISTA", 0.985, 1.0),
+        ("FISTA, 3 largest, refit", 0.985, 1.0),
+        ("FISTA, negative codes allowed", 0.92, 0.95),
+        ("orthogonal matching pursuit", 0.93, 0.95),
+        ("gradient pursuit", 0.91, 0.93),
+        ("matching pursuit", 0.90, 0.92),
+        ("matching pursuit, refined", 0.945, 1.0),
+    ],
+)
+def test_code_mcc(scored, name, low, high):
+    z, found = scored
+    assert low <= code_mcc_absolute(z, found[name].codes) <= high
+
+
+def test_the_refit_finds_nine_supports_of_ten(scored):
+    z, found = scored
+    codes = found["FISTA, 3 largest, refit"].codes
+    assert exact_support_rate(z, codes, match_codes_signed(z, codes)) > 0.9
+
+
+def test_encoders_learn_each_by_itself():
+    x, z, truth = published_data()
+    x, z = x[:64], z[:64]
+    widths = [8, 16]
+    error = lambda codes: (codes @ truth - x).square().mean((1, 2))
+    before, after = (error(encoders(x, truth, widths, steps)(x)) for steps in (0, 300))
+    assert before.shape == (5,) and (after < 0.5 * before).all()
+    assert after.unique().numel() == 5
