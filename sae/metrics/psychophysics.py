@@ -7,6 +7,7 @@ an autoencoder of a random-weight network belong beside them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -46,17 +47,18 @@ def machine_interpretability(
     """Machine interpretability score (MIS) of latents, float64 [latents].
 
     A task: of two samples, which is like those that drive the latent most and unlike those that
-    drive it least? From the top `quantile` of the samples by activation K + 1 are drawn, and as
-    many from the bottom; of each the K = `references` most extreme explain the latent and the last
-    is the query. With s the mean similarity of a query with K references, D+ = s(q+, E+) - s(q+,
-    E-) and D- = s(q-, E+) - s(q-, E-), the score is the mean over `tasks` of sigma(alpha (D+ -
-    D-)), or the share with D+ > D- where alpha is None, ties counting one half; .5 is chance either
-    way (Zimmermann, Klindt & Brendel, arXiv 2410.14387: alpha .16, fitted to people on DreamSim's
-    similarity; on similarities from 0 to 1 it keeps scores within .08 of chance).
+    drive it least? From the top `quantile` of samples it fires on, by activation, K + 1 are drawn,
+    and as many from the bottom `quantile` of all; of each the K = `references` most extreme explain
+    the latent and the last is the query. With s the mean similarity of a query with K references,
+    D+ = s(q+, E+) - s(q+, E-) and D- = s(q-, E+) - s(q-, E-), the score is the mean over `tasks` of
+    sigma(alpha (D+ - D-)), or the share with D+ > D- where alpha is None, ties counting one half;
+    .5 is chance either way (Zimmermann, Klindt & Brendel, arXiv 2410.14387: alpha .16, fitted to
+    people on DreamSim's similarity; on similarities from 0 to 1 it keeps scores within .08 of
+    chance).
 
-    The top is of samples the latent fires on, since for a sparse latent a quarter of all would be
-    mostly zeros; NaN for a latent with fewer than K + 1 of them. Ties are in random order. `codes`
-    of n samples; latents: which to score, all when left out.
+    For a unit that is never 0 that is the published task; for a sparse latent the top quarter of
+    all samples would be mostly zeros. NaN for a latent whose top has fewer than K + 1. Ties are in
+    random order. `codes` of n samples; latents: which to score, all when left out.
     """
     scores = []
     for top, bottom, values, generator in _extremes(codes, latents, quantile, seed):
@@ -93,11 +95,11 @@ def intruder_detection(
     """Share of tasks in which the intruder is found, float64 [latents]; chance 1 / (examples + 1).
 
     A task: `examples` samples from the top `quantile` by activation of those the latent fires on,
-    and one of the samples where it is silent (or lowest, where it never is). Taken for the intruder
-    is the one with the least mean similarity with the others; on a tie the guess is random, and the
-    task counts its chance (after the explanation-free intruder score of Paulo & Belrose, arXiv
-    2507.08473, with an embedding for a judge: weaker than a reader). NaN for a latent with too few
-    samples.
+    and one from the bottom `quantile` of all, where a sparse latent is silent. Taken for the
+    intruder is the one with the least mean similarity with the others; on a tie the guess is
+    random, and the task counts its chance (after the explanation-free intruder score of Paulo &
+    Belrose, arXiv 2507.08473, with an embedding for a judge: weaker than a reader). NaN for a
+    latent with too few samples.
     """
     scores = []
     for top, bottom, values, generator in _extremes(codes, latents, quantile, seed):
@@ -123,14 +125,14 @@ def _extremes(
     """Of each latent the top and the bottom samples, all its values [n], and its own generator."""
     matrix = samples_matrix(codes).tocsc()
     n, d_sae = matrix.shape
-    size = int(np.ceil(quantile * n))
     for latent in range(d_sae) if latents is None else latents:
         generator = np.random.default_rng((seed, latent))
         values = matrix[:, [latent]].toarray()[:, 0]
         shuffled = generator.permutation(n)
         rising = shuffled[np.argsort(values[shuffled], kind="stable")]
-        top = rising[::-1][:size]
-        yield top[values[top] != 0], rising[:size], values, generator
+        firing = rising[values[rising] != 0][::-1]
+        top = firing[: math.ceil(quantile * len(firing))]
+        yield top, rising[: math.ceil(quantile * n)], values, generator
 
 
 def _drawn(

@@ -43,17 +43,17 @@ def test_latents_that_are_one_feature_score_one_and_random_ones_chance():
 
 
 def test_mis_of_a_latent_whose_label_it_is():
-    # The latent fires on the 30 of 120 samples with label 1 and no others: s(q+, E+) = 1, s(q+, E-)
+    # The latent fires on the 48 of 192 samples with label 1 and no others: s(q+, E+) = 1, s(q+, E-)
     # = 0, s(q-, E+) = 0, s(q-, E-) = 1, so D+ - D- = 2 in every task.
-    labels = (torch.arange(120) < 30).long()
-    codes = (labels * torch.arange(120).add(1)).float()[:, None]
+    labels = (torch.arange(192) < 48).long()
+    codes = (labels * torch.arange(192).add(1)).float()[:, None]
     agree = label_agreement(labels)
     assert machine_interpretability(codes, agree).tolist() == [1]
     expected = 1 / (1 + math.exp(-0.16 * 2))
     found = machine_interpretability(codes, agree, alpha=0.16)
     assert found.item() == pytest.approx(expected)
     # Nothing to tell them apart by: ties, which count one half.
-    same = label_agreement(torch.zeros(120))
+    same = label_agreement(torch.zeros(192))
     assert machine_interpretability(codes, same).tolist() == [0.5]
     assert intruder_detection(codes, agree).tolist() == [1]
     assert intruder_detection(codes, same).tolist() == pytest.approx([1 / 5])
@@ -62,9 +62,9 @@ def test_mis_of_a_latent_whose_label_it_is():
 
 
 def test_the_query_is_the_least_extreme_and_none_explains_itself():
-    # Ten samples drive the latent, so every task explains with the nine strongest and asks for the
-    # weakest of them, sample 10; of the bottom ten, 20 to 29, the highest is asked for, 29.
-    codes = torch.zeros(40, 1)
+    # Of 40 samples a quarter is the top, 10 to 19, so every task explains with the nine strongest
+    # and asks for the weakest of them, 10; of the bottom, 20 to 29, the highest is asked for, 29.
+    codes = torch.full((40, 1), 0.5)
     codes[10:20, 0] = torch.arange(1.0, 11)
     codes[20:30, 0] = torch.arange(-11.0, -1)
     asked = []
@@ -83,9 +83,9 @@ def test_the_query_is_the_least_extreme_and_none_explains_itself():
 
 
 def test_latents_that_fire_too_rarely_are_left_out():
-    z = world(100, 3)
+    z = world(400, 3)
     z[:, 1] = 0
-    z[:9, 1] = 1
+    z[:36, 1] = 1
     scores = machine_interpretability(z, cosine_similarity(z), latents=[1, 0])
     assert math.isnan(scores[0]) and not math.isnan(scores[1])
     assert not math.isnan(
