@@ -92,6 +92,28 @@ def test_ista_is_the_plain_iteration(non_negative):
     assert longer.mean() < plain.mean() < values[-1].mean()
 
 
+@pytest.mark.parametrize("non_negative", [True, False], ids=["non_negative", "signed"])
+def test_momentum_is_that_of_the_papers(non_negative):
+    """Beck & Teboulle's t, and O'Donoghue & Candes' restart by gradient, row by row."""
+    x, D = problem(30, 24, 8)
+    step, restarts, out = 1 / squared_spectral_norm(D), 0, []
+    for y in x:
+        z = ahead = y.new_zeros(24)
+        t = 1.0
+        for _ in range(40):
+            new = ahead - step * D @ (ahead @ D - y)
+            new = (new.abs() - step * 0.02).clamp(min=0) * new.sign()
+            new = new.clamp(min=0) if non_negative else new
+            if (ahead - new) @ (new - z) > 0:
+                t, restarts = 1.0, restarts + 1
+            following = (1 + (1 + 4 * t**2) ** 0.5) / 2
+            ahead, z, t = new + (t - 1) / following * (new - z), new, following
+        out.append(z)
+    assert restarts > 10
+    found = fista(x, D, 0.02, iterations=40, non_negative=non_negative, tolerance=0)
+    torch.testing.assert_close(found.codes.to_dense(), torch.stack(out), atol=1e-9, rtol=0)
+
+
 def test_agrees_with_scikit_learn():
     x, D = problem(20, 24, 10)
     model = Lasso(alpha=0.1 / 10, fit_intercept=False, positive=True, tol=1e-12, max_iter=100_000)
