@@ -26,8 +26,8 @@ from sae.training import Learner, OptimConfig
 from sae.worlds import Constant, FirstCopula, Orthogonal, World
 from sae_kernels.codes import Codes
 
-GRID = (1.4, 1.6, 1.8, 2.0, 2.2, 2.6, 3.2)
-STEPS, BATCH = 1500, 1024
+GRID = (1.4, 1.8, 2.0, 2.2, 2.6, 3.2)
+STEPS, BATCH = 1500, 512
 # c_dec within this of the least over the grid is as good as the least.
 FLAT = 0.02
 

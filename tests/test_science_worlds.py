@@ -1,0 +1,80 @@
+"""The targets on worlds: what they compute by themselves, and the fast ones in small."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks.science import elhage, sparse_but_wrong, three_steps
+from benchmarks.science.sparse_but_wrong import Fractional, chosen, cosines, trained, true_error
+from sae import SAE
+from sae.worlds import (
+    Constant,
+    Exact,
+    FirstCopula,
+    NonlinearMixing,
+    Orthogonal,
+    SparseLatents,
+    World,
+)
+
+
+def test_a_fraction_of_a_latent_is_shared_by_the_batch():
+    sae = SAE(3, Fractional(d_sae=3, k=1.5))
+    with torch.no_grad():
+        for name, value in (("W_enc", torch.eye(3)), ("b_enc", 0), ("b_dec", 0)):
+            getattr(sae, name).copy_(torch.as_tensor(value))
+    x = torch.tensor([[5.0, 4, 1], [3, 0.5, -9]])
+    codes = sae.encode_training(x).codes
+    assert codes.to_dense().tolist() == [[5, 4, 0], [3, 0, 0]]
+    assert codes.offsets.tolist() == [0, 2, 3]
+
+
+def test_the_k_that_c_dec_chooses_is_where_it_stops_falling():
+    assert chosen((1.0, 2.0, 3.0), [0.3, 0.05, 0.04]) == 2
+    assert chosen((1.0, 2.0, 3.0), [0.3, 0.09, 0.04]) == 3
+    assert chosen((1.0, 2.0, 3.0), [0.04, 0.09, 0.3]) == 1
+
+
+def test_the_error_of_the_true_dictionary():
+    """5 independent features of size 1 and p 0.4: 2 are active on average, variance 1.2. k 1 keeps
+    one a sample on average, whichever, and loses the others; k 4 loses none."""
+    world = World(20, 5, FirstCopula(mean_active=2.0, rho=0.0), Constant(), Orthogonal())
+    assert true_error(world, 1.0) == pytest.approx(1, abs=4.5 * math.sqrt(1.2 / 16_384))
+    assert true_error(world, 4.0) == pytest.approx(0, abs=1e-9)
+
+
+def test_too_small_a_k_mixes_what_fires_together(monkeypatch):
+    monkeypatch.setattr(sparse_but_wrong, "STEPS", 250)
+    world = World(20, 5, FirstCopula(mean_active=2.0, rho=0.4), Constant(spread=0.15), Orthogonal())
+    small, error = trained(world, 1.8)
+    assert cosines(small, world)[1:, 0].min() > 0.1 and error < true_error(world, 1.8)
+    right, _ = trained(world, 2.0)
+    assert cosines(right, world).diagonal().min() > 0.99
+
+
+def test_antipodes_are_counted_among_what_is_kept():
+    W = torch.tensor([[1.0, -1, 0, 0.1], [0, 0, 1, 0]])
+    assert elhage.partners(W) == pytest.approx(2 / 3)
+    assert elhage.draw(3).shape == (len(elhage.RARITIES), elhage.BATCH, elhage.N)
+    active = (elhage.draw(3) > 0).double().mean((1, 2))
+    expected = 1 / torch.tensor(elhage.RARITIES).double()
+    count = elhage.BATCH * elhage.N
+    assert ((active - expected).abs() < 4.5 * (expected / count).sqrt() + 1e-4).all()
+
+
+def test_codes_are_judged_on_fresh_samples_of_the_network(monkeypatch):
+    """A linear network, and its own dictionary in place of one that was learnt, or another."""
+    world = NonlinearMixing(8, SparseLatents(n_features=8, active=Exact(mean_active=2)))
+    generator = torch.Generator().manual_seed(0)
+    turn, other = torch.linalg.qr(torch.randn(2, 8, 8, generator=generator)).Q
+    learnt = lambda W: SimpleNamespace(W_dec=W, b_dec=torch.ones(8), penalty=0.01)
+    net = lambda x: torch.linalg.solve(world.mixing.weights[0], x.T).T @ turn + 1
+    monkeypatch.setattr(world, "_settings", {**world._settings, "mixing_layers": 1})
+    monkeypatch.setattr(three_steps, "learn_dictionary", lambda *_, **__: learnt(turn))
+    assert three_steps.found(world, net) > 0.999
+    monkeypatch.setattr(three_steps, "learn_dictionary", lambda *_, **__: learnt(other))
+    assert three_steps.found(world, net) < 0.8
