@@ -108,6 +108,10 @@ class Settings(LightningCLI):
             )
         except ArgumentError as error:
             raise readable(error, self.parser) from error
+        except ValueError as error:  # settings that may be null are tried as null too
+            if isinstance(error.__cause__, UserError):
+                raise error.__cause__ from None
+            raise
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         self.config = parser.parse_args(args)
