@@ -1,8 +1,7 @@
 """Which settings learn, over sizes and kinds of activations? `python -m benchmarks.defaults`
 
 Each cell is a kind of activations, a size, a number of steps and a batch size; a knob is turned in
-it while the others stay as `sae.training.defaults` and AuxK have them, so that a knob's row `x 1`
-is what a run gets that says nothing.
+it while the others stay as `sae.training.defaults` has them, and AuxK at 1/2, d_in/8.
 
 equal: 64, 256 or 1,024 features in 32, 64 or 128 dimensions, all as frequent as each other, values
     half-normal; 5, 8 or 12 active on average; as many for k, twice as many latents as features.
@@ -102,7 +101,7 @@ def grid() -> list[tuple[Cell, str, tuple[float, ...]]]:
     runs = [(cell, "lr", (x,)) for cell in MIDDLE for x in (0.25, 0.5, 1.0, 2.0, 4.0)]
     some = [*EDGES, *LENGTHS, *BATCHES]
     runs += [(cell, "lr", (x,)) for cell in some for x in (0.5, 1.0, 2.0)]
-    weights = [(c, share) for c in (1 / 32, 1 / 8, 1 / 2) for share in (1 / 8, 1 / 2)]
+    weights = [(c, share) for c in (1 / 32, 1 / 8, 1 / 2, 1) for share in (1 / 8, 1 / 2)]
     runs += [(cell, "auxk", value) for cell in (*MIDDLE, *EDGES) for value in weights]
     runs += [(cell, "dead", (x,)) for cell in MIDDLE for x in (0.25, 4.0)]
     return runs
@@ -146,7 +145,8 @@ class Row:
 
 def named(knob: str, value: tuple[float, ...]) -> str:
     if knob == "auxk":
-        return f"1/{1 / value[0]:.0f}, d_in/{1 / value[1]:.0f}"
+        weight = "1" if value[0] == 1 else f"1/{1 / value[0]:.0f}"
+        return f"{weight}, d_in/{1 / value[1]:.0f}"
     return f"x {value[0]:g}"
 
 
@@ -156,7 +156,7 @@ def run(cell: Cell, knob: str, value: tuple[float, ...], argv: list[str]) -> Row
     ((hook, d_in),) = source.widths.items()
     lr = defaults.learning_rate("adam", d_in, d_sae, cell.steps)
     dead_after = defaults.dead_after(d_sae, k, tokens=cell.steps * cell.batch)
-    auxk = AuxK()
+    auxk = AuxK(coefficient=1 / 2)
     if knob == "lr":
         lr *= value[0]
     elif knob == "dead":

@@ -72,7 +72,7 @@ class Recipe:
 fvu, matryoshka = (lambda _: FVU()), (lambda _: Matryoshka())
 l1, gates = (lambda k: L1(target_l0=k)), (lambda _: GateReconstruction())
 # Where AuxK alone leaves more than 5% dead: half of the latents of Gated, on a transformer.
-alive = lambda _: PreActs(coefficient=1e-3)
+alive = lambda _: PreActs(coefficient=1e-2)
 RECIPES = {
     "TopK": Recipe(TopK, (fvu,), mcc=0.99, fvu=0.175),
     "BatchTopK": Recipe(BatchTopK, (fvu,), mcc=0.95, fvu=0.20),

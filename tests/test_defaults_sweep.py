@@ -20,7 +20,7 @@ def test_a_knob_is_turned_and_written_down(tmp_path, monkeypatch):
     rule, twice, auxk, dead = sweep.read(file)
     assert rule.lr == pytest.approx(defaults.TRAVEL / (32 * 24) ** 0.5)
     assert twice.lr == pytest.approx(2 * rule.lr) and twice.fvu != rule.fvu
-    assert (rule.d_sae, rule.k, rule.coefficient) == (128, 5, AuxK().coefficient)
+    assert (rule.d_sae, rule.k, rule.coefficient) == (128, 5, 0.5)
     assert rule.k_aux == AuxK().most_firing(32) == 4
     assert (auxk.coefficient, auxk.k_aux, auxk.lr) == (1 / 8, 16, pytest.approx(rule.lr))
     assert rule.dead_after == defaults.dead_after(128, 5, tokens=24 * 1024)

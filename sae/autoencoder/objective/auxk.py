@@ -23,13 +23,13 @@ class AuxK(Term):
     The gradient reaches W_enc, b_enc and W_dec of the dead latents. Zero when none is dead.
 
     Args:
-        coefficient: weight in the loss; 1/32 in the paper.
+        coefficient: weight in the loss; 1/32 in the paper, as much as FVU here.
         k_aux: how many dead latents may fire on one activation; an eighth of d_in when left out
             (half in the paper): few and strong, since a latent that adds little to each of many
             does not fire on its own (docs/defaults.md).
     """
 
-    coefficient: float = 1 / 2
+    coefficient: float = 1.0
     k_aux: int | None = None
 
     def __post_init__(self) -> None:
