@@ -94,10 +94,8 @@ def _exchanged(
         rows, y, indices, values, residual, error, room, candidates = (t[going] for t in kept)
         most = int(candidates.max())
         fires = values != 0
-        slope = residual @ atoms.t()
-        slope = (slope if non_negative else slope.abs_()).scatter_add_(
-            1, indices, torch.where(fires, -torch.inf, 0.0).to(slope.dtype)
-        )
+        slope = residual @ atoms.t()  # 0, up to rounding, for what fires: it has been fitted
+        slope = slope if non_negative else slope.abs_()
         new = slope.topk(most, dim=1)
         joins = (new.values > 0) & (torch.arange(most, device=y.device) < candidates)
         both, free = torch.cat([indices, new.indices], 1), torch.cat([fires, joins], 1)
