@@ -101,6 +101,11 @@ def test_signed_codes():
     assert found.fvu_best < 0.02 < 0.2 < found.fvu
     split = inference_or_dictionary(sae, z @ W, z, W)
     assert split.code_mcc_best > 0.98 and split.code_mcc_true > 0.98
+    against = torch.where(torch.arange(48)[:, None] % 3 == 0, -W, W)  # the same, turned round
+    turned = sae_of(against, 3, rule=AbsTopK(d_sae=48, k=3))
+    at_truth = inference_or_dictionary(turned, z @ W, z, W).fvu_own_at_truth
+    assert at_truth == pytest.approx(split.fvu_own)
+    assert split.fvu_own_at_truth == pytest.approx(split.fvu_own)
 
 
 @pytest.mark.parametrize("non_negative", [True, False], ids=["non_negative", "signed"])
