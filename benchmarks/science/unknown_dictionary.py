@@ -71,7 +71,7 @@ def small() -> Iterator[Figure]:
 def consistent() -> Iterator[Figure]:
     """F 32, d 16, k 3: four seeds on one set of samples."""
     world = World(16, 32, Exact(mean_active=3), HalfNormal())
-    y, _ = samples(world, "train", 2048)
+    y, _ = samples(world, "train", 1024)
     settings = SparseCoding(penalty=0.016, iterations=10, bias=False, restarts=4)
     found = [learn_dictionary(y, 32, settings, steps=300, seed=seed) for seed in range(4)]
     scores = tuple(dictionary_mcc_signed(one.W_dec, world.truth) for one in found)

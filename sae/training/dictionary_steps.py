@@ -80,16 +80,14 @@ def sweep(D: Tensor, zz: Tensor, zx: Tensor) -> Tensor:
     """
     D = D.clone()
     energy = zz.diagonal(dim1=1, dim2=2)
-    used = energy > 0
-    inverse = torch.where(used, 1 / energy.clamp_min(torch.finfo(D.dtype).tiny), 0)
+    inverse = torch.where(energy > 0, 1 / energy.clamp_min(torch.finfo(D.dtype).tiny), 0)
     for first in range(0, D.shape[1], BLOCK):
         block = slice(first, min(first + BLOCK, D.shape[1]))
         missing = zx[:, block] - zz[:, block] @ D
         atoms, among = D[:, block], zz[:, block, block]
         for j in range(atoms.shape[1]):
             old = atoms[:, j]
-            new = torch.addcmul(old, missing[:, j], inverse[:, first + j, None])
-            new = torch.where(used[:, first + j, None], normalize(new, dim=1), old)
+            new = normalize(torch.addcmul(old, missing[:, j], inverse[:, first + j, None]), dim=1)
             missing.baddbmm_(among[:, :, j : j + 1], (old - new)[:, None])
             atoms[:, j] = new
     return D
