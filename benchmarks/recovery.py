@@ -80,7 +80,7 @@ RECIPES = {
     "Gated": Recipe(Gated, (fvu, l1, gates, alive), mcc=0.90, steered=True),
     "L1": Recipe(ReLU, (fvu, l1, alive), mcc=0.90, steered=True),
     "Matryoshka": Recipe(TopK, (matryoshka,), mcc=0.85),
-    "Matryoshka BatchTopK": Recipe(BatchTopK, (matryoshka, alive), mcc=0.85),
+    "Matryoshka BatchTopK": Recipe(BatchTopK, (matryoshka,), mcc=0.85),
 }
 MOST_DEAD = 0.05
 
