@@ -18,7 +18,7 @@ from sae.worlds.toy_model import dimensions_per_feature, toy_models
 
 N, M = 200, 20
 # 1 / density of the models trained side by side.
-RARITIES = (1.0, 1.2, 2.4, 2.7, 3.0, 3.3, 5.0, 10.0)
+RARITIES = (1.0, 1.2, 2.8, 3.0, 3.2, 3.4, 5.0, 10.0)
 STEPS, BATCH = 2500, 128
 
 
@@ -41,7 +41,7 @@ def run() -> Iterator[Figure]:
     found = dict(zip(RARITIES, dimensions_per_feature(W).tolist(), strict=True))
     over = lambda least, most: tuple(d for r, d in found.items() if least <= r <= most)
     yield Figure("D* at density 1 and 0.83", over(1, 1.2), "1", 0.97, 1.03)
-    yield Figure("D* at density 0.42 to 0.30", over(2.4, 3.3), "1/2", 0.47, 0.53)
+    yield Figure("D* at density 0.36 to 0.29", over(2.8, 3.4), "1/2", 0.47, 0.53)
     yield Figure("D* at density 0.2", over(5, 5))
     yield Figure("D* at density 0.1", over(10, 10))
     yield Figure("features with an antipode, density 0.33", (partners(W[RARITIES.index(3.0)]),))
