@@ -21,7 +21,9 @@ from sae.training import SparseCoding, learn_dictionary
 from sae.worlds import Compositional, Exact, HalfNormal, Uniform, World
 from sae_kernels.codes import Codes
 
-SETTINGS = SparseCoding(penalty=0.016, iterations=10, bias=False)
+# With ten uniform values a sample nothing stands out, and a high penalty at first leads astray: the
+# dictionary MCC at F 50 was .90 from 2 to .016, .93 from .5 to .1, and .98 from .1 to .01.
+COMPOSITIONAL = SparseCoding(penalty=0.01, first_penalty=0.1, iterations=20, bias=False, restarts=2)
 
 
 def samples(world: World, split: str, size: int) -> tuple[Tensor, Codes]:
@@ -95,7 +97,7 @@ def compositional(n_features: int, published: tuple[str, str]) -> Iterator[Figur
     for seed in range(3):
         world = compositional_world(n_features, seed)
         y, _ = samples(world, "train", 2500)
-        found = learn_dictionary(y, n_features, SETTINGS, steps=200, seed=seed)
+        found = learn_dictionary(y, n_features, COMPOSITIONAL, steps=600, seed=seed)
         judged = [
             code_mcc(one, W, found.penalty, 2500)
             for one in (world, world.out_of_distribution())
