@@ -28,8 +28,6 @@ class Penalty(Term):
     warmup: float = 0.05
 
     penalty: ClassVar[bool] = True
-    steering: ClassVar[dict[str, float]] = {}
-    """Of the controller, where its own settings do not suit."""
 
     def __post_init__(self) -> None:
         name = f"model.objective {type(self).__name__}"
@@ -41,6 +39,11 @@ class Penalty(Term):
             value = getattr(self, setting)
             if not 0 <= value <= 1:
                 raise UserError(f"{name}.{setting}={value} is a share of the run: from 0 to 1")
+
+    @property
+    def steering(self) -> dict[str, float]:
+        """Settings of the controller, where its own do not suit."""
+        return {}
 
     @property
     def steered(self) -> bool:
