@@ -45,7 +45,6 @@ def run() -> Iterator[Figure]:
     yield Figure("D* at density 0.2", over(5, 5))
     yield Figure("D* at density 0.1", over(10, 10))
     yield Figure("features with an antipode, density 0.33", (partners(W[RARITIES.index(3.0)]),))
-    yield Figure("features with an antipode, density 1", (partners(W[0]),))
 
 
 SOURCE = "Elhage et al. 2022, Toy models of superposition: a plot without figures"

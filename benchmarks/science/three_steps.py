@@ -20,6 +20,7 @@ from sae.metrics.identify import Identification, Labelled, identify
 from sae.training.dictionary import learn_dictionary
 from sae.training.sparse_coding import SparseCoding
 from sae.worlds import NonlinearMixing, PrototypeLatents
+from sae.worlds.magnitudes import Uniform
 
 SEEDS = (0, 1)
 # A last penalty of 0.1 leaves .92 at d 16, where the bias takes over what the penalty shrinks.
@@ -86,7 +87,8 @@ def run() -> Iterator[Figure]:
 
 def separable() -> Iterator[Figure]:
     """300 classes with sparse prototypes and a little noise."""
-    world = NonlinearMixing(16, PrototypeLatents(), classes=300, steps=1000)
+    latents = PrototypeLatents(magnitudes=Uniform(low=0.25, high=2.0), spread=0.1)
+    world = NonlinearMixing(16, latents, classes=300, steps=2000)
     seen, said = looked_at(world), "classes apart: "
     yield Figure(said + "accuracy", (seen.accuracy,))
     yield Figure(said + "R2 z -> y", (seen.z_to_y,))
