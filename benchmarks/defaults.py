@@ -18,10 +18,9 @@ MCC: of the true features, where they are known; see `benchmarks.recovery`.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib
@@ -245,28 +244,12 @@ def write(folder: Path, row: Row) -> None:
     """Add `row` in place of an earlier run of the same; write page and picture anew."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"defaults_cpu_{row.date}.csv"
-    kept = {some.key: some for some in [*read(file), row]}
+    kept = {some.key: some for some in [*record.read(file, Row), row]}
     order = [(*asdict(cell).values(), knob, named(knob, value)) for cell, knob, value in grid()]
     rows = sorted(kept.values(), key=lambda some: order.index(some.key))
-    staging = file.with_suffix(".csv.tmp")
-    with staging.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(some) for some in rows)
-    staging.replace(file)
+    record.write(file, rows)
     write_text(file.with_suffix(".md"), "\n".join(page(rows)) + "\n")
     draw(rows, file.with_suffix(".png"))
-
-
-def read(file: Path) -> list[Row]:
-    if not file.is_file():
-        return []
-    cast = {"str": str, "int": int, "float": float}
-    with file.open(encoding="utf-8", newline="") as handle:
-        return [
-            Row(**{field.name: cast[field.type](row[field.name]) for field in fields(Row)})
-            for row in csv.DictReader(handle)
-        ]
 
 
 def line(row: Row) -> str:
@@ -286,15 +269,7 @@ def page(rows: list[Row]) -> list[str]:
         lines += ["| data | size | steps | batch | value | lr | FVU | dead | silent | MCC |"]
         lines += ["|---|---|--:|--:|---|--:|--:|--:|--:|--:|"]
         lines += [*[line(row) for row in rows if row.knob == knob], ""]
-    lines += ["## How", ""]
-    for title, values in (
-        ("Device", (f"{row.device}, threads: {row.threads}" for row in rows)),
-        ("Versions", (row.versions for row in rows)),
-        ("Commit and date", (f"{row.commit}, {row.date}" for row in rows)),
-        ("Command", (f"`{row.command}`" for row in rows)),
-    ):
-        lines += [f"- {title}: {value}" for value in dict.fromkeys(values)]
-    return lines
+    return [*lines[:-1], *record.how(rows)]
 
 
 def losses(rows: list[Row]) -> dict[str, list[float]]:

@@ -11,11 +11,13 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from sae.files import write_text
 
+R = TypeVar("R")
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -104,29 +106,48 @@ def command(module: str, arguments: list[str]) -> str:
     return shlex.join(["python", "-m", module, *arguments])
 
 
-def read(file: Path) -> list[Row]:
+def read(file: Path, kind: type[R] = Row) -> list[R]:
+    """Rows of a CSV; `kind` is a dataclass of str, int and float. None where there is no file."""
     if not file.is_file():
         return []
-    kinds = {field.name: field.type for field in fields(Row)}
     cast = {"str": str, "int": int, "float": float}
+    kinds = {field.name: cast[field.type] for field in fields(kind)}
     with file.open(encoding="utf-8", newline="") as handle:
         return [
-            Row(**{name: cast[kinds[name]](value) for name, value in row.items()})
+            kind(**{name: kinds[name](value) for name, value in row.items()})
             for row in csv.DictReader(handle)
         ]
 
 
-def add(file: Path, row: Row) -> list[Row]:
-    """Put `row` into the CSV, in place of an earlier run of the same thing. Atomic."""
-    rows = [known for known in read(file) if known.key != row.key] + [row]
-    lines = [",".join(field.name for field in fields(Row))]
+def write(file: Path, rows: list[R]) -> None:
+    """All rows as CSV. Atomic."""
+    lines = [",".join(field.name for field in fields(rows[0]))]
     lines += [",".join(_cell(value) for value in asdict(r).values()) for r in rows]
     write_text(file, "\n".join(lines) + "\n")
+
+
+def add(file: Path, row: Row) -> list[Row]:
+    """Put `row` into the CSV, in place of an earlier run of the same thing."""
+    rows = [known for known in read(file) if known.key != row.key] + [row]
+    write(file, rows)
     return rows
 
 
+def how(rows: list[Any]) -> list[str]:
+    """Lines that say on what, with what and by which command rows were made."""
+    lines = ["", "## How", ""]
+    for title, values in (
+        ("Device", (f"{row.device}, threads: {row.threads}" for row in rows)),
+        ("Versions", (row.versions for row in rows)),
+        ("Commit and date", (f"{row.commit}, {row.date}" for row in rows)),
+        ("Command", (f"`{row.command}`" for row in rows)),
+    ):
+        lines += [f"- {title}: {value}" for value in dict.fromkeys(values)]
+    return lines
+
+
 def _cell(value: object) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = f"{value:.9g}" if isinstance(value, float) else str(value)
     return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\n') else text
 
 
@@ -194,12 +215,4 @@ def page(file: Path, rows: list[Row]) -> None:
         ]
         ours = [row.model for row in group if row.contender == "ours"]
         lines += [f"\nOurs as configured: `{model}`" for model in dict.fromkeys(ours)]
-    lines += ["", "## How", ""]
-    for title, values in (
-        ("Device", (f"{row.device}, threads: {row.threads}" for row in rows)),
-        ("Versions", (row.versions for row in rows)),
-        ("Commit", (row.commit for row in rows)),
-        ("Command", (f"`{row.command}`" for row in rows)),
-    ):
-        lines += [f"- {title}: {value}" for value in dict.fromkeys(values)]
-    write_text(file, "\n".join(lines) + "\n")
+    write_text(file, "\n".join([*lines, *how(rows)]) + "\n")

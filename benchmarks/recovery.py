@@ -20,11 +20,10 @@ within a quarter of k, or if there is none, the one whose L0 is nearest.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -250,25 +249,11 @@ def write(folder: Path, row: Row) -> None:
     """Add `row` to the CSV in place of an earlier run of the same, and write the page anew."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"recovery_cpu_{row.date}.csv"
-    kept = {some.key: some for some in [*read(file), row]}
+    kept = {some.key: some for some in [*record.read(file, Row), row]}
     order = list(RECIPES)
     rows = sorted(kept.values(), key=lambda r: (order.index(r.recipe), r.trainer != "ours"))
-    text = [",".join(field.name for field in fields(Row))]
-    cell = lambda value: f"{value:.5g}" if isinstance(value, float) else f'"{value}"'
-    text += [",".join(cell(value) for value in asdict(some).values()) for some in rows]
-    write_text(file, "\n".join(text) + "\n")
+    record.write(file, rows)
     write_text(file.with_suffix(".md"), "\n".join(page(rows)) + "\n")
-
-
-def read(file: Path) -> list[Row]:
-    if not file.is_file():
-        return []
-    cast = {"str": str, "int": int, "float": float}
-    with file.open(encoding="utf-8", newline="") as handle:
-        return [
-            Row(**{field.name: cast[field.type](row[field.name]) for field in fields(Row)})
-            for row in csv.DictReader(handle)
-        ]
 
 
 def best(rows: list[Row], k: int) -> set[tuple]:
@@ -310,15 +295,7 @@ def page(rows: list[Row]) -> list[str]:
     ]
     lines += ["| " + " | ".join(HEAD) + " |", "|" + "---|" * 3 + "--:|" * 8 + "---|"]
     lines += [line(row, " **best**" if row.key in marked else "") for row in rows]
-    lines += ["", "## How", ""]
-    for title, values in (
-        ("Device", (f"{row.device}, threads: {row.threads}" for row in rows)),
-        ("Versions", (row.versions for row in rows)),
-        ("Commit and date", (f"{row.commit}, {row.date}" for row in rows)),
-        ("Command", (f"`{row.command}`" for row in rows)),
-    ):
-        lines += [f"- {title}: {value}" for value in dict.fromkeys(values)]
-    return lines
+    return [*lines, *record.how(rows)]
 
 
 if __name__ == "__main__":

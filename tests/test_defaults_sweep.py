@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from benchmarks import defaults as sweep
+from benchmarks import record
 from sae.autoencoder.objective import AuxK
 from sae.errors import UserError
 from sae.training import defaults
@@ -17,7 +20,7 @@ def test_a_knob_is_turned_and_written_down(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "grid", lambda: runs)
     sweep.main(["--out", str(tmp_path)])
     (file,) = tmp_path.glob("defaults_cpu_*.csv")
-    rule, twice, auxk, dead = sweep.read(file)
+    rule, twice, auxk, dead = record.read(file, sweep.Row)
     assert rule.lr == pytest.approx(defaults.TRAVEL / (32 * 24) ** 0.5)
     assert twice.lr == pytest.approx(2 * rule.lr) and twice.fvu != rule.fvu
     assert (rule.d_sae, rule.k, rule.coefficient) == (128, 5, 0.5)
@@ -26,7 +29,7 @@ def test_a_knob_is_turned_and_written_down(tmp_path, monkeypatch):
     assert rule.dead_after == defaults.dead_after(128, 5, tokens=24 * 1024)
     assert dead.dead_after == rule.dead_after // 4 and dead.lr == pytest.approx(rule.lr)
     sweep.main(["--knob", "lr", "--out", str(tmp_path)])  # replaced, and the same bits
-    assert [row.fvu for row in sweep.read(file)[:2]] == [rule.fvu, twice.fvu]
+    assert [row.fvu for row in record.read(file, sweep.Row)[:2]] == [rule.fvu, twice.fvu]
     assert file.with_suffix(".png").stat().st_size > 10_000
     text = file.with_suffix(".md").read_text()
     assert "| power-law | small | 24 | 1024 | x 2 |" in text and "| 1/8, d_in/2 |" in text
@@ -36,7 +39,7 @@ def test_a_knob_is_turned_and_written_down(tmp_path, monkeypatch):
 
 def test_losses_are_against_the_best_of_a_cell():
     def row(size: str, value: str, fvu: float) -> sweep.Row:
-        values = {field.name: 0 for field in sweep.fields(sweep.Row)}
+        values = {field.name: 0 for field in fields(sweep.Row)}
         changed = {"size": size, "value": value, "fvu": fvu, "mcc": float("nan")}
         return sweep.Row(**{**values, **changed})
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
-from benchmarks import recovery
+from benchmarks import record, recovery
 from sae.errors import UserError
 
 GOOD = {"fvu": 0.1, "l0": 8.0, "mcc": 0.995, "dead": 0.01}
@@ -12,7 +14,7 @@ GOOD = {"fvu": 0.1, "l0": 8.0, "mcc": 0.995, "dead": 0.01}
 
 def row(**changes) -> recovery.Row:
     values = {
-        **{field.name: "" for field in recovery.fields(recovery.Row)},
+        **{field.name: "" for field in fields(recovery.Row)},
         **{"recipe": "TopK", "trainer": "peer", "seed": 0, "threads": 1, "chance": 0.3},
         **{"silent": 0.0, "cpu_ms": 1.0, "lr": 1e-3},
         **GOOD,
@@ -25,13 +27,13 @@ def test_a_run_is_judged_and_written_down(tmp_path):
     command = ["--recipe", "JumpReLU,Matryoshka", "--seeds", "1", "--steps", "40"]
     recovery.main([*command, "--out", str(tmp_path)])
     (file,) = tmp_path.glob("recovery_cpu_*.csv")
-    jump, matryoshka = recovery.read(file)
+    jump, matryoshka = record.read(file, recovery.Row)
     assert (jump.recipe, matryoshka.recipe) == ("JumpReLU", "Matryoshka")
     assert "MCC < 0.9" in jump.kept, "40 steps are too few"
     assert 0.2 < jump.chance < 0.5 and 0 < jump.fvu < 2 and jump.cpu_ms > 0
     assert jump.command.startswith("python -m benchmarks.recovery")
     recovery.main([*command, "--out", str(tmp_path)])  # replaced, not added; and the same bits
-    again = recovery.read(file)
+    again = record.read(file, recovery.Row)
     assert [(r.fvu, r.l0, r.mcc) for r in again] == [
         (r.fvu, r.l0, r.mcc) for r in (jump, matryoshka)
     ]

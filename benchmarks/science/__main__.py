@@ -8,12 +8,11 @@ seed keeps it. A target's rows replace its earlier ones in `<out>/science_cpu_<d
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
 import pkgutil
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -111,26 +110,10 @@ def write(folder: Path, rows: list[Row]) -> None:
     """Put a target's rows in place of its earlier ones of the day, and write the page anew."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"science_cpu_{rows[0].date}.csv"
-    kept = [row for row in read(file) if row.target != rows[0].target] + rows
+    kept = [row for row in record.read(file, Row) if row.target != rows[0].target] + rows
     kept.sort(key=lambda row: row.target)  # stable: figures keep their order
-    staging = file.with_suffix(".csv.tmp")
-    with staging.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in kept)
-    staging.replace(file)
+    record.write(file, kept)
     write_text(file.with_suffix(".md"), "\n".join(page(kept)) + "\n")
-
-
-def read(file: Path) -> list[Row]:
-    if not file.is_file():
-        return []
-    cast = {"str": str, "int": int}
-    with file.open(encoding="utf-8", newline="") as handle:
-        return [
-            Row(**{field.name: cast[field.type](row[field.name]) for field in fields(Row)})
-            for row in csv.DictReader(handle)
-        ]
 
 
 HEAD = ("target", "figure", "published", "ours", "spread", "seeds", "bar", "kept", "seconds")
@@ -153,15 +136,7 @@ def page(rows: list[Row]) -> list[str]:
     lines += [line(row) for row in rows]
     lines += ["", "## Sources", ""]
     lines += [f"- {name}: {text}" for name, text in {r.target: r.source for r in rows}.items()]
-    lines += ["", "## How", ""]
-    for title, values in (
-        ("Device", (f"{row.device}, threads: {row.threads}" for row in rows)),
-        ("Versions", (row.versions for row in rows)),
-        ("Commit and date", (f"{row.commit}, {row.date}" for row in rows)),
-        ("Command", (f"`{row.command}`" for row in rows)),
-    ):
-        lines += [f"- {title}: {value}" for value in dict.fromkeys(values)]
-    return lines
+    return [*lines, *record.how(rows)]
 
 
 if __name__ == "__main__":
