@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from benchmarks import plot, run, speed
+from benchmarks import plot, record, run, speed
 from sae.errors import UserError
 
 REPO = Path(__file__).resolve().parent.parent
@@ -53,12 +54,12 @@ def test_no_speed_without_green_tests(tmp_path, monkeypatch):
 
 def test_a_record_of_red_tests_counts_too(tmp_path):
     """On a GPU the tests ran before; here is what pytest wrote of them."""
-    record = tmp_path / "tests.xml"
+    tests = tmp_path / "tests.xml"
     case = '<testcase classname="tests.gpu.test_step_on_gpu" name="test_{}">{}</testcase>'
     for inside, found in (("", ""), ("<failure/>", "test_b")):
         cases = case.format("a", "") + case.format("b", inside)
-        record.write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
-        args = run.argparse.Namespace(tested=record)
+        tests.write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
+        args = run.argparse.Namespace(tested=tests)
         assert run.red(args, "step", ()) == found
 
 
@@ -118,3 +119,17 @@ def test_gpu_sh_says_that_there_is_no_gpu(tmp_path):
         text=True,
     )
     assert done.returncode == 2 and "no CUDA device" in done.stderr
+
+
+def test_a_row_takes_the_place_of_an_earlier_run_of_the_same(tmp_path):
+    file = tmp_path / "rows.csv"
+    values = {
+        field.name: {"str": "a, b", "int": 1, "float": 0.5}[field.type]
+        for field in fields(record.Row)
+    }
+    first, other = record.Row(**values), record.Row(**{**values, "seed": 2})
+    record.add(file, first)
+    record.add(file, other)
+    again = record.Row(**{**values, "held_out_fvu": 0.25})
+    assert record.add(file, again) == [other, again] == record.read(file)
+    assert record.how([first, other]).count("- Command: `a, b`") == 1

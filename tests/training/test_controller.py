@@ -172,3 +172,18 @@ def test_the_bar_of_each_rule_rises_where_too_many_fire(rule, term, bar, sign, d
                 )
             elif name not in ("W_dec", "W_enc"):
                 torch.testing.assert_close(param, before[name], rtol=0, atol=1e-20)
+
+
+@pytest.mark.parametrize(
+    ("rule", "term", "gain", "rate"),
+    [
+        (JumpReLU, L0(target_l0=2), 3.0, 0.003),
+        (JumpReLU, L0(target_l0=2, kind="tanh"), 1.0, 0.01),
+        (ReLU, L1(target_l0=2), 1.0, 0.01),
+    ],
+    ids=["step", "tanh", "l1"],
+)
+def test_thresholds_are_steered_by_settings_of_their_own(rule, term, gain, rate):
+    sae = SAE(16, rule(d_sae=32))
+    made = Learner(sae, [FVU(), term], OptimConfig(), total_steps=10, dead_after=100)
+    assert (made.controller.gain, made.controller.rate) == (gain, rate)
