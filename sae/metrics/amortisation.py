@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class AmortisationGap:
             and z* as FISTA found it: what is missing for certain.
         uncertified: what FISTA may have left over, in the same unit. With the exact z* the gap is
             at least `lasso_gap`, and at most `lasso_gap` + `uncertified`.
+        of_rows: float64 [rows, 4], what the means above are of: squared errors of the SAE's codes
+            and of the best, P(z) - P(z*), and |y - mean|^2.
     """
 
     rows: int
@@ -48,6 +50,7 @@ class AmortisationGap:
     l0_lasso: float
     lasso_gap: float
     uncertified: float
+    of_rows: Tensor = field(repr=False, compare=False)
 
     @property
     def fvu_gap(self) -> float:
@@ -55,7 +58,9 @@ class AmortisationGap:
         return self.fvu - self.fvu_best
 
     def figures(self) -> dict[str, float | int]:
-        return asdict(self) | {"fvu_gap": self.fvu_gap}
+        """All but `of_rows`, by name."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "of_rows"}
+        return own | {"fvu_gap": self.fvu_gap}
 
 
 @torch.no_grad()
@@ -95,16 +100,19 @@ def amortisation_gap(
     )
     best = _best(x, atoms, sae.b_dec, codes.l0(), [codes, lasso.codes], sign)[1]
     own = certify(x, atoms, codes, penalty, **sign, b=sae.b_dec)
-    variance = _variance(x)
+    error = certify(x, atoms, codes, b=sae.b_dec).objective
+    missed, spread = own.objective - lasso.objective, _spread(x)
+    variance = spread.mean().item()
     return AmortisationGap(
         rows=len(x),
         l0=l0,
-        fvu=2 * certify(x, atoms, codes, b=sae.b_dec).objective.mean().item() / variance,
+        fvu=2 * error.mean().item() / variance,
         fvu_best=2 * best.mean().item() / variance,
         penalty=penalty,
         l0_lasso=lasso.codes.l0().double().mean().item(),
-        lasso_gap=(own.objective - lasso.objective).mean().item() / variance,
+        lasso_gap=missed.mean().item() / variance,
         uncertified=lasso.gap.mean().item() / variance,
+        of_rows=torch.stack([part.double() for part in (2 * error, 2 * best, missed, spread)], 1),
     )
 
 
@@ -154,8 +162,8 @@ class InferenceOrDictionary:
     own, the best found} codes, each with as many latents in a row as the SAE's.
 
     Attributes:
-        code_mcc_own, code_mcc_best: codes for the learned dictionary against the true codes.
-        code_mcc_true: the best codes found for the true dictionary, against the true codes.
+        own, best: how codes for the learned dictionary match the true codes.
+        true: how the best codes found for the true dictionary do.
         fvu_own, fvu_best, fvu_true: of the same three.
         fvu_own_at_truth: of the SAE's own codes, with the true feature in the place of each matched
             latent; what no feature is matched with writes nothing.
@@ -164,13 +172,25 @@ class InferenceOrDictionary:
     are negative.
     """
 
-    code_mcc_own: float
-    code_mcc_best: float
-    code_mcc_true: float
+    own: CodeMatching = field(repr=False, compare=False)
+    best: CodeMatching = field(repr=False, compare=False)
+    true: CodeMatching = field(repr=False, compare=False)
     fvu_own: float
     fvu_best: float
     fvu_true: float
     fvu_own_at_truth: float
+
+    @property
+    def code_mcc_own(self) -> float:
+        return self.own.mean()
+
+    @property
+    def code_mcc_best(self) -> float:
+        return self.best.mean()
+
+    @property
+    def code_mcc_true(self) -> float:
+        return self.true.mean()
 
     @property
     def inference_share(self) -> float:
@@ -188,8 +208,10 @@ class InferenceOrDictionary:
         return 1 - self.code_mcc_true
 
     def figures(self) -> dict[str, float]:
+        matched = ("code_mcc_own", "code_mcc_best", "code_mcc_true")
+        errors = ("fvu_own", "fvu_best", "fvu_true", "fvu_own_at_truth")
         shares = ("inference_share", "dictionary_share", "rest")
-        return asdict(self) | {name: getattr(self, name) for name in shares}
+        return {name: getattr(self, name) for name in (*matched, *errors, *shares)}
 
 
 @torch.no_grad()
@@ -223,9 +245,9 @@ def inference_or_dictionary(
     at_truth = _at_truth(codes, atoms, true_atoms, matching)
     true, true_error = best(true_atoms, bias, at_truth, {"non_negative": not signed_truth})
     return InferenceOrDictionary(
-        code_mcc_own=matching.mean(),
-        code_mcc_best=match(z, learned).mean(),
-        code_mcc_true=match(z, true).mean(),
+        own=matching,
+        best=match(z, learned),
+        true=match(z, true),
         fvu_own=fvu(certify(x, atoms, codes, b=sae.b_dec).objective),
         fvu_best=fvu(learned_error),
         fvu_true=fvu(true_error),
@@ -302,5 +324,10 @@ def _scaled(codes: Codes, norms: Tensor) -> Codes:
 
 def _variance(x: Tensor) -> float:
     """E|x - mean|^2."""
+    return _spread(x).mean().item()
+
+
+def _spread(x: Tensor) -> Tensor:
+    """|x - mean|^2 of each row, float64."""
     x = x.double()
-    return (x - x.mean(0)).square().sum(1).mean().item()
+    return (x - x.mean(0)).square().sum(1)

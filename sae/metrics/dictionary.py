@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -27,24 +30,42 @@ def dictionary_mcc_signed(W_dec: Tensor, truth: Tensor) -> float:
     features left over count 0. Signed: a latent that points the other way is no match (Song et al.,
     arXiv 2505.20254; tools that take |cos| read higher). Read it beside `dictionary_mcc_chance`.
     """
+    return matched_cosines_signed(W_dec, truth).mean().item()
+
+
+def matched_cosines_signed(W_dec: Tensor, truth: Tensor) -> Tensor:
+    """What `dictionary_mcc_signed` is the mean of: float64 [features], 0 without a latent."""
     cosines = signed_cosines(W_dec, truth)
     rows, columns = linear_sum_assignment(cosines.numpy(), maximize=True)
-    return cosines[rows, columns].sum().item() / len(truth)
+    matched = cosines.new_zeros(len(truth))
+    matched[rows] = cosines[rows, columns]
+    return matched
 
 
-def dictionary_mcc_chance(truth: Tensor, d_sae: int, *, draws: int = 4, seed: int = 0) -> float:
-    """`dictionary_mcc_signed` of d_sae random unit vectors, averaged over `draws` of them.
-
-    It is far from 0: about 0.52 for 16 features and latents in 8 dimensions.
-    """
+def dictionary_chance(
+    score: Callable[[Tensor, Tensor], float],
+    truth: Tensor,
+    d_sae: int,
+    *,
+    draws: int = 4,
+    seed: int = 0,
+) -> float:
+    """Mean of score(W_dec, truth) over `draws` random decoders of d_sae unit directions."""
     # Not torch's generator: a truth or an SAE drawn with the same seed would be one of the draws.
     generator = np.random.default_rng(seed)
     shape = (d_sae, truth.shape[1])
     scores = [
-        dictionary_mcc_signed(torch.from_numpy(generator.standard_normal(shape)), truth)
-        for _ in range(draws)
+        score(torch.from_numpy(generator.standard_normal(shape)), truth) for _ in range(draws)
     ]
     return sum(scores) / draws
+
+
+def dictionary_mcc_chance(truth: Tensor, d_sae: int, *, draws: int = 4, seed: int = 0) -> float:
+    """`dictionary_chance` of `dictionary_mcc_signed`.
+
+    It is far from 0: about 0.52 for 16 features and latents in 8 dimensions.
+    """
+    return dictionary_chance(dictionary_mcc_signed, truth, d_sae, draws=draws, seed=seed)
 
 
 def mmcs(W_dec: Tensor, truth: Tensor) -> float:
@@ -61,7 +82,14 @@ def mmcs_uniqueness(W_dec: Tensor, truth: Tensor) -> float:
 
     At most features / d_sae.
     """
-    return signed_cosines(W_dec, truth).argmax(0).unique().numel() / len(W_dec)
+    return uniqueness_of_latents(W_dec, truth).mean().item()
+
+
+def uniqueness_of_latents(W_dec: Tensor, truth: Tensor) -> Tensor:
+    """What `mmcs_uniqueness` is the mean of, float64 [d_sae]: 1 over the number of latents that a
+    latent shares its nearest feature with, itself included."""
+    nearest = signed_cosines(W_dec, truth).argmax(0)
+    return 1 / nearest.bincount()[nearest].double()
 
 
 def c_dec(W_dec: Tensor) -> float:
@@ -69,12 +97,21 @@ def c_dec(W_dec: Tensor) -> float:
 
     Latents that mix features because too few may fire share directions, so over a sweep of L0 it is
     least about where L0 is right (Chanin & Garriga-Alonso, arXiv 2508.16560). Random rows have
-    about sqrt(2 / (pi d_in)).
+    `c_dec_chance`.
     """
+    return c_dec_of_latents(W_dec).mean().item()
+
+
+def c_dec_of_latents(W_dec: Tensor) -> Tensor:
+    """What `c_dec` is the mean of, float64 [d_sae]: mean |cos| of each latent with the others."""
     rows = torch.nn.functional.normalize(W_dec.detach().double().cpu())
-    total = sum((part @ rows.T).abs().sum().item() for part in rows.split(_ROWS))
-    own = rows.square().sum().item()
-    return (total - own) / (len(rows) * (len(rows) - 1))
+    totals = torch.cat([(part @ rows.T).abs().sum(1) for part in rows.split(_ROWS)])
+    return (totals - rows.square().sum(1)) / (len(rows) - 1)
+
+
+def c_dec_chance(d_in: int) -> float:
+    """About `c_dec` of random directions: E|cos| = sqrt(2 / (pi d_in))."""
+    return math.sqrt(2 / (math.pi * d_in))
 
 
 def s_n(x: Tensor, W_dec: Tensor, b_dec: Tensor, n: int) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -51,10 +52,15 @@ class Downstream:
     """KL(clean || spliced) of the next-token distribution in nats, over the positions of `ce`."""
     ce_tokens: int | None = None
     """Positions with a real next token."""
+    of_contexts: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """The sums behind the means, float64 [contexts] on the CPU: `tokens` and `targets` (positions
+    of either kind), `cosine_` and `ce_` of each run by its name (`clean`, `sae`, `zero_ablation`,
+    `mean_ablation`), `kl_sae`."""
 
     def figures(self) -> dict[str, float | int]:
-        """The fields that are not None, by name."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """The numbers that are not None, by name."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "of_contexts"}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 @torch.no_grad()
@@ -81,7 +87,7 @@ def downstream(
     Raises UserError when the split has no counted position.
     """
     model, site = source.model, sae.site.bind(source.widths)
-    sums = _Sums(model.device)
+    sums, tokens = _Sums(model.device), 0
     for contexts in source.contexts(split):
         inputs = contexts.tokens, contexts.attention_mask
         # What the rule on activations leaves out is known only once the model has run.
@@ -93,6 +99,7 @@ def downstream(
         good = finite & inlier
         counts = counts.masked_scatter(counts, good)
         where = counts.nonzero(as_tuple=True)
+        sums.begin(len(counts))
         x, y = site.pair({hook: acts[hook][good] for hook in site.hooks})
         runs = {
             "sae": sae(x.to(sae.W_dec.device)).to(x.device),
@@ -105,17 +112,18 @@ def downstream(
         for name, y_hat in runs.items():
             put = {hook: partial(_put, part) for hook, part in site.split(y_hat).items()}
             out = model.outputs(*inputs, replace=put, positions=counts)
-            sums.add_cosine(name, clean.hidden[where], out.hidden[where])
+            sums.add_cosine(name, where[0], clean.hidden[where], out.hidden[where])
             if out.logits is not None:
                 reference = clean.logits if name == "sae" else None
                 sums.add_loss(name, out.logits, predicts, targets, reference)
         if clean.logits is not None:
             sums.add_loss("clean", clean.logits, predicts, targets)
-            sums.targets += len(targets)
-        sums.tokens += len(where[0])
-        if sums.tokens >= max_tokens:
+            sums.add("targets", predicts[0], torch.ones_like(targets))
+        sums.add("tokens", where[0], torch.ones_like(where[0]))
+        tokens += len(where[0])
+        if tokens >= max_tokens:
             break
-    if sums.tokens == 0:
+    if tokens == 0:
         raise UserError(f"split={split} has no counted position; give more held-out text")
     return sums.result()
 
@@ -130,18 +138,27 @@ def _put(new: Tensor, x: Tensor) -> Tensor:
 
 
 class _Sums:
-    """Float64 sums by name, kept on the device."""
+    """Float64 sums of every context by name, kept on the device."""
 
     def __init__(self, device: torch.device) -> None:
-        self.tokens = self.targets = 0
-        self._zero = torch.zeros((), dtype=torch.float64, device=device)
-        self._sums: dict[str, Tensor] = {}
+        self._device, self._rows = device, 0
+        self._batches: list[dict[str, Tensor]] = []
 
-    def _add(self, name: str, values: Tensor) -> None:
-        self._sums[name] = self._sums.get(name, self._zero) + values.sum(dtype=torch.float64)
+    def begin(self, rows: int) -> None:
+        """A batch of so many contexts, which what is added from now on is of."""
+        self._rows = rows
+        self._batches.append({})
 
-    def add_cosine(self, name: str, clean: Tensor, other: Tensor) -> None:
-        self._add(f"cosine_{name}", torch.cosine_similarity(clean.double(), other.double(), dim=-1))
+    def add(self, name: str, rows: Tensor, values: Tensor) -> None:
+        """Add values [n] to those of the contexts they are of, rows int64 [n]."""
+        sums = self._batches[-1]
+        if name not in sums:
+            sums[name] = torch.zeros(self._rows, dtype=torch.float64, device=self._device)
+        sums[name].index_add_(0, rows, values.double())
+
+    def add_cosine(self, name: str, rows: Tensor, clean: Tensor, other: Tensor) -> None:
+        cosine = torch.cosine_similarity(clean.double(), other.double(), dim=-1)
+        self.add(f"cosine_{name}", rows, cosine)
 
     def add_loss(
         self,
@@ -157,24 +174,35 @@ class _Sums:
             predicts[0].split(size), predicts[1].split(size), targets.split(size), strict=True
         ):
             log_q = logits[row, column].float().log_softmax(-1)
-            self._add(f"ce_{name}", -log_q.gather(1, target[:, None]))
+            self.add(f"ce_{name}", row, -log_q.gather(1, target[:, None])[:, 0])
             if clean is not None:
                 log_p = clean[row, column].float().log_softmax(-1)
-                self._add(f"kl_{name}", log_p.exp() * (log_p - log_q))
+                self.add(
+                    f"kl_{name}", row, (log_p.exp() * (log_p - log_q)).sum(1, dtype=torch.float64)
+                )
 
     def result(self) -> Downstream:
-        sums = {name: total.item() for name, total in self._sums.items()}
+        of_contexts = {
+            name: torch.cat([batch[name] for batch in self._batches]).cpu()
+            for name in self._batches[0]
+        }
+        sums = {name: total.sum().item() for name, total in of_contexts.items()}
+        tokens, targets = round(sums["tokens"]), round(sums.get("targets", 0))
         cosine = {
-            "output_cosine": sums["cosine_sae"] / self.tokens,
-            "output_cosine_mean_ablation": sums["cosine_mean_ablation"] / self.tokens,
+            "output_cosine": sums["cosine_sae"] / tokens,
+            "output_cosine_mean_ablation": sums["cosine_mean_ablation"] / tokens,
         }
         loss: dict[str, float] = {}
-        if self.targets:
+        if targets:
             names = ("ce_clean", "ce_sae", "ce_zero_ablation", "ce_mean_ablation", "kl_sae")
-            loss = {name: sums[name] / self.targets for name in names}
+            loss = {name: sums[name] / targets for name in names}
             harm = loss["ce_zero_ablation"] - loss["ce_clean"]
             if harm:
                 loss["loss_recovered"] = (loss["ce_zero_ablation"] - loss["ce_sae"]) / harm
         return Downstream(
-            **cosine, **loss, downstream_tokens=self.tokens, ce_tokens=self.targets or None
+            **cosine,
+            **loss,
+            downstream_tokens=tokens,
+            ce_tokens=targets or None,
+            of_contexts=of_contexts,
         )
