@@ -1,8 +1,10 @@
 """k too small: features that fire together are mixed, and the error falls for it.
 
 Five orthogonal features in 20 dimensions, each active in 0.4 of the samples, 2 at a time on
-average, of size 1 give or take 0.15; feature 0 correlates with the others (Gaussian copula).
-BatchTopK with 5 latents starts at the true dictionary.
+average, of size 1 give or take 0.15; feature 0 correlates with the others (Gaussian copula; the
+paper's own correlations are 0.4 and -0.4). BatchTopK with 5 latents starts at the true dictionary.
+Its learning rate is what 1,500 steps need to arrive: after as many at 1e-3 the cosines at
+rho -0.24 stood at -0.12 and still moved, after 6,000 at -0.18, where 6e-3 takes them as well.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ from sae.worlds import Constant, FirstCopula, Orthogonal, World
 from sae_kernels.codes import Codes
 
 GRID = (1.4, 1.8, 2.0, 2.2, 2.6, 3.2)
-STEPS, BATCH = 1500, 512
+STEPS, BATCH, LR = 1500, 512, 6e-3
+# Random weights, of which the lowest error is taken: half of them end with a latent that no
+# feature needs, at every k, and then c_dec says nothing of k.
+STARTS = 4
 # c_dec within this of the least over the grid is as good as the least.
 FLAT = 0.02
 
@@ -51,12 +56,12 @@ class Fractional(BatchTopK):
         return Encoded(Codes(acts[rows, indices], indices, self.d_sae, offsets))
 
 
-def trained(world: World, k: float, *, from_truth: bool = True) -> tuple[SAE, float]:
+def trained(world: World, k: float, *, from_truth: bool = True, seed: int = 0) -> tuple[SAE, float]:
     """An SAE trained with `k`, and its mean squared error on held-out samples at that k."""
     site = Autoencode().bind(world.widths)
-    sae = SAE(world.d_in, Fractional(d_sae=5, k=k), site=site, seed=0)
+    sae = SAE(world.d_in, Fractional(d_sae=5, k=k), site=site, seed=seed)
     stream = Stream(world, batch_size=BATCH, block_batches=50)
-    learner = Learner(sae, [FVU()], OptimConfig(lr=1e-3), total_steps=STEPS, dead_after=10**9)
+    learner = Learner(sae, [FVU()], OptimConfig(lr=LR), total_steps=STEPS, dead_after=10**9)
     learner.initialise(stream.first_block().acts)
     if from_truth:
         place(sae, world.truth)
@@ -95,24 +100,26 @@ def true_error(world: World, k: float) -> float:
     return error(sae, world)
 
 
+def best_of_starts(world: World, k: float) -> SAE:
+    found = [trained(world, k, from_truth=False, seed=seed) for seed in range(STARTS)]
+    return min(found, key=lambda sae_and_error: sae_and_error[1])[0]
+
+
 def chosen(ks: tuple[float, ...], measured: list[float]) -> float:
     """The k that c_dec puts: the smallest from which on it no longer falls."""
     return min(k for k, c in zip(ks, measured, strict=True) if c <= min(measured) + FLAT)
 
 
+def world_of(rho: float) -> World:
+    active = FirstCopula(mean_active=2.0, rho=rho)
+    return World(20, 5, active, Constant(spread=0.15), Orthogonal())
+
+
 def run() -> Iterator[Figure]:
-    for rho in (0.4, -0.24):
-        world = World(
-            20,
-            5,
-            FirstCopula(mean_active=2.0, rho=rho),
-            Constant(spread=0.15),
-            Orthogonal(),
-        )
-        said = f"rho {rho:g}, "
+    for rho, low, high in ((0.4, 0.2, None), (-0.24, None, -0.15), (-0.4, None, -0.2)):
+        world, said = world_of(rho), f"rho {rho:g}, "
         small, small_error = trained(world, 1.8)
         mixed = tuple(cosines(small, world)[1:, 0].tolist())
-        low, high = (0.2, None) if rho > 0 else (None, -0.12)
         what = said + "k 1.8: cosine of feature 0 with latents 1 to 4"
         yield Figure(what, mixed, "mixed into each", low, high)
         true = true_error(world, 1.8)
@@ -121,9 +128,11 @@ def run() -> Iterator[Figure]:
         right, _ = trained(world, 2.0)
         own = tuple(cosines(right, world).diagonal().tolist())
         yield Figure(said + "k 2: cosine of latents and features", own, "recovered", low=0.99)
-        measured = [c_dec(trained(world, k, from_truth=False)[0].W_dec) for k in GRID]
+    for rho in (0.4, -0.24):
+        world, said = world_of(rho), f"rho {rho:g}, "
+        measured = [c_dec(best_of_starts(world, k).W_dec) for k in GRID]
         for k, value in zip(GRID, measured, strict=True):
-            yield Figure(f"{said}c_dec at k {k:g}, from random weights", (value,))
+            yield Figure(f"{said}c_dec at k {k:g}, best of {STARTS} random starts", (value,))
         yield Figure(said + "k that c_dec chooses", (chosen(GRID, measured),), "2", 1.99, 2.21)
 
 
