@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
-import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import track
 
 from sae.activations import Source, Stream
 from sae.autoencoder import SAE
@@ -16,6 +19,8 @@ from sae.lightning.datamodule import ActivationDataModule
 from sae.lightning.module import SAEModule
 from sae.metrics import controls
 from sae.training import Learner
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -85,7 +90,6 @@ def train(found: list[Sibling], data: ActivationDataModule, steps: int, device: 
     by_source: dict[int, list[Sibling]] = {}
     for sibling in found:
         by_source.setdefault(id(sibling.source), []).append(sibling)
-    start, done = time.monotonic(), 0
     for group in by_source.values():
         source = group[0].source
         source.setup(device)
@@ -99,11 +103,10 @@ def train(found: list[Sibling], data: ActivationDataModule, steps: int, device: 
         )
         learners = [_learner(some.module, data, source, steps, device, stream) for some in group]
         batches = iter(stream)
-        for micro in zip(*[batches] * data.accumulate, strict=True):
+        says = ", ".join(some.says.replace("\n", " ") for some in group)
+        for micro in _progress(zip(*[batches] * data.accumulate, strict=True), steps, says):
             for learner in learners:
                 learner.step(*(batch.acts for batch in micro))
-            done += len(group)
-            _progress(done, steps * len(found), start)
         for sibling, learner in zip(group, learners, strict=True):
             sibling.sae = learner.export()
 
@@ -121,13 +124,14 @@ def _learner(
     return learner
 
 
-def _progress(done: int, total: int, start: float) -> None:
-    """One line that is written over, on a terminal; every tenth of the work elsewhere."""
-    left = (time.monotonic() - start) / done * (total - done)
-    text = f"controls: {done / total:.0%}, {left:.0f} s left"
+def _progress(batches: Iterable[T], steps: int, says: str) -> Iterator[T]:
+    """`batches`, of which there are `steps`, with a bar on a terminal and a line every tenth of
+    them elsewhere."""
     if sys.stdout.isatty():
-        sys.stdout.write(f"\r{text}   " + ("\n" if done == total else ""))
-        sys.stdout.flush()
-    elif done * 10 // total != (done - 1) * 10 // total:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        yield from track(batches, f"controls: {says}", steps, console=Console(file=sys.stdout))
+        return
+    for done, batch in enumerate(batches, start=1):
+        yield batch
+        if done * 10 // steps != (done - 1) * 10 // steps:
+            sys.stdout.write(f"controls: {says}: {done / steps:.0%}\n")
+            sys.stdout.flush()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import stats
 from torch import Tensor
 
 # Resamples made at a time hold about this many numbers.
 _NUMBERS = 2**22
+# Clusters that are resampled at most.
+_CLUSTERS = 1024
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,15 @@ class Score:
     high: float
     n: int
     chance: float | None = None
+
+    def figures(self, name: str) -> dict[str, float]:
+        """`name`, and as far as they are known `name_low`, `name_high` and `name_chance`."""
+        found = {"": self.value, "_low": self.low, "_high": self.high, "_chance": self.chance}
+        return {
+            name + end: number
+            for end, number in found.items()
+            if number is not None and not (end and math.isnan(number))
+        }
 
     def __str__(self) -> str:
         chance = "" if self.chance is None else f", chance {self.chance:.3f}"
@@ -67,3 +79,21 @@ def bootstrap_score(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Score(value, float(interval.low), float(interval.high), n, chance)
+
+
+def ratio(above: np.ndarray, below: np.ndarray, axis: int) -> np.ndarray:
+    """A statistic of two columns: one sum over the other."""
+    return above.sum(axis) / below.sum(axis)
+
+
+def sums_by_cluster(columns: Mapping[str, Tensor], cluster: Tensor) -> dict[str, Tensor]:
+    """Each column [n] summed over the rows of a cluster, float64 [clusters]: what to resample, with
+    `ratio`, where rows hang together. cluster [n], any integers. Beyond 1,024 of them several are
+    put together, which costs the interval nothing that can be seen and saves its time.
+    """
+    inverse = cluster.unique(return_inverse=True)[1] % _CLUSTERS
+    size = int(inverse.max()) + 1
+    return {
+        name: torch.zeros(size, dtype=torch.float64).index_add_(0, inverse, column.double())
+        for name, column in columns.items()
+    }

@@ -60,8 +60,14 @@ def test_the_fault_of_a_run_is_found(tmp_path, capsys, fault):
         assert found["code_mcc_best"] > found["code_mcc_own"]
         summary = json.loads((run / "summary.json").read_text())
         assert found["fvu"] == pytest.approx(summary["held_out"]["fvu"])
-        for heading in ("this run", "frozen", "noise", "the L0", "dictionary MCC", "chance"):
+        for heading in ("this", "frozen", "noise", "the L0", "dictionary MCC", "chance", "MIS"):
             assert heading in said
+        assert found["fvu_high"] < found["fvu_chance"] == 1
+        assert found["dictionary_mcc_signed_low"] > found["dictionary_mcc_signed_chance"]
+        # What is judged by the truth is so for a control on the same data, and for no other.
+        assert found["mis"] > found["frozen_decoder.mis"] > found["mis_chance"]
+        assert found["support_f1_low"] > found["frozen_decoder.support_f1_high"]
+        assert "gaussian.mis" not in found and "gaussian.code_mcc" not in found
         before = {key: value for key, value in found.items() if "." not in key}
         assert main(["evaluate", str(run), "--controls", "false", "--tokens", "2048"]) == 0
         alone = json.loads((run / "evaluation.json").read_text())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae.metrics.bootstrap import Score, bootstrap_score
+from sae.metrics.bootstrap import Score, bootstrap_score, ratio, sums_by_cluster
 
 
 def test_the_interval_is_that_of_all_resamples():
@@ -51,3 +51,28 @@ def test_of_one_unit_nothing_is_known():
 def test_one_line():
     assert str(Score(0.8134, 0.79, 0.83, 64, 0.12)) == "0.813 [0.790, 0.830] (n 64, chance 0.120)"
     assert str(Score(0.5, 0.25, 0.75, 4)) == "0.500 [0.250, 0.750] (n 4)"
+
+
+def test_figures_leave_out_what_is_not_known():
+    assert Score(0.5, 0.25, 0.75, 4, 0.0).figures("a") == {
+        "a": 0.5,
+        "a_low": 0.25,
+        "a_high": 0.75,
+        "a_chance": 0.0,
+    }
+    assert Score(0.5, math.nan, math.nan, 1).figures("a") == {"a": 0.5}
+    (value,) = Score(math.nan, math.nan, math.nan, 0).figures("a").values()
+    assert math.isnan(value)
+
+
+def test_sums_by_cluster(monkeypatch):
+    columns = {"a": torch.tensor([1.0, 2.0, 4.0, 8.0]), "b": torch.ones(4)}
+    cluster = torch.tensor([70, -1, 70, 5])
+    sums = sums_by_cluster(columns, cluster)
+    assert {name: column.tolist() for name, column in sums.items()} == {
+        "a": [2.0, 8.0, 5.0],
+        "b": [1.0, 1.0, 2.0],
+    }
+    assert ratio(sums["a"].numpy(), sums["b"].numpy(), axis=0) == 15 / 4
+    monkeypatch.setattr("sae.metrics.bootstrap._CLUSTERS", 2)  # the first and the third together
+    assert sums_by_cluster(columns, cluster)["a"].tolist() == [7.0, 8.0]

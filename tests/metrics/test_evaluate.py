@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from sae import SAE, UserError
+from sae.activations import Source
 from sae.autoencoder.sparsity import TopK
 from sae.metrics.codes import Firing
 from sae.metrics.evaluate import evaluate
+from sae.metrics.sample import Sample
 from sae.worlds import SparseSuperposition
 
-ALWAYS = {"tokens", "fvu", "l0", "cosine", "shrinkage", "never_fired_fraction"}
+ALWAYS = {"tokens", "fvu", "l0", "cosine", "shrinkage", "never_fired_fraction"} | {
+    "relative_reconstruction_bias",
+}
 MODEL = {"output_cosine", "output_cosine_mean_ablation", "downstream_tokens"}
 LOSSES = {"ce_tokens", "ce_clean", "ce_sae", "ce_zero_ablation", "ce_mean_ablation"} | {
     "loss_recovered",
@@ -90,3 +94,46 @@ def test_an_empty_held_out_split_is_the_users_error():
 
     with pytest.raises(UserError, match="held-out split has no activations"):
         evaluate(SAE(8, TopK(d_sae=16, k=2)), Empty(d_in=8, n_features=16, mean_active=2))
+
+
+def test_a_sample_holds_what_was_read():
+    world = SparseSuperposition(d_in=24, n_features=32, mean_active=2, noise=0.1)
+    sae, sample = SAE(24, TopK(d_sae=40, k=3)), Sample(most=4500)
+    figures = evaluate(sae, world, max_tokens=5000, sample=sample, seed=3)
+    blocks = [world.block("held_out", i, 4096, 3) for i in (0, 1)]
+    x = torch.cat([block.acts["world"] for block in blocks])[:4500]
+    assert torch.equal(sample.x, x)
+    assert torch.equal(sample.document, torch.cat([b.document for b in blocks])[:4500])
+    z = torch.cat([world.codes("held_out", i, 4096, 3).to_dense() for i in (0, 1)])[:4500]
+    assert torch.equal(sample.true_codes().to_dense(), z.double())
+    torch.testing.assert_close(sample.codes().to_dense(), sae.encode(x).to_dense().double())
+    scores = sample.scores()
+    assert set(scores) == ALWAYS - {"tokens", "never_fired_fraction"}
+    for name, score in scores.items():  # of all 5,000 rows
+        assert score.value == pytest.approx(figures[name], rel=1e-3), name
+        assert score.low < score.value < score.high or name == "l0", name
+
+
+def test_rows_of_one_document_are_resampled_together():
+    world = SparseSuperposition(d_in=24, n_features=32, mean_active=2)
+
+    class Repeats(Source):
+        """Every sample four times, as one document or as four."""
+
+        def __init__(self, together):
+            self.widths, self.together = world.widths, together
+
+        def block(self, split, index, size, seed):
+            block = world.block(split, index, size // 4, seed)
+            block = block.rows(torch.arange(size) // 4)
+            block.document = torch.arange(size) // (4 if self.together else 1)
+            return block
+
+    sae, widths = SAE(24, TopK(d_sae=40, k=3)), []
+    for together in (True, False):
+        sample = Sample()
+        evaluate(sae, Repeats(together), max_tokens=2048, sample=sample)
+        assert sample.true_codes() is None
+        fvu = sample.scores()["fvu"]
+        widths.append(fvu.high - fvu.low)
+    assert widths[0] == pytest.approx(2 * widths[1], rel=0.15)  # sqrt(4)
