@@ -59,11 +59,29 @@ def test_too_small_a_k_mixes_what_fires_together(monkeypatch):
 def test_antipodes_are_counted_among_what_is_kept():
     W = torch.tensor([[1.0, -1, 0, 0.1], [0, 0, 1, 0]])
     assert elhage.partners(W) == pytest.approx(2 / 3)
-    assert elhage.draw(3).shape == (len(elhage.RARITIES), elhage.BATCH, elhage.N)
-    active = (elhage.draw(3) > 0).double().mean((1, 2))
-    expected = 1 / torch.tensor(elhage.RARITIES).double()
-    count = elhage.BATCH * elhage.N
-    assert ((active - expected).abs() < 4.5 * (expected / count).sqrt() + 1e-4).all()
+
+
+def test_toy_samples_are_as_rare_as_said():
+    rarities, n = (1.0, 2.5, 10.0), 200
+    x = elhage.samples(rarities, n, size=256)(3)
+    assert x.shape == (3, 256, n) and x.max() <= 1
+    expected = 1 / torch.tensor(rarities).double()
+    active = (x > 0).double().mean((1, 2))
+    assert ((active - expected).abs() < 4.5 * (expected / (256 * n)).sqrt() + 1e-4).all()
+    other = elhage.samples(rarities, n, size=256, seed=1)(3)
+    assert not torch.equal(x, other)
+
+
+def test_antipodes_to_start_with_and_their_loss():
+    W = elhage.pairs(2, 50)
+    assert W.shape == (2, elhage.M, 50)
+    half = torch.eye(elhage.M)
+    paired = torch.cat([half, -half, torch.zeros(elhage.M, 10)], dim=1)
+    torch.testing.assert_close(W[1], paired, atol=0.06, rtol=0)
+    # x' of W = [1, -1] is ReLU(x_0 - x_1), ReLU(x_1 - x_0), plus b before the ReLU.
+    W, b = torch.tensor([[[1.0, -1.0]]]), torch.tensor([[0.0, 0.5]])
+    x = torch.tensor([[[0.75, 0.5], [0.0, 1.0]]])  # rebuilt as 0.25, 0.25 and 0, 1.5
+    assert elhage.loss(W, b, x).item() == pytest.approx((0.25 + 0.0625 + 0.25) / 2)
 
 
 def test_codes_are_judged_on_fresh_samples_of_the_network(monkeypatch):

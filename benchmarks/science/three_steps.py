@@ -1,10 +1,16 @@
 """The three steps in one: sparse z, data x = g(z), a classifier f of x, and dictionary learning on
 its representation y = f(x), which is never told of z, of x, or of the classes.
 
-16 latents, 3 active, sizes U(0.25, 2); g has 3 invertible layers; f is to tell 100 classes, label
+16 latents, 3 active, sizes U(0.25, 2); g has 3 invertible layers; f is to tell 300 classes, label
 ~ softmax(4 <v_c, z>), through a layer of 16 or of only 8 dimensions. Controls: f before training,
 and the data x themselves. Last, classes that lie apart, where identification must fail and be said
 to.
+
+All settings are the same for both widths, and were chosen on worlds of seeds 2, 3 and 4. What
+counts at d 8 is how many classes there are: of 100, 8 dimensions are R2 .93 linear in z, whatever f
+and its training, and dictionaries differ from restart to restart (dictionary MCC .90 to .95 at
+objectives within 1%, from 2,048 samples at a penalty of 0.04); of 300, it is .95, and restarts
+agree.
 """
 
 from __future__ import annotations
@@ -23,15 +29,21 @@ from sae.worlds import NonlinearMixing, PrototypeLatents
 from sae.worlds.magnitudes import Uniform
 
 SEEDS = (0, 1)
-# A last penalty of 0.1 leaves .92 at d 16, where the bias takes over what the penalty shrinks.
-SETTINGS = SparseCoding(penalty=0.04, first_penalty=1.2, restarts=4)
+SAMPLES = 4096
+SETTINGS = SparseCoding(penalty=0.1, first_penalty=1.2, restarts=8)
 PUBLISHED = ""  # the founding paper has no figures
+
+
+def world_of(d: int, seed: int) -> NonlinearMixing:
+    return NonlinearMixing(
+        d, classes=300, steps=2500, batch_size=1024, lr=4e-3, world_seed=seed, network_seed=seed
+    )
 
 
 def found(world: NonlinearMixing, net: Callable[[Tensor], Tensor]) -> float:
     """Code MCC (signed Pearson, Hungarian) of a dictionary learnt on `net` of the data."""
     look = lambda split, size: world.sample(split, 0, size, 0)[0]
-    y = net(world.mixing(look("train", 2048)))
+    y = net(world.mixing(look("train", SAMPLES)))
     learnt = learn_dictionary(y, world.n_features, SETTINGS, steps=400)
     z = look("held_out", 4096)
     codes = fista(
@@ -66,7 +78,7 @@ def raw_data(x: Tensor) -> Tensor:
 
 def run() -> Iterator[Figure]:
     for d, least in ((16, 0.97), (8, 0.90)):
-        worlds = [NonlinearMixing(d, world_seed=s, network_seed=s) for s in SEEDS]
+        worlds = [world_of(d, seed) for seed in SEEDS]
         seen = [looked_at(world) for world in worlds]
         said = f"d {d}: "
         yield Figure(said + "R2 z -> y", tuple(f.z_to_y for f in seen))
@@ -79,7 +91,7 @@ def run() -> Iterator[Figure]:
         yield Figure(said + "code MCC, untrained network", control, PUBLISHED, high=0.55)
         if d == 16:
             raw = tuple(found(world, raw_data) for world in worlds)
-            yield Figure("code MCC, raw data", raw)
+            yield Figure("code MCC, raw data (the same 16 dimensions for both d)", raw)
         warned = tuple(float(len(f.warnings)) for f in seen)
         yield Figure(said + "warnings of identify", warned, high=0)
     yield from separable()

@@ -22,6 +22,7 @@ def toy_models(
     steps: int = 3000,
     lr: float = 3e-3,
     seed: int = 0,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """W [instances, m, n] and b [instances, n] of x' = ReLU(W^T W x + b), trained side by side to
     minimise sum_i importance_i (x_i - x'_i)^2 (Elhage et al. 2022, "Toy models of superposition").
@@ -35,9 +36,12 @@ def toy_models(
         importance: [n], all 1 when left out.
         steps, lr: length of the training, and its highest learning rate.
         seed: of the starting weights, Xavier normal.
+        start: W to begin with, [instances, m, n], in place of those.
     """
-    start = torch.randn(instances, m, n, generator=generator_of(seed, 2))
-    W = (start * math.sqrt(2 / (n + m))).requires_grad_()
+    if start is None:
+        normal = torch.randn(instances, m, n, generator=generator_of(seed, 2))
+        start = normal * math.sqrt(2 / (n + m))
+    W = start.clone().requires_grad_()
     b = torch.zeros(instances, 1, n).requires_grad_()
     weight = torch.ones(n) if importance is None else importance
     optimizer = torch.optim.AdamW([W, b], lr=lr)

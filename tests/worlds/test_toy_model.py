@@ -43,6 +43,16 @@ def test_dense_features_get_dimensions_sparse_ones_share_them():
     )
 
 
+def test_it_starts_where_it_is_told_to():
+    """Adam moves no number by more than about its learning rate a step."""
+    start = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]])
+    x = torch.tensor([[1.0, 0.0, 1.0]])
+    W, b = toy_models(lambda step: x, 3, 2, steps=3, lr=1e-4, start=start)
+    torch.testing.assert_close(W, start, atol=4e-4, rtol=0)
+    assert b.abs().max() < 4e-4
+    assert start.tolist() == [[[1, 0, 0], [0, 0, 1]]]
+
+
 def test_dimensions_per_feature_by_hand():
     W = torch.tensor([[[3.0, 0.0, 1.0], [0.0, 1.0, 1.0]]])
     assert dimensions_per_feature(W).tolist() == pytest.approx([2 / 12])
