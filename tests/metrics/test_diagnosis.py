@@ -39,6 +39,11 @@ def parts(**changes: float) -> list[str]:
         ),
         ({"l0": 16.0}, {"l0": 16.01}, "k"),
         ({"more__c_dec": 0.0901}, {"more__c_dec": 0.0899}, "k"),
+        (
+            {"more__c_dec": 0.0899, "fewer__c_dec": 0.1111},
+            {"more__c_dec": 0.0899, "fewer__c_dec": 0.1112},
+            "k",
+        ),
         ({"dead_fraction": 0.1}, {"dead_fraction": 0.101}, "width"),
         ({"gaussian__fvu": 0.112}, {"gaussian__fvu": 0.111}, "data"),
     ],
