@@ -51,6 +51,13 @@ def test_by_hand():
     assert found.fvu_gap == pytest.approx(found.fvu)
     assert (found.rows, found.l0, found.l0_lasso, found.penalty) == (3, 2, 2, 0.25)
     assert found.figures()["fvu_gap"] == found.fvu_gap
+    # Row by row: a quarter of |y|^2; nothing; lambda^2 - lambda |y|_1 / 2 + |y|^2 / 8; and about
+    # (2, 2).
+    own, best, missed, spread = found.of_rows.T.tolist()
+    assert own == pytest.approx([10 / 4, 5 / 4, 13 / 4]) and best == pytest.approx([0] * 3)
+    lasso = [0.0625 - total / 8 + square / 8 for total, square in ((4, 10), (3, 5), (5, 13))]
+    assert missed == pytest.approx(lasso, abs=1e-9) and spread == pytest.approx([2, 1, 1])
+    assert "of_rows" not in found.figures()
 
 
 def test_neither_norms_nor_units_nor_bias_matter():

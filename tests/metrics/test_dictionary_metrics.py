@@ -7,11 +7,16 @@ import torch
 
 from sae.metrics.dictionary import (
     c_dec,
+    c_dec_chance,
+    c_dec_of_latents,
+    dictionary_chance,
     dictionary_mcc_chance,
     dictionary_mcc_signed,
+    matched_cosines_signed,
     mmcs,
     mmcs_uniqueness,
     s_n,
+    uniqueness_of_latents,
 )
 
 
@@ -82,3 +87,30 @@ def test_s_n_is_the_n_th_largest_projection_of_a_row():
     W_dec = torch.tensor([[1.0, 0], [0, 7], [3, 4]])
     found = [s_n(x, W_dec, b_dec, n) for n in range(3)]
     assert found == pytest.approx([5, 3, 0.6])  # of 5, 4, 3, 1, .6, 0: those at 0, 2 and 4
+
+
+def test_units_of_which_scores_are_means():
+    truth = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    W_dec = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
+    # (1, 0) and (0, 1) have a latent, (.8, .6) none: its cosines would win .6 or .8, not 1.
+    assert matched_cosines_signed(W_dec, truth).tolist() == pytest.approx([1, 0, 1])
+    # Nearest to latents: feature 0 twice, feature 2 once.
+    W_dec = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.99, 0.1]])
+    assert uniqueness_of_latents(W_dec, truth).tolist() == [0.5, 1, 0.5]
+    W_dec = torch.tensor([[1.0, 0], [-3, 4], [0, -2]])  # |cos| .6, 0 and .8
+    assert c_dec_of_latents(W_dec).tolist() == pytest.approx([0.3, 0.7, 0.4])
+
+
+def test_chance_of_any_score():
+    truth, seen = unit(6, 4, 0), []
+
+    def score(W_dec, found):
+        seen.append(W_dec)
+        assert found is truth
+        return float(len(seen))
+
+    assert dictionary_chance(score, truth, 9, draws=3) == 2
+    assert [tuple(W_dec.shape) for W_dec in seen] == [(9, 4)] * 3
+    assert not torch.equal(seen[0], seen[1])
+    assert dictionary_chance(mmcs, truth, 9) > dictionary_mcc_chance(truth, 9)
+    assert c_dec_chance(64) == pytest.approx(c_dec(unit(1000, 64, 0)), rel=0.01)

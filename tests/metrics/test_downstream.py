@@ -85,6 +85,18 @@ def test_agrees_with_the_model_run_by_hand(make_source, sae, monkeypatch, packin
         "ce_tokens": len(targets),
     }
     assert got.figures() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    sums = got.of_contexts
+    rows = [contexts.counts.sum(1) for contexts in source.contexts("held_out")]
+    assert torch.equal(sums["tokens"], torch.cat(rows).double())
+    # Counted positions come context by context, and so do words.
+    cosines = cosine_similarity(hidden, hidden_sae).split(torch.cat(rows).tolist())
+    per_context = torch.stack([part.sum() for part in cosines]).double()
+    torch.testing.assert_close(sums["cosine_sae"], per_context, rtol=1e-4, atol=1e-4)
+    losses = cross_entropy(logits_sae, targets, reduction="none")
+    losses = losses.split(sums["targets"].long().tolist())
+    per_context = torch.stack([part.sum() for part in losses]).double()
+    torch.testing.assert_close(sums["ce_sae"], per_context, rtol=1e-4, atol=1e-4)
+    assert sums["kl_sae"].sum().item() == pytest.approx(expected["kl_sae"] * len(targets), rel=1e-4)
     assert len({round(value, 4) for value in ce.values()}) == 4
 
 
