@@ -26,12 +26,22 @@ class SparseCoding:
             part.
         share: how long that part is, of the run.
         iterations: steps of FISTA for the codes of a batch, from 0 on.
+        rounds: if given, codes are found on an active set, in so many rounds, in place of FISTA
+            (`sae.inference.active_set`). That pays where a sample needs few of many atoms, and the
+            more the lower the penalty: codes that have not converged are dense, and every atom
+            seems needed. In an online run on 1,000 features in 93 dimensions, 3 to 4 rounds do
+            what takes 60 iterations. Not for negative codes.
         restarts: dictionaries learnt side by side, from other starts; the one with the lowest mean
             objective over the last fifth of the part is taken.
         forgetting: after t batches the batch of step s weighs (s / t)^forgetting in the dictionary;
             0 weighs all alike (Mairal et al. 2010, section 3.4.2).
         replace_every: steps between two times that atoms which no sample needs, and the lesser of
             two that point the same way, are replaced; None: never.
+        same: the cosine above which two atoms point the same way. Random directions come as close
+            as .9 in less than 8 dimensions only; in d_in dimensions, to sqrt(4 ln(d_sae) / d_in).
+            A feature that is far more frequent than all others is split among many atoms, each with
+            some of another, at cosines of .6 to .8: one that was active in half the samples took
+            40 of 1,000 atoms.
         non_negative: False allows negative codes.
         bias: whether b_dec is learnt too; else it is 0, as in worlds without one.
     """
@@ -40,9 +50,11 @@ class SparseCoding:
     first_penalty: float = 2.0
     share: float = 0.5
     iterations: int = 20
+    rounds: int | None = None
     restarts: int = 1
     forgetting: float = 5.0
     replace_every: int | None = 5
+    same: float = 0.9
     non_negative: bool = True
     bias: bool = True
 
@@ -65,7 +77,16 @@ class SparseCoding:
             raise UserError(
                 f"model.sparse_coding.forgetting={self.forgetting} must not be negative"
             )
-        for name in ("iterations", "restarts", "replace_every"):
+        if not 0 < self.same <= 1:
+            raise UserError(
+                f"model.sparse_coding.same={self.same} is a cosine: above 0, and at most 1"
+            )
+        if self.rounds is not None and not self.non_negative:
+            raise UserError(
+                f"model.sparse_coding.rounds={self.rounds} finds no negative codes; leave it out, "
+                "or take non_negative: true"
+            )
+        for name in ("iterations", "rounds", "restarts", "replace_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"model.sparse_coding.{name}={value}; give at least 1")

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from sae.errors import UserError
 from sae.inference import duality_gap
+from sae.inference.active_set import active_set_codes
 from sae.metrics.dictionary import dictionary_mcc_signed
 from sae.training import SparseCoding, dictionary_steps, learn_dictionary
 from sae.training.dictionary import DictionaryLearner
@@ -78,6 +79,17 @@ def learner(steps: int = 10, online: bool = True, **settings) -> DictionaryLearn
     )
 
 
+def test_codes_by_rounds_are_those_of_the_active_set():
+    one, x = learner(rounds=2, restarts=2), drawn(50, 4)
+    one.b += drawn(2, 4, seed=3)
+    z = one.codes(x, 1)
+    for r in range(2):
+        expected = active_set_codes(x - one.b[r], one.D[r], one.penalty, 2)
+        assert torch.equal(z[r], expected) and expected.any()
+    again = one.codes(x, 1, start=z)
+    assert torch.equal(again[1], active_set_codes(x - one.b[1], one.D[1], 2.0, 2, start=z[1]))
+
+
 def test_sums_weigh_batches_by_when_they_came():
     one, batches = learner(forgetting=2.0), drawn(3, 50, 4).abs()
     z = [one.step(x) for x in batches]
@@ -124,6 +136,18 @@ def test_idle_atoms_and_twins_are_replaced_by_residuals():
         assert (one.D[0, atom] - residuals).norm(dim=1).min() < 1e-12
         assert not one.zz[0, atom].any() and not one.zz[0, :, atom].any()
         assert not one.zx[0, atom].any()
+
+
+@pytest.mark.parametrize("same, gone", [(0.65, []), (0.55, [1])])
+def test_how_close_two_atoms_may_come_is_a_setting(same, gone):
+    one, x = learner(replace_every=1, steps=100, same=same), drawn(50, 4)
+    one.D[0, :4] = torch.eye(4, dtype=torch.float64)
+    one.D[0, 4:] = -one.D[0, :2]
+    one.D[0, 1] = torch.tensor([0.6, 0.8, 0.0, 0.0], dtype=torch.float64)
+    one.zz[0] = torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64))
+    before = one.D.clone()
+    one._replace(x, one.codes(x, 5))
+    assert (before != one.D).any(2)[0].nonzero()[:, 0].tolist() == gone
 
 
 def test_nothing_is_replaced_at_the_end():
@@ -202,6 +226,9 @@ def test_it_finds_the_dictionary_of_a_stream():
         ({"share": 1.0}, "share=1.0 must be above 0, and below 1"),
         ({"forgetting": -1.0}, "forgetting=-1.0 must not be negative"),
         ({"restarts": 0}, "restarts=0; give at least 1"),
+        ({"rounds": 0}, "rounds=0; give at least 1"),
+        ({"rounds": 3, "non_negative": False}, "rounds=3 finds no negative codes"),
+        ({"same": 0.0}, "same=0.0 is a cosine"),
         ({"replace_every": 0}, "replace_every=0; give at least 1"),
     ],
 )
