@@ -1,7 +1,7 @@
 """What Lightning adds to a step: `python -m benchmarks.loop`.
 
 The same small steps in a bare loop over the stream, and in the Trainer as `train.py` sets it up
-(its callbacks, its CSV logger, a row every 50 steps, no checkpoint in between) with 1 and with 10
+(its callbacks, `metrics.csv`, a row every 50 steps, no checkpoint in between) with 1 and with 10
 steps a call (`trainer.steps_per_call`). Activations are made
 beforehand. What is added is the same at every size, so it matters only where a step takes a
 millisecond or so.
@@ -27,8 +27,9 @@ from sae.activations import Batch, Source, Stream
 from sae.autoencoder.sparsity import TopK
 from sae.lightning.callbacks import Checkpoints, Lines
 from sae.lightning.datamodule import ActivationDataModule
-from sae.lightning.logger import MetricsCSV
+from sae.lightning.member import Member
 from sae.lightning.module import SAEModule
+from sae.lightning.recipe import Recipe
 from sae.lightning.run import RunFolder
 
 D_IN, D_SAE, K, BATCH = 64, 512, 8, 256
@@ -49,7 +50,6 @@ class Kept(Source):
 
 def milliseconds(steps: int, *, bare: bool, accelerator: str, calls: int = 1) -> float:
     """Per step, of the second half of a run of `steps`."""
-    module = SAEModule(TopK(d_sae=D_SAE, k=K))
     data = ActivationDataModule(
         Kept(), batch_size=BATCH, held_out_tokens=BATCH, steps_per_call=calls
     )
@@ -57,17 +57,19 @@ def milliseconds(steps: int, *, bare: bool, accelerator: str, calls: int = 1) ->
 
     class Clock(L.Callback):
         def on_train_batch_end(self, trainer, *_) -> None:
-            if module.learner.steps in (steps // 2, steps):  # both are multiples of `calls`
+            if module.steps in (steps // 2, steps):  # both are multiples of `calls`
                 marks.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         run = RunFolder(Path(folder) / "run")
         run.path.mkdir()
+        member = Member("bench", Recipe(TopK(d_sae=D_SAE, k=K)), run.path)
+        module = SAEModule([member])
         trainer = L.Trainer(
             max_steps=steps,
             accelerator=accelerator,
             devices=1,
-            logger=[MetricsCSV(run.path)],
+            logger=False,
             callbacks=[Lines(), Checkpoints(run, every=steps), Clock()],
             log_every_n_steps=50,
             enable_progress_bar=False,
@@ -78,7 +80,7 @@ def milliseconds(steps: int, *, bare: bool, accelerator: str, calls: int = 1) ->
         trainer.fit(module, datamodule=data)
     if not bare:
         return (marks[1] - marks[0]) / (steps - steps // 2) * 1e3
-    learner = module.learner.to("cuda" if accelerator == "gpu" else "cpu")
+    learner = member.learner.to("cuda" if accelerator == "gpu" else "cpu")
     stream = Stream(data.source, batch_size=BATCH, block_batches=32, batches=steps)
     for number, batch in enumerate(stream):
         if number == steps // 2:

@@ -12,7 +12,7 @@ from sae.autoencoder.family import Family
 from sae.lightning.cli import main
 from sae.lightning.complaints import leaves
 from sae.lightning.datamodule import ActivationDataModule
-from sae.lightning.module import SAEModule
+from sae.lightning.recipe import Recipe
 from sae.lightning.settings import Settings
 
 REPO = Path(__file__).resolve().parent.parent
@@ -48,7 +48,7 @@ def test_a_resolved_config_is_a_page_and_a_config(capsys, tmp_path):
 
 
 CLASSES = [c for family in Family.__subclasses__() for c in family.registry.values()]
-CLASSES += [*leaves(Source), *leaves(Text), SAEModule, ActivationDataModule]
+CLASSES += [*leaves(Source), *leaves(Text), Recipe, ActivationDataModule]
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)

@@ -36,7 +36,7 @@ class Lines(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        done, total = pl_module.learner.steps, trainer.max_steps
+        done, total = pl_module.steps, trainer.max_steps
         if done % trainer.log_every_n_steps and done != total:
             return
         now = time.monotonic()
@@ -50,9 +50,17 @@ class Lines(Callback):
 
 
 def _figures(module: LightningModule) -> list[tuple[str, str]]:
-    read = module.last_read
-    if not read:
+    """Of one member; of several what they share, and the range of the errors."""
+    reads = [member.last_read for member in module.live]
+    if not all(reads):
         return []
+    if len(module.members) > 1:
+        fvus = [read["fvu"] for read in reads]
+        return [
+            ("learning", f"{len(reads)} of {len(module.members)}"),
+            ("FVU", f"{min(fvus):.4f} to {max(fvus):.4f}"),
+        ]
+    (read,) = reads
     return [
         ("FVU", f"{read['fvu']:.4f}"),
         ("L0", f"{read['l0']:.1f}"),
@@ -99,7 +107,7 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = pl_module.learner.steps
+        step = pl_module.steps
         last = step == trainer.max_steps
         stop = self.stopped_by is not None and not last
         if step % self.every == 0 or last or stop:

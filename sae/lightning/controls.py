@@ -16,7 +16,7 @@ from sae.activations import Source, Stream
 from sae.autoencoder import SAE
 from sae.autoencoder.objective import Penalty
 from sae.lightning.datamodule import ActivationDataModule
-from sae.lightning.module import SAEModule
+from sae.lightning.recipe import Recipe
 from sae.metrics import controls
 from sae.training import Learner
 
@@ -36,53 +36,53 @@ class Sibling:
 
     name: str
     says: str
-    module: SAEModule
+    recipe: Recipe
     source: Source
     sae: SAE | None = None
 
 
-def siblings(module: SAEModule, source: Source, rows: int) -> list[Sibling]:
-    """All that apply to a run of `module` on `source`; `rows` is what a block of it holds."""
-    frozen = _changed(module, optim=controls.frozen_decoder(module.optim), resample_every=None)
-    gaussian = controls.MatchedGaussian(source, rows=rows, seed=module.seed)
+def siblings(recipe: Recipe, source: Source, rows: int) -> list[Sibling]:
+    """All that apply to a run of `recipe` on `source`; `rows` is what a block of it holds."""
+    frozen = _changed(recipe, optim=controls.frozen_decoder(recipe.optim), resample_every=None)
+    gaussian = controls.MatchedGaussian(source, rows=rows, seed=recipe.seed)
     found = []
-    if module.sparse_coding is None:  # which is how the decoder is learnt
+    if recipe.sparse_coding is None:  # which is how the decoder is learnt
         found.append(Sibling(controls.FROZEN_DECODER, "decoder\nfrozen", frozen, source))
-    found.append(Sibling(controls.GAUSSIAN, "Gaussian\nnoise", _changed(module), gaussian))
+    found.append(Sibling(controls.GAUSSIAN, "Gaussian\nnoise", _changed(recipe), gaussian))
     untrained = controls.random_weights(source)
     if untrained is not None:
         found.append(
-            Sibling(controls.RANDOM_WEIGHTS, "untrained\nmodel", _changed(module), untrained)
+            Sibling(controls.RANDOM_WEIGHTS, "untrained\nmodel", _changed(recipe), untrained)
         )
     for name, says, factor in (("fewer", "half\nthe L0", 0.5), ("more", "twice\nthe L0", 2.0)):
-        other = _with_l0(module, factor)
+        other = _with_l0(recipe, factor)
         if other is not None:
             found.append(Sibling(name, says, other, source))
     return found
 
 
-def _changed(module: SAEModule, **settings: Any) -> SAEModule:
-    other = copy.copy(module)
+def _changed(recipe: Recipe, **settings: Any) -> Recipe:
+    other = copy.copy(recipe)
     for name, value in settings.items():
         setattr(other, name, value)
     return other
 
 
-def _with_l0(module: SAEModule, factor: float) -> SAEModule | None:
+def _with_l0(recipe: Recipe, factor: float) -> Recipe | None:
     """The same with another k, or target_l0; None where the rule has neither, or no room for it."""
-    rule, terms = module.sparsity, module.objective
+    rule, terms = recipe.sparsity, recipe.objective
     k = getattr(rule, "k", None)
     if k is not None:
         wanted = round(k * factor)
         if not 1 <= wanted <= rule.d_sae // 4 or getattr(rule, "k_start", None) is not None:
             return None
-        return _changed(module, sparsity=dataclasses.replace(rule, k=wanted))
+        return _changed(recipe, sparsity=dataclasses.replace(rule, k=wanted))
     steered = [term for term in terms if isinstance(term, Penalty) and term.steered]
     if not steered:
         return None
     (term,) = steered
     other = dataclasses.replace(term, target_l0=term.target_l0 * factor)
-    return _changed(module, objective=[other if t is term else t for t in terms])
+    return _changed(recipe, objective=[other if t is term else t for t in terms])
 
 
 def train(found: list[Sibling], data: ActivationDataModule, steps: int, device: Any) -> None:
@@ -101,7 +101,7 @@ def train(found: list[Sibling], data: ActivationDataModule, steps: int, device: 
             seed=data.seed,
             batches=steps * data.accumulate,
         )
-        learners = [_learner(some.module, data, source, steps, device, stream) for some in group]
+        learners = [_learner(some.recipe, data, source, steps, device, stream) for some in group]
         batches = iter(stream)
         says = ", ".join(some.says.replace("\n", " ") for some in group)
         for micro in _progress(zip(*[batches] * data.accumulate, strict=True), steps, says):
@@ -112,14 +112,14 @@ def train(found: list[Sibling], data: ActivationDataModule, steps: int, device: 
 
 
 def _learner(
-    module: SAEModule,
+    recipe: Recipe,
     data: ActivationDataModule,
     source: Source,
     steps: int,
     device: Any,
     stream: Stream,
 ) -> Learner:
-    learner = module.learner_for(source.widths, data.batch_size, steps).to(device)
+    learner = recipe.learner_for(source.widths, data.batch_size, steps).to(device)
     learner.initialise(stream.first_block().to(device).acts)
     return learner
 

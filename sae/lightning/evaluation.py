@@ -57,14 +57,20 @@ def evaluate_run(args: list[str]) -> int:
     if own.tokens is not None and not (own.tokens.isdigit() and int(own.tokens)):
         raise UserError(f"--tokens {own.tokens} is not a number of activations")
     run = RunFolder(own.run)
-    if not (run.path / "sae").is_dir() or not run.config.is_file():
+    if not run.config.is_file():
+        raise UserError(f"{run.path} holds no run; give the folder of one, such as runs/default")
+    quiet()
+    settings = Settings(["--config", str(run.config)], lambda config: {})
+    if settings.config.members:
+        names = ", ".join(str(run.member(name).path) for name in settings.recipes)
+        raise UserError(f"{run.path} holds several; give one of: {names}")
+    (recipe,) = settings.recipes.values()
+    data, trainer = settings.datamodule, settings.trainer
+    if not (run.path / "sae").is_dir():
         raise UserError(
             f"{run.path} holds no finished run; finish it with `fit --resume {run.path}`, or give "
             "the folder of another"
         )
-    quiet()
-    settings = Settings(["--config", str(run.config)], lambda config: {})
-    module, data, trainer = settings.model, settings.datamodule, settings.trainer
     device = trainer.strategy.root_device
     data.source.setup(device)
     sae = SAE.load(run.path / "sae", device=device)
@@ -75,10 +81,10 @@ def evaluate_run(args: list[str]) -> int:
     if "dead_fraction" in summary.get("training", {}):
         figures["dead_fraction"] = summary["training"]["dead_fraction"]
     beside: dict[str, tuple[str, dict[str, Any]]] = {}
-    if own.controls == "true" and module.whole_contexts:
+    if own.controls == "true" and recipe.whole_contexts:
         sys.stdout.write("no controls: end-to-end terms need the model's own passes\n")
     elif own.controls == "true":
-        found = siblings(module, data.source, data.batch_size * data.block_batches)
+        found = siblings(recipe, data.source, data.batch_size * data.block_batches)
         names = ", ".join(some.name for some in found)
         sys.stdout.write(f"training {len(found)} controls ({names}); --controls false: none\n")
         sys.stdout.flush()

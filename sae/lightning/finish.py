@@ -19,6 +19,7 @@ from rich.table import Table
 from sae.activations import ModelActivations
 from sae.files import write_text
 from sae.lightning.datamodule import ActivationDataModule
+from sae.lightning.member import Member
 from sae.lightning.module import SAEModule
 from sae.lightning.run import RunFolder
 from sae.metrics.codes import Firing
@@ -29,38 +30,79 @@ from sae.report import write_report
 EXAMPLE_TOKENS = 65536
 
 
-def finish(run: RunFolder, module: SAEModule, data: ActivationDataModule, trainer: Trainer) -> str:
-    """Write `sae/`, `summary.json`, `examples.jsonl` and `report.html`; returns what to print."""
-    learner = module.learner
+def finish(
+    run: RunFolder,
+    places: list[RunFolder],
+    module: SAEModule,
+    data: ActivationDataModule,
+    trainer: Trainer,
+) -> str:
+    """Write into each member's folder `sae/`, `summary.json`, `examples.jsonl` and `report.html`;
+    of a member that was stopped the summary alone. Returns what to print."""
+    summaries = []
+    for member, place in zip(module.members, places, strict=True):
+        shared = {
+            "seconds": round(module.seconds, 3),
+            "tokens_per_second": round(module.tokens / max(module.seconds, 1e-9), 1),
+            "seed": member.recipe.seed,
+            "device": _device(trainer),
+            "positions": asdict(data.source.counts),
+            "versions": {name: version(name) for name in ("torch", "lightning", "sae-workbench")},
+            "python": platform.python_version(),
+            "git_commit": _git_commit(),
+        }
+        figures = _finished(member, place, data) if member.live else _stopped(member)
+        summary = {"name": member.name, **figures, **shared}
+        write_text(place.summary, json.dumps(summary, indent=2) + "\n")
+        if member.live:
+            write_report(place.path)
+        summaries.append(summary)
+    if places == [run]:
+        return _table(summaries[0], run)
+    write_text(run.summary, json.dumps({"name": run.path.name, "members": summaries}) + "\n")
+    return _tables(summaries, run)
+
+
+def _stopped(member: Member) -> dict[str, Any]:
+    """What there is to say of a member that did not reach the end."""
+    return {
+        "stopped": member.stopped["reason"],
+        "steps": member.stopped["step"],
+        "tokens": member.stopped["tokens"],
+    }
+
+
+def _finished(member: Member, place: RunFolder, data: ActivationDataModule) -> dict[str, Any]:
+    """Export a member and judge it."""
+    learner = member.learner
     metadata = {
         **data.source.metadata(),
         "hook": str(learner.sae.site),
         "tokens": learner.tokens,
-        "seed": module.seed,
-        "run": run.path.name,
+        "seed": member.recipe.seed,
+        "run": member.name,
         "version": version("sae-workbench"),
     }
     sae = learner.export()
     sae.metadata |= metadata
-    sae.save(run.path / "sae")
+    sae.save(place.path / "sae")
     firing = Firing(sae.d_sae, sae.W_dec.device)
     held_out = evaluate(sae, data.source, max_tokens=data.held_out_tokens, firing=firing)
-    firing.save(run.path / "density.json")
+    firing.save(place.path / "density.json")
     more: dict[str, Any] = {} if learner.resampler is None else learner.resampler.read()
     if learner.average is not None:
         average = learner.export(ema=True)
         average.metadata |= metadata
-        average.save(run.path / "sae_ema")
+        average.save(place.path / "sae_ema")
         more["held_out_ema"] = evaluate(average, data.source, max_tokens=data.held_out_tokens)
-
-    summary: dict[str, Any] = {
-        "name": run.path.name,
+    if isinstance(data.source, ModelActivations):
+        examples = top_examples(sae, data.source, max_tokens=EXAMPLE_TOKENS)
+        write_examples(examples, place.path / "examples.jsonl")
+    return {
         "tokens": learner.tokens,
         "steps": learner.steps,
-        "seconds": round(module.seconds, 3),
-        "tokens_per_second": round(learner.tokens / max(module.seconds, 1e-9), 1),
-        "fvu": module.last_read["fvu"],
-        "l0": module.last_read["l0"],
+        "fvu": member.last_read["fvu"],
+        "l0": member.last_read["l0"],
         "dead_fraction": learner.dead.dead_fraction().item(),
         "dead_after_tokens": learner.dead.dead_after,
         "d_in": sae.d_in,
@@ -69,21 +111,9 @@ def finish(run: RunFolder, module: SAEModule, data: ActivationDataModule, traine
         "architecture": f"{type(sae.site).__name__}+{type(sae.sparsity).__name__}",
         "learning_rate": learner.lr,
         "activation_scale": learner.scale,
-        "seed": module.seed,
-        "device": _device(trainer),
         "held_out": held_out,
         **more,
-        "positions": asdict(data.source.counts),
-        "versions": {name: version(name) for name in ("torch", "lightning", "sae-workbench")},
-        "python": platform.python_version(),
-        "git_commit": _git_commit(),
     }
-    if isinstance(data.source, ModelActivations):
-        examples = top_examples(sae, data.source, max_tokens=EXAMPLE_TOKENS)
-        write_examples(examples, run.path / "examples.jsonl")
-    write_text(run.summary, json.dumps(summary, indent=2) + "\n")
-    write_report(run.path)
-    return _table(summary, run)
 
 
 def _table(summary: dict[str, Any], run: RunFolder) -> str:
@@ -115,14 +145,38 @@ def _table(summary: dict[str, Any], run: RunFolder) -> str:
         if key in held_out:
             table.add_row(label, "", f"{held_out[key]:.4f}")
     table.add_row("tokens per second", f"{summary['tokens_per_second']:,.0f}", "")
-    console = Console(file=io.StringIO(), width=100)
-    console.print(table)
     return (
-        console.file.getvalue()
+        _printed(table)
         + f"report   {run.path / 'report.html'}\n"
         + f"figures  {run.summary}\n"
         + f'SAE      SAE.load("{run.path / "sae"}")\n'
     )
+
+
+def _tables(summaries: list[dict[str, Any]], run: RunFolder) -> str:
+    """A row for each member."""
+    table = Table(title=f"{run.path.name}: {len(summaries)} members", title_justify="left")
+    table.add_column("")
+    for column in ("FVU", "held out", "L0", "dead"):
+        table.add_column(column, justify="right")
+    for summary in summaries:
+        if "stopped" in summary:
+            table.add_row(summary["name"], f"{summary['stopped']} at step {summary['steps']}")
+            continue
+        table.add_row(
+            summary["name"],
+            f"{summary['fvu']:.4f}",
+            f"{summary['held_out']['fvu']:.4f}",
+            f"{summary['held_out']['l0']:.1f}",
+            f"{summary['dead_fraction']:.2%}",
+        )
+    return _printed(table) + f"figures  {run.summary}\n"
+
+
+def _printed(table: Table) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table)
+    return console.file.getvalue()
 
 
 def _device(trainer: Trainer) -> str:

@@ -16,7 +16,8 @@ from sae.errors import UserError
 from sae.files import write_text
 from sae.lightning.callbacks import Bar, Checkpoints, Lines
 from sae.lightning.finish import finish
-from sae.lightning.logger import MetricsCSV
+from sae.lightning.member import Member
+from sae.lightning.module import SAEModule
 from sae.lightning.run import RunFolder, SafeCheckpointIO
 from sae.lightning.settings import Settings, default_config
 
@@ -24,35 +25,45 @@ STOPPED = 130
 
 
 def fit(args: list[str]) -> int:
-    """Train, evaluate and write the run folder; returns the exit code."""
+    """Train, evaluate and write the run folder, with a folder in it for each member where the run
+    has several; returns the exit code."""
     quiet()
     args, folder = _with_config(args)
     step, checkpoint = folder.resume_point() if folder else (None, None)
 
-    settings = Settings(args, lambda config: _parts(config, folder, step))
+    settings = Settings(args, lambda config: _parts(config, folder))
     run = folder or _folder_of(settings.config)
-    module, data, trainer = settings.model, settings.datamodule, settings.trainer
+    data, trainer = settings.datamodule, settings.trainer
     if trainer.max_steps < 1:
         raise UserError(
             f"trainer.max_steps={trainer.max_steps}; give the length of the run in steps"
         )
+    places = [run.member(name) if settings.config.members else run for name in settings.recipes]
     if folder is None:
         run.start(overwrite=settings.config.overwrite)
-        run.path.mkdir(parents=True, exist_ok=True)
-        text = settings.parser.dump(settings.config, skip_unset=False, skip_link_targets=True)
-        write_text(run.config, text)
+        wanted = {run.path: settings.config}
+        wanted |= {p.path: c for p, c in zip(places, settings.alone.values(), strict=True)}
+        for path, config in wanted.items():
+            path.mkdir(parents=True, exist_ok=True)
+            text = settings.parser.dump(config, skip_unset=False, skip_link_targets=True)
+            write_text(RunFolder(path).config, text)
+    members = [
+        Member(name, recipe, place.path, resume_step=step)
+        for (name, recipe), place in zip(settings.recipes.items(), places, strict=True)
+    ]
+    module = SAEModule(members)
 
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
-    if module.learner.steps < trainer.max_steps:
+    if module.steps < trainer.max_steps:
         sys.stderr.write(
-            f"stopped at step {module.learner.steps} of {trainer.max_steps}, saved; go on with:\n"
+            f"stopped at step {module.steps} of {trainer.max_steps}, saved; go on with:\n"
             f"  python train.py fit --resume {run.path}\n"
         )
         return STOPPED
     sys.stdout.write("trained; now the figures on held-out text\n")
     sys.stdout.flush()
-    sys.stdout.write(finish(run, module, data, trainer))
+    sys.stdout.write(finish(run, places, module, data, trainer))
     return 0
 
 
@@ -88,10 +99,10 @@ def _folder_of(config: Namespace) -> RunFolder:
     return RunFolder(Path(config.runs) / config.name)
 
 
-def _parts(config: Namespace, folder: RunFolder | None, step: int | None) -> dict[str, list[Any]]:
+def _parts(config: Namespace, folder: RunFolder | None) -> dict[str, list[Any]]:
     run = folder or _folder_of(config)
     return {
-        "logger": _loggers(config, run, step),
+        "logger": _loggers(config, run),
         "callbacks": [
             Bar(refresh_rate=10) if sys.stdout.isatty() else Lines(),
             Checkpoints(run, every=config.checkpoint_every),
@@ -100,8 +111,8 @@ def _parts(config: Namespace, folder: RunFolder | None, step: int | None) -> dic
     }
 
 
-def _loggers(config: Namespace, run: RunFolder, step: int | None) -> list[Logger]:
-    loggers: list[Logger] = [MetricsCSV(run.path, resume_step=step)]
+def _loggers(config: Namespace, run: RunFolder) -> list[Logger]:
+    loggers: list[Logger] = []
     if config.wandb != "off":
         _need("wandb", f"wandb={config.wandb}")
         from lightning.pytorch.loggers import WandbLogger

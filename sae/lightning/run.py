@@ -28,6 +28,10 @@ class RunFolder:
     def summary(self) -> Path:
         return self.path / "summary.json"
 
+    def member(self, name: str) -> RunFolder:
+        """Of one member of several: all that the run of it alone would leave, but checkpoints."""
+        return RunFolder(self.path / name)
+
     def checkpoint(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step={step}.ckpt"
 

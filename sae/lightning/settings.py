@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -21,7 +23,10 @@ import sae_configs
 from sae.errors import UserError
 from sae.lightning.complaints import readable
 from sae.lightning.datamodule import ActivationDataModule
-from sae.lightning.module import SAEModule
+from sae.lightning.recipe import Recipe
+
+# Of a member: it becomes a folder, and part of a column's name.
+_NAME = re.compile(r"(?!checkpoints$)\w[\w.,=+-]*")
 
 
 def default_config() -> Path:
@@ -83,14 +88,20 @@ class Settings(LightningCLI):
     Args:
         args: the command line, without the command.
         parts: given the settings, the Trainer's logger, callbacks and plugins.
+
+    Attributes:
+        config: all settings, resolved.
+        alone: by name of a member of the run, the settings that would train it in a run of its own;
+            a run without `members` has one, of the run's name.
+        recipes: by the same names, what `model` says of each.
+        datamodule, trainer: built.
     """
 
     def __init__(self, args: list[str], parts: Callable[[Namespace], dict[str, Any]]) -> None:
         self._parts = parts
         try:
             super().__init__(
-                SAEModule,
-                ActivationDataModule,
+                datamodule_class=ActivationDataModule,
                 save_config_callback=None,
                 trainer_class=make_trainer,
                 seed_everything_default=False,
@@ -122,6 +133,11 @@ class Settings(LightningCLI):
     def _set_seed(self) -> None:
         """Nothing: all that is random here has a generator of its own."""
 
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(make_trainer, "trainer")
+        parser.add_class_arguments(Recipe, "model")
+        parser.add_lightning_class_args(ActivationDataModule, "data")
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="default", help="the run: <runs>/<name>")
         parser.add_argument("--runs", type=str, default="runs", help="folder that runs are put in")
@@ -141,10 +157,25 @@ class Settings(LightningCLI):
         parser.add_argument(
             "--tensorboard", type=bool, default=False, help="write TensorBoard files too"
         )
-        parser.link_arguments("seed", "model.seed")
+        parser.add_argument(
+            "--members",
+            type=dict[str, dict[str, Any]] | None,
+            default=None,
+            help="several autoencoders on one stream: by name, the settings under `model` in which "
+            "each differs from the others, such as {wide: {model.sae.d_sae: 8192}}",
+        )
         parser.link_arguments("seed", "data.seed")
         parser.link_arguments("trainer.steps_per_call", "data.steps_per_call")
         parser.link_arguments("model.accumulate", "data.accumulate")
+
+    def instantiate_classes(self) -> None:
+        self.config_init = self.parser.instantiate_classes(self.config)
+        self.datamodule = self.config_init.data
+        self.alone = {self.config.name: self.config}
+        if self.config.members is not None:
+            self.alone = _members(self.config)
+        self.recipes = {name: _recipe(config) for name, config in self.alone.items()}
+        self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         parts = self._parts(self.config)
@@ -161,3 +192,44 @@ class Settings(LightningCLI):
             return _stream_trainer(dict(self.config_init.trainer), parts)
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _recipe_parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, "model")
+    return parser
+
+
+def _recipe(config: Namespace) -> Recipe:
+    model = config.model.clone()
+    if model.seed is None:
+        model.seed = config.seed
+    return _recipe_parser().instantiate_classes(Namespace(model=model)).model
+
+
+def _members(config: Namespace) -> dict[str, Namespace]:
+    """The settings of each member as a run of its own."""
+    if not config.members:
+        raise UserError("members is empty; name at least one, or leave it out")
+    parser, found = _recipe_parser(), {}
+    for name, changes in config.members.items():
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"members: {name!r} cannot be the name of a folder; use letters, digits and _-+.=,"
+            )
+        flags = []
+        for key, value in changes.items():
+            if not key.startswith("model.") or key == "model.accumulate":
+                raise UserError(
+                    f"members.{name}: {key} is the same for all of a run; members differ in "
+                    "settings under model, model.accumulate aside"
+                )
+            flags.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+        try:
+            own = parser.parse_args(flags, namespace=Namespace(model=config.model.clone()))
+        except ArgumentError as error:
+            raise UserError(f"members.{name}: {readable(error, parser)}") from error
+        found[name] = config.clone()
+        # `update` would merge the settings of two classes.
+        found[name].name, found[name].members, found[name].model = name, None, own.model
+    return found

@@ -7,7 +7,6 @@ A replay launches all of them at once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,15 +48,11 @@ class GraphedStep:
         self.micro: list[dict[str, Tensor]] = []
         self.silent = learner.dead.silent
 
-    def __call__(
-        self,
-        *micro: dict[str, Tensor],
-        update: Callable[[], Any] | None = None,
-    ) -> None:
+    def __call__(self, *micro: dict[str, Tensor]) -> None:
         """As `Learner.step`."""
         learner = self.learner
         if learner.steps < self.WARM_UP or not learner.optimizer.state:
-            self._on_own_stream(lambda: learner.step(*micro, update=update))
+            self._on_own_stream(lambda: learner.step(*micro))
             return
         shapes = tuple((n, tuple(t.shape), t.dtype) for acts in micro for n, t in acts.items())
         learner.set_rate()
@@ -75,7 +70,7 @@ class GraphedStep:
             self.recorded = key
         learner.optimizer.replay = self.graph.replay
         try:
-            (update or learner.optimizer.step)()
+            learner.optimizer.step()
         finally:
             learner.optimizer.replay = None
         learner.on_host(micro)

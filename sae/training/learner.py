@@ -220,7 +220,6 @@ class Learner(nn.Module):
     def step(
         self,
         *micro: dict[str, Tensor],
-        update: Callable[[], Any] | None = None,
         runs: Sequence[Run | None] | None = None,
     ) -> None:
         """Learn from one batch {hook: [batch, width]}, or from several of one size: the update is
@@ -228,11 +227,10 @@ class Learner(nn.Module):
         decides is decided in each: the variance in FVU and AuxK, which latents fire in BatchTopK.
         Never waits for the device, save where `DeadLatents` draws up its list.
 
-        `update` lets a trainer put its own call in place of the optimiser's. `runs` are the model's
-        passes that gave the batches, for terms that need them.
+        `runs` are the model's passes that gave the batches, for terms that need them.
         """
         self.set_rate()
-        self.on_device(micro, update or self.optimizer.step, runs)
+        self.on_device(micro, self.optimizer.step, runs)
         self.on_host(micro)
 
     def set_rate(self) -> None:

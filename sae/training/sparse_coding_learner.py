@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -100,17 +100,13 @@ class SparseCodingLearner(Learner):
     def step(
         self,
         *micro: dict[str, Tensor],
-        update: Callable[[], Any] | None = None,
         runs: Sequence[Run | None] | None = None,
     ) -> None:
-        """As `Learner`. In the first part `update` finds no gradient: it is called all the same,
-        because a trainer counts its calls."""
+        """As `Learner`."""
         if not self.coding:
-            super().step(*micro, update=update, runs=runs)
+            super().step(*micro, runs=runs)
             return
         self.coder.step(torch.cat([self.read_acts(acts)[0] for acts in micro]))
-        if update is not None:
-            update()
         self.hold()
         self.steps += 1
         self.tokens += sum(len(next(iter(acts.values()))) for acts in micro)

@@ -23,11 +23,9 @@ def rows(file):
 
 def test_rows_are_merged_by_step_and_sorted(tmp_path):
     logger = MetricsCSV(tmp_path)
-    logger.log_metrics({"fvu": 0.5, "epoch": 0}, step=4)
-    logger.save()
-    logger.log_metrics({"held_out_fvu": 0.6}, step=4)
-    logger.log_metrics({"fvu": 0.1 + 0.2}, step=8)
-    logger.save()
+    logger.add({"fvu": 0.5}, step=4)
+    logger.add({"held_out_fvu": 0.6}, step=4)
+    logger.add({"fvu": 0.1 + 0.2}, step=8)
     assert rows(tmp_path / "metrics.csv") == [
         {"step": "4", "fvu": "0.5", "held_out_fvu": "0.6"},
         {"step": "8", "fvu": "0.30000000000000004", "held_out_fvu": ""},
@@ -38,11 +36,9 @@ def test_rows_are_merged_by_step_and_sorted(tmp_path):
 def test_resuming_drops_the_rows_that_will_be_made_again(tmp_path):
     first = MetricsCSV(tmp_path)
     for step in (4, 8, 12, 16):
-        first.log_metrics({"fvu": 1 / step}, step=step)
-    first.save()
+        first.add({"fvu": 1 / step}, step=step)
     again = MetricsCSV(tmp_path, resume_step=9)
-    again.log_metrics({"fvu": 0.5}, step=12)
-    again.save()
+    again.add({"fvu": 0.5}, step=12)
     assert [(r["step"], r["fvu"]) for r in rows(tmp_path / "metrics.csv")] == [
         ("4", "0.25"),
         ("8", "0.125"),
@@ -53,8 +49,7 @@ def test_resuming_drops_the_rows_that_will_be_made_again(tmp_path):
 def test_without_resume_an_old_file_is_not_read(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,fvu\n4,0.5\n")
     logger = MetricsCSV(tmp_path)
-    logger.log_metrics({"fvu": 0.7}, step=2)
-    logger.save()
+    logger.add({"fvu": 0.7}, step=2)
     assert [r["step"] for r in rows(tmp_path / "metrics.csv")] == ["2"]
 
 

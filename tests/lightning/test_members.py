@@ -1,0 +1,203 @@
+"""Several autoencoders on one stream: each as if it were alone, whatever becomes of the others."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sae import SAE, UserError
+from sae.lightning.fit import fit
+
+STEPS = 24
+SETTINGS = {
+    "name": "r",
+    "model": {
+        "sae": {"class_path": "TopK", "init_args": {"d_sae": 64, "k": 4}},
+        "dead_after": 400,
+        "refresh_steps": 4,
+        "optim": {"lr": 3e-3, "warmup": 0.0},
+    },
+    "data": {
+        "source": {
+            "class_path": "SparseSuperposition",
+            "init_args": {"d_in": 16, "n_features": 64, "mean_active": 3.0},
+        },
+        "batch_size": 64,
+        "block_batches": 4,
+        "held_out_tokens": 256,
+    },
+    "trainer": {
+        "max_steps": STEPS,
+        "log_every_n_steps": 4,
+        "val_check_interval": 12,
+        "accelerator": "cpu",
+    },
+    "checkpoint_every": 9,
+}
+MEMBERS = {
+    "plain": {},
+    "wide": {"model.sae.d_sae": 100, "model.optim.lr": 1e-3},
+    "k=8": {"model.sae.k": 8, "model.resample_every": 6, "model.dead_after": 65},
+    "seed=1": {"model.seed": 1},
+    "batch": {"model.sae": "BatchTopK", "model.ema": 0.9},
+    "jump": {
+        "model.sae": "JumpReLU",
+        "model.objective": [
+            "FVU",
+            {"class_path": "L0", "init_args": {"target_l0": 4.0}},
+        ],
+        "model.optim.name": "signum",
+    },
+    "coding": {"model.sparse_coding": {"iterations": 5}, "model.dtype": "float32"},
+}
+ABSURD = {"model.optim.lr": 1e12, "model.optim.unit_norm": False}
+
+
+def write(folder: Path, **changes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "c.yaml").write_text(yaml.safe_dump({**SETTINGS, **changes}, sort_keys=False))
+    return folder / "c.yaml"
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """Of metrics.csv, without what the clock says."""
+    with (run / "metrics.csv").open(newline="") as handle:
+        table = list(csv.DictReader(handle))
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in table
+    ]
+
+
+def same(one: Path, other: Path) -> None:
+    """Two members, or runs, that learnt the same to the last bit."""
+    assert rows(one) == rows(other)
+    folders = [place.name for place in one.glob("sae*")]
+    assert "sae" in folders and folders == [place.name for place in other.glob("sae*")]
+    for folder in folders:
+        a, b = (SAE.load(place / folder).state_dict() for place in (one, other))
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.equal(a[name], b[name]), name
+    a, b = (json.loads((place / "summary.json").read_text()) for place in (one, other))
+    assert a["held_out"] == b["held_out"] and a["steps"] == b["steps"] == STEPS
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("together")
+    config = write(folder, members=MEMBERS)
+    assert fit(["--config", str(config), "--runs", str(folder)]) == 0
+    return folder / "r"
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_in_company_as_alone_to_the_last_bit(together, tmp_path, name):
+    """Alone by the configuration that the run left for each member, which is a run like any."""
+    assert fit(["--config", str(together / name / "config.yaml"), "--runs", str(tmp_path)]) == 0
+    same(together / name, tmp_path / name)
+
+
+def test_members_differ(together):
+    found = {tuple(rows(together / name)[-1].items()) for name in MEMBERS}
+    assert len(found) == len(MEMBERS)
+
+
+def test_what_diverges_is_stopped_and_the_others_do_not_notice(together, tmp_path, capsys):
+    config = write(tmp_path, members={"absurd": ABSURD, **MEMBERS})
+    assert fit(["--config", str(config), "--runs", str(tmp_path)]) == 0
+    for name in MEMBERS:
+        same(together / name, tmp_path / "r" / name)
+    summary = json.loads((tmp_path / "r" / "absurd" / "summary.json").read_text())
+    assert summary["stopped"].startswith("diverged") and summary["steps"] < STEPS
+    assert not (tmp_path / "r" / "absurd" / "sae").exists()
+    assert "diverged" in capsys.readouterr().out
+
+    # And the checkpoint of such a run goes on: from the one before the end, where it had stopped.
+    again = tmp_path / "again" / "r"
+    shutil.copytree(tmp_path / "r", again)
+    (again / "checkpoints" / f"step={STEPS}.ckpt").unlink()
+    assert fit(["--resume", str(again)]) == 0
+    for name in MEMBERS:
+        same(together / name, again / name)
+    assert json.loads((again / "absurd" / "summary.json").read_text())["steps"] == summary["steps"]
+    assert rows(again / "absurd") == rows(tmp_path / "r" / "absurd")
+
+
+def test_alone_it_ends_the_run(tmp_path):
+    config = write(tmp_path)
+    flags = [f"--{key}={value}" for key, value in ABSURD.items()]
+    with pytest.raises(UserError, match=r"diverged.*step 4, with model.optim.lr=1e\+12; .* lower"):
+        fit(["--config", str(config), "--runs", str(tmp_path), *flags])
+
+
+def test_resume_is_exact_for_all(together, tmp_path):
+    again = tmp_path / "r"
+    shutil.copytree(together, again)
+    (again / "checkpoints" / f"step={STEPS}.ckpt").unlink()
+    for name in MEMBERS:
+        (again / name / "summary.json").unlink()
+    assert fit(["--resume", str(again)]) == 0
+    for name in MEMBERS:
+        same(together / name, again / name)
+
+
+def test_another_list_of_members_cannot_go_on(together, tmp_path):
+    again = tmp_path / "r"
+    shutil.copytree(together, again)
+    with pytest.raises(UserError, match="its members are plain, wide.*not plain"):
+        fit(["--resume", str(again), "--members", '{"plain": {}}'])
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({}, "members is empty"),
+        ({"a/b": {}}, "'a/b' cannot be the name of a folder"),
+        ({"checkpoints": {}}, "'checkpoints' cannot be"),
+        ({"a": {"data.batch_size": 3}}, "members.a: data.batch_size is the same for all"),
+        ({"a": {"model.accumulate": 2}}, "members.a: model.accumulate is the same for all"),
+        ({"a": {"model.sae.q": 3}}, "members.a: model.sae.q is not a setting"),
+        ({"a": {"model.sae.k": 0}}, "k=0"),
+        ({"a": {"model.sae.k": "x"}}, "members.a: model.sae.k=x is of the wrong kind"),
+        (
+            {"a": {}, "b": {"model.objective": ["EndToEnd"]}},
+            "members differ in EndToEnd",
+        ),
+    ],
+)
+def test_wrong_members_are_said_to_be(tmp_path, members, words):
+    config = write(tmp_path, members=members)
+    with pytest.raises(UserError) as error:
+        fit(["--config", str(config), "--runs", str(tmp_path)])
+    assert words in str(error.value)
+    assert not (tmp_path / "r" / "summary.json").exists()
+
+
+def test_sites_and_hooks_may_differ(tmp_path, write_config):
+    """On a real, tiny model, and from a checkpoint on."""
+    hooks = ["layers.0.mlp.in", "layers.0.mlp", "layers.1"]
+    members = {
+        "residual": {"model.site": "Autoencode", "model.site.hook": hooks[2]},
+        "transcoder": {
+            "model.site": {"class_path": "Transcode", "init_args": {"read": hooks[0]}},
+            "model.site.predict": hooks[1],
+        },
+        "cross": {"model.site": {"class_path": "Crosscode", "init_args": {"read": hooks[1:]}}},
+    }
+    config = yaml.safe_load(write_config(tmp_path, family="llama").read_text())
+    config["data"]["source"]["init_args"]["hooks"] = hooks
+    config["trainer"]["max_steps"] = STEPS
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "name": "r", "members": members}))
+    assert fit(["--config", str(tmp_path / "c.yaml"), "--runs", str(tmp_path)]) == 0
+    for name in members:
+        alone = ["--config", str(tmp_path / "r" / name / "config.yaml")]
+        assert fit([*alone, "--runs", str(tmp_path / "alone")]) == 0
+        same(tmp_path / "r" / name, tmp_path / "alone" / name)
+        files = {file.name for file in (tmp_path / "alone" / name).iterdir()}
+        assert files - {file.name for file in (tmp_path / "r" / name).iterdir()} == {"checkpoints"}
