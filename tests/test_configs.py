@@ -24,8 +24,9 @@ def test_config_parses_and_builds(file):
     settings = Settings(["--config", str(file)], lambda config: {})
     assert settings.config.name not in ("", None)
     assert settings.trainer.max_steps > 0
-    assert settings.model.sparsity.d_sae >= getattr(settings.model.sparsity, "k", 1)
-    assert settings.model.seed == settings.datamodule.seed == settings.config.seed == 0
+    (recipe,) = settings.recipes.values()
+    assert recipe.sparsity.d_sae >= getattr(recipe.sparsity, "k", 1)
+    assert recipe.seed == settings.datamodule.seed == settings.config.seed == 0
 
 
 def test_names_of_runs_differ():

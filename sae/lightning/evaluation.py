@@ -58,7 +58,7 @@ def evaluate_run(args: list[str]) -> int:
         raise UserError(f"--tokens {own.tokens} is not a number of activations")
     run = RunFolder(own.run)
     if not run.config.is_file():
-        raise UserError(f"{run.path} holds no run; give the folder of one, such as runs/default")
+        raise UserError(f"{run.path} holds no finished run; give the folder of one, such as runs/default")
     quiet()
     settings = Settings(["--config", str(run.config)], lambda config: {})
     if settings.config.members:

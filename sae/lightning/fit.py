@@ -25,10 +25,27 @@ STOPPED = 130
 
 
 def fit(args: list[str]) -> int:
-    """Train, evaluate and write the run folder, with a folder in it for each member where the run
-    has several; returns the exit code."""
+    """`train` by the command line; returns the exit code."""
     quiet()
-    args, folder = _with_config(args)
+    return train(*with_config(args))
+
+
+def train(
+    args: list[str],
+    folder: RunFolder | None,
+    *,
+    stop_early: bool = False,
+    go_on: str | None = None,
+) -> int:
+    """Train, evaluate and write the run folder, with a folder in it for each member where the run
+    has several; returns the exit code.
+
+    Args:
+        args: settings, `--config` among them.
+        folder: of the run to resume, at its last checkpoint; None: of a new one.
+        stop_early: stop the worse members on the way.
+        go_on: what a user who stops it is told to type; `fit --resume` when left out.
+    """
     step, checkpoint = folder.resume_point() if folder else (None, None)
 
     settings = Settings(args, lambda config: _parts(config, folder))
@@ -58,7 +75,7 @@ def fit(args: list[str]) -> int:
     if module.steps < trainer.max_steps:
         sys.stderr.write(
             f"stopped at step {module.steps} of {trainer.max_steps}, saved; go on with:\n"
-            f"  python train.py fit --resume {run.path}\n"
+            f"  python train.py {go_on or f'fit --resume {run.path}'}\n"
         )
         return STOPPED
     sys.stdout.write("trained; now the figures on held-out text\n")
@@ -67,7 +84,7 @@ def fit(args: list[str]) -> int:
     return 0
 
 
-def _with_config(args: list[str]) -> tuple[list[str], RunFolder | None]:
+def with_config(args: list[str]) -> tuple[list[str], RunFolder | None]:
     """Arguments with the config file spelled out, and the folder of a run to resume, if any."""
     args = [part for arg in args for part in _split(arg)]
     if "--resume" in args:

@@ -164,6 +164,7 @@ class Settings(LightningCLI):
             help="several autoencoders on one stream: by name, the settings under `model` in which "
             "each differs from the others, such as {wide: {model.sae.d_sae: 8192}}",
         )
+        parser.dump_header = None  # Lightning's version, which `summary.json` has
         parser.link_arguments("seed", "data.seed")
         parser.link_arguments("trainer.steps_per_call", "data.steps_per_call")
         parser.link_arguments("model.accumulate", "data.accumulate")
