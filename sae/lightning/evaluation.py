@@ -34,8 +34,9 @@ def evaluate_run(args: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="train.py evaluate",
         usage="%(prog)s RUN [--tokens N] [--controls false]",
-        description="Held-out figures of a finished run, the same of its controls, and which part "
-        "of it holds it back. Written to RUN/evaluation.json too.",
+        description="Held-out figures of a finished run, each with its 95% interval and, where it "
+        "means something, its chance level; the same of its controls; and which part of the run "
+        "holds it back. Written to RUN/evaluation.json too.",
         allow_abbrev=False,
         exit_on_error=False,
     )
@@ -58,7 +59,9 @@ def evaluate_run(args: list[str]) -> int:
         raise UserError(f"--tokens {own.tokens} is not a number of activations")
     run = RunFolder(own.run)
     if not run.config.is_file():
-        raise UserError(f"{run.path} holds no finished run; give the folder of one, such as runs/default")
+        raise UserError(
+            f"{run.path} holds no finished run; give the folder of one, such as runs/default"
+        )
     quiet()
     settings = Settings(["--config", str(run.config)], lambda config: {})
     if settings.config.members:

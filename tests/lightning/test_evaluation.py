@@ -6,9 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from sae import SAE
+from sae.autoencoder.sparsity import AbsTopK, TopK
 from sae.lightning.cli import main
+from sae.lightning.evaluation import measured
+from sae.metrics.capacity import capacity, effective_dimension, largest_k
+from sae.metrics.evaluate import evaluate
+from sae.metrics.judge import Judge
+from sae.worlds import SparseSuperposition
 
 SETTINGS = {
     "name": "r",
@@ -40,10 +48,13 @@ def trained(folder: Path, *changes: str) -> Path:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_fault_of_a_run_is_found(tmp_path, capsys, fault):
+def test_the_fault_of_a_run_is_found(tmp_path, capsys, monkeypatch, fault):
     run = trained(tmp_path, *FAULTS[fault])
     capsys.readouterr()
+    judges, of = [], Judge.of
+    monkeypatch.setattr(Judge, "of", lambda source: judges.append(source) or of(source))
     assert main(["evaluate", str(run)]) == 0
+    assert len(judges) == 1  # for the run and all of its controls
     said = capsys.readouterr().out
     found = json.loads((run / "evaluation.json").read_text())
     parts = [finding["part"] for finding in found["findings"]]
@@ -73,6 +84,23 @@ def test_the_fault_of_a_run_is_found(tmp_path, capsys, fault):
         alone = json.loads((run / "evaluation.json").read_text())
         assert not [key for key in alone if key.startswith("gaussian")]
         assert {k: v for k, v in alone.items() if "." not in k} == before
+
+
+def test_what_all_rows_say_stands_above_what_those_kept_do():
+    world = SparseSuperposition(d_in=16, n_features=32, mean_active=2.0)
+    sae = SAE(16, TopK(d_sae=32, k=3))
+    found = measured(sae, world, 9000, 5, Judge())
+    plain = evaluate(sae, world, max_tokens=9000, seed=5)
+    assert {name: found[name] for name in plain} == plain
+    assert found["tokens"] == 9000 and found["fvu_low"] < found["fvu"] < found["fvu_high"]
+    room = capacity(16, 32, found["l0"])
+    assert (found["delta"], found["margin"]) == (room.delta, room.margin)
+    assert found["largest_k"] == room.largest_k < largest_k(16, 32 // 2)
+    (x,) = world.block("held_out", 0, 4096, 5).acts.values()
+    spread = effective_dimension(torch.cov(x.double().T))
+    assert found["effective_dimension"] == pytest.approx(spread, rel=0.05)
+    signed = measured(SAE(16, AbsTopK(d_sae=32, k=3)), world, 500, 5, Judge())
+    assert signed["delta"] == capacity(16, 32, signed["l0"], non_negative=False).delta
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sae.metrics.dci import dci, disentanglement_completeness
+from sae.metrics.dci import DCI, dci, disentanglement_completeness
 
 
 def codes(n=400, features=3, seed=0):
@@ -25,6 +25,20 @@ def test_entropies_worked_out_by_hand():
     # Base 4, for four latents: an entropy of 1.5 bits counts 3/4.
     assert completeness.tolist() == pytest.approx([1 - 1.5 / 2, 1 - binary(6 / 7) / 2])
     assert disentanglement_completeness(torch.tensor([[0.0, 0], [0, 3]]))[2].tolist() == [0, 1]
+
+
+def test_latents_count_by_their_share_of_importance():
+    tensor = lambda *values: torch.tensor(values, dtype=torch.float64)
+    found = DCI(
+        torch.zeros(2, 3),
+        tensor(0.5, math.nan, 1),
+        tensor(0.75, 0, 0.25),
+        tensor(1, 0),
+        tensor(2),
+        0,
+    )
+    assert found.mean_disentanglement() == 0.5 * 0.75 + 0.25
+    assert found.mean_completeness() == 0.5 and found.mean_error() == 2
 
 
 @pytest.mark.parametrize("importance", ["lasso", "trees"])

@@ -102,3 +102,5 @@ def test_scores_are_functions_of_the_seed_and_not_of_the_other_latents():
         assert torch.equal(found, score(noise, cosine_similarity(z)))
         assert torch.equal(found[[4, 2]], score(noise, cosine_similarity(z), latents=[4, 2]))
         assert not torch.equal(found, score(noise, cosine_similarity(z), seed=1))
+        twice = score(noise[:, [2, 2]], cosine_similarity(z), tasks=50)  # each has its own tasks
+        assert twice[0] != twice[1]
