@@ -8,6 +8,7 @@ seed 7, with its truth; what is reported is of the world of seed 0.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -42,18 +43,22 @@ FINAL_ROUNDS = 12
 
 @dataclass(frozen=True)
 class Encoder:
-    """A rule, the objective it is trained by, and where b_enc starts. LISTA begins well where only
-    what stands out fires at first: a code MCC of .88 before training, of .58 with b_enc near 0."""
+    """A rule for F and d, the objective it is trained by, and where b_enc starts. LISTA begins well
+    where only what stands out fires at first, and then larger steps than 2 / |D|^2 do no harm: a
+    code MCC of .88 before training at F 1000, and of .58 with b_enc near 0. (Steps of .3 diverge at
+    F 5000.)"""
 
-    rule: Callable[[int], Sparsity]
+    rule: Callable[[int, int], Sparsity]
     terms: list[Term]
     b_enc: float = 0.0
 
 
 ENCODERS = {
-    "TopK": Encoder(lambda F: TopK(d_sae=F, k=10), [FVU()]),
+    "TopK": Encoder(lambda F, d: TopK(d_sae=F, k=10), [FVU()]),
     "LISTA, 4 layers": Encoder(
-        lambda F: Unrolled(d_sae=F, layers=4, tied=False, step=0.3, theta=0.0),
+        lambda F, d: Unrolled(
+            d_sae=F, layers=4, tied=False, step=5 / (1 + math.sqrt(F / d)) ** 2, theta=0.0
+        ),
         [FVU(), L1(coefficient=0.02)],
         b_enc=-2.0,
     ),
@@ -64,7 +69,7 @@ def learner(world: World, encoder: Encoder, steps: tuple[int, int]) -> SparseCod
     coding, training = steps
     F = world.n_features
     made = SparseCodingLearner(
-        SAE(world.d_in, encoder.rule(F), site=Autoencode().bind(world.widths)),
+        SAE(world.d_in, encoder.rule(F, world.d_in), site=Autoencode().bind(world.widths)),
         encoder.terms,
         OptimConfig(lr=3e-3),
         settings=replace(CODING, share=coding / (coding + training)),
@@ -142,6 +147,6 @@ TARGETS = [
     Target(
         "open-5000",
         "Barin Pacela et al. 2603.28744, F 5000",
-        lambda: many(5000, (320, 80), (".43", ".26")),
+        lambda: many(5000, (260, 60), (".43", ".26")),
     ),
 ]
