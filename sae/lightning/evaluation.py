@@ -19,6 +19,7 @@ from sae.lightning.evaluation_table import WIDTH, table
 from sae.lightning.fit import quiet
 from sae.lightning.run import RunFolder
 from sae.lightning.settings import Settings
+from sae.metrics.bootstrap import bootstrap_score
 from sae.metrics.capacity import capacity, effective_dimension
 from sae.metrics.case import Case
 from sae.metrics.codes import Firing
@@ -81,8 +82,9 @@ def evaluate_run(args: list[str]) -> int:
     judge = Judge.of(data.source)
     figures = measured(sae, data.source, tokens, data.seed, judge, downstream=True)
     summary = json.loads(run.summary.read_text(encoding="utf-8")) if run.summary.is_file() else {}
-    if "dead_fraction" in summary.get("training", {}):
-        figures["dead_fraction"] = summary["training"]["dead_fraction"]
+    if "dead_fraction" in summary:
+        dead = torch.arange(sae.d_sae) < round(summary["dead_fraction"] * sae.d_sae)
+        figures |= bootstrap_score(dead).figures("dead_fraction")
     beside: dict[str, tuple[str, dict[str, Any]]] = {}
     if own.controls == "true" and recipe.whole_contexts:
         sys.stdout.write("no controls: end-to-end terms need the model's own passes\n")

@@ -34,6 +34,7 @@ SHOWN: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         (
             ("L0, on a token", "l0", ".2f"),
             ("never fired", "never_fired_fraction", ".1%"),
+            ("dead at the end of training", "dead_fraction", ".1%"),
             ("fire on over 10% of tokens", "dense_fraction", ".1%"),
             ("c_dec, mean |cosine|", "c_dec", ".4f"),
         ),

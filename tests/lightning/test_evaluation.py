@@ -37,6 +37,7 @@ FAULTS = {
     "encoder": [],
     "dictionary": ["--trainer.max_steps=20", "--trainer.val_check_interval=20"],
     "k": ["--model.sae.k=16", "--data.source.d_in=16"],
+    "width": ["--model.sae.d_sae=256", "--model.dead_after=2000"],
     "data": ["--data.source.mean_active=64", "--model.sae.k=8"],
 }
 
@@ -60,6 +61,9 @@ def test_the_fault_of_a_run_is_found(tmp_path, capsys, monkeypatch, fault):
     parts = [finding["part"] for finding in found["findings"]]
     assert fault in parts, (parts, found)
     assert all(f"{finding['part']}: {finding['says']}" in said for finding in found["findings"])
+    summary = json.loads((run / "summary.json").read_text())
+    dead = [found[f"dead_fraction{end}"] for end in ("_low", "", "_high")]
+    assert dead == sorted(dead) and dead[1] == pytest.approx(summary["dead_fraction"])
     if fault == "encoder":
         assert parts == ["encoder"]
         assert found["dictionary_mcc_signed"] > 0.9
@@ -69,7 +73,6 @@ def test_the_fault_of_a_run_is_found(tmp_path, capsys, monkeypatch, fault):
         assert found["gap.fvu_best"] < found["gap.fvu"]
         assert found["fvu_low"] < found["gap.fvu"] < found["fvu_high"]
         assert found["code_mcc_best"] > found["code_mcc_own"]
-        summary = json.loads((run / "summary.json").read_text())
         assert found["fvu"] == pytest.approx(summary["held_out"]["fvu"])
         for heading in ("this", "frozen", "noise", "the L0", "dictionary MCC", "chance", "MIS"):
             assert heading in said

@@ -142,6 +142,23 @@ def test_too_few_classes_are_warned_of(z):
     assert not identify(lambda x: x, Labelled(z, z, torch.arange(64) % 3), classes=9).warnings
 
 
+def test_a_latent_that_never_varies_takes_no_dimension(z):
+    with_constant = torch.cat([z, torch.ones(64, 1)], dim=1)
+    assert linear_r2_ceiling(with_constant, 2) == pytest.approx(2 / 8)
+
+
+def test_either_sign_of_separable_classes_is_enough(z):
+    """A representation that is its label, where nobody says what the network makes of it; and one
+    of which the label explains an eighth, but which settles it."""
+    label = torch.arange(64) % 10
+    (collapsed,) = identify(lambda x: x, Labelled(torch.eye(10)[label], labels=label)).warnings
+    assert collapsed.startswith("The classes are separable (the label explains 100%")
+    label = (z[:, 0] > 0).long()
+    logits = lambda y: 9 * torch.stack([-y[:, 0], y[:, 0]], dim=1)
+    (settled,) = identify(lambda x: x, Labelled(z, labels=label), logits=logits).warnings
+    assert settled.startswith("The classes are separable (accuracy 1.000") and "11% of" in settled
+
+
 def test_training_that_identified_nothing_is_warned_of(z):
     keep = lambda n: lambda x: x[:, :n]
     (said,) = identify(keep(3), Labelled(z, z), untrained=keep(5)).warnings
