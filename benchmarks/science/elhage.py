@@ -4,11 +4,11 @@ x' = ReLU(W^T W x + b) of n features in 20 dimensions, x_i ~ U[0, 1] with probab
 of one importance; D* = m / |W|_F^2. Where features are dense, 20 of 200 have a dimension each;
 where they are less so, 40 do, two a dimension as antipodes; sparser still, the others come in too.
 
-How long the plateau at 1/2 is depends on how many others there are. Of 200 features it is not twice
-as long as its shortest density, and no training makes it a decade: at a density of 1/6 antipodes
-that training starts with stay, but rebuild worse than what random weights arrive at. At 1/4 it is
-the other way round, so there the start with the lower loss is taken. Of 40 features, which the
-antipodes hold, it lasts over a decade.
+How long the plateau at 1/2 is depends on how many others there are. Of 200 features it lasts from a
+density of 0.45 to 0.25, and no training makes it a decade: antipodes that training starts with do
+stay down to 1/6, but from 1/5 on they rebuild worse than what random weights arrive at. At 1/4 they
+rebuild better, where random weights may miss them: there the start with the lower loss is taken. Of
+40 features, which the antipodes hold, the plateau lasts over a decade.
 """
 
 from __future__ import annotations

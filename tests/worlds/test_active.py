@@ -91,6 +91,13 @@ def test_the_correlations_asked_for():
     assert not torch.equal(few, other)
 
 
+def test_parents_of_three_levels():
+    """Of 3 roots one has a family, 2 children each."""
+    rule = Hierarchy(roots=ROOTS, trees=1, children=2, depth=3)
+    assert rule.levels(17) == [3, 2, 4, 8]
+    assert rule.parents(17).tolist() == [-1] * 3 + [0, 0, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8]
+
+
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_children_fire_only_with_their_parent(exclusive):
     rule, n = replace(TREES, exclusive=exclusive), 28

@@ -72,7 +72,7 @@ def test_the_least_coherence_there_is():
     assert coherence(rows) == pytest.approx(0.51, abs=1e-4)
     with pytest.raises(UserError, match=r"coherence=0.5 .* above 0.500"):
         World(2, 3, Bernoulli(mean_active=1), directions=Coherent(coherence=0.5))
-    assert coherence(torch.eye(3)) == 0 and coherence(-torch.ones(2, 1)) == 1
+    assert coherence(torch.eye(3)) == 0 and coherence(torch.tensor([[1.0], [-1.0]])) == 1
 
 
 def test_orthogonal_directions():
@@ -114,6 +114,13 @@ WORLDS = {
 }
 
 
+def test_every_key_has_a_stream_of_its_own():
+    keys = [(0,), (1,), (0, 1), (2, 1), (1, 2), (0, 0, 1), (1, 1, 1)]
+    drawn = {key: torch.rand(4, generator=generator_of(*key)) for key in keys}
+    assert len({tuple(values.tolist()) for values in drawn.values()}) == len(keys)
+    assert all(torch.equal(torch.rand(4, generator=generator_of(*k)), v) for k, v in drawn.items())
+
+
 @pytest.mark.parametrize("name", WORLDS)
 def test_blocks_are_pure_functions_and_independent_streams(name):
     make = lambda: World(16, 16, dictionary_seed=5, **WORLDS[name])
@@ -134,6 +141,24 @@ def test_blocks_are_pure_functions_and_independent_streams(name):
         if world.noise:
             both = torch.stack([noise.flatten(), (fresh - codes @ world.truth).flatten()])
             assert both.corrcoef()[0, 1].abs() < 4.5 / sqrt(noise.numel()), other
+
+
+def test_directions_are_learnt_from_samples_of_no_split():
+    """What the world hands to its directions, against its blocks of the same seed and number."""
+    seen = []
+
+    class Looks(Orthogonal):
+        def rows(self, n, d_in, seed, samples):
+            seen.extend([samples(40, 3), samples(40, 3), samples(40, 4)])
+            return super().rows(n, d_in, seed, samples)
+
+    world = World(16, 16, Bernoulli(mean_active=4.0), directions=Looks(), dictionary_seed=5)
+    assert world.truth.shape == (16, 16)
+    once, again, next_step = seen
+    assert once.shape == (40, 16) and torch.equal(once, again)
+    blocks = [world.codes(split, 3, 40, 5).to_dense() for split in ("train", "held_out")]
+    for other in (*blocks, next_step):
+        assert (other == once).all(1).double().mean() < 0.2
 
 
 def test_held_out_is_in_distribution_and_the_other_is_asked_for():
