@@ -57,10 +57,31 @@ def finish(
         if member.live:
             write_report(place.path)
         summaries.append(summary)
+    _log(summaries, trainer, module.steps)
     if places == [run]:
         return _table(summaries[0], run)
     write_text(run.summary, json.dumps({"name": run.path.name, "members": summaries}) + "\n")
     return _tables(summaries, run)
+
+
+def _log(summaries: list[dict[str, Any]], trainer: Trainer, step: int) -> None:
+    """Hand the figures on held-out activations to every logger: of several members each member's
+    under its name, and the best's as they are, so that a sweep has one figure to go by."""
+    figures = {
+        summary["name"]: {
+            "dead_fraction": summary["dead_fraction"],
+            **{f"held_out_{name}": value for name, value in summary["held_out"].items()},
+        }
+        for summary in summaries
+        if "stopped" not in summary
+    }
+    row = dict(min(figures.values(), key=lambda figure: figure["held_out_fvu"]))
+    if len(summaries) > 1:
+        for name, figure in figures.items():
+            row |= {f"{name}/{key}": value for key, value in figure.items()}
+    for logger in trainer.loggers:
+        logger.log_metrics(row, step=step)
+        logger.save()
 
 
 def _stopped(member: Member) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -77,7 +78,9 @@ def train(
             f"stopped at step {module.steps} of {trainer.max_steps}, saved; go on with:\n"
             f"  python train.py {go_on or f'fit --resume {run.path}'}\n"
         )
-        return STOPPED
+        # An agent of Weights & Biases that stops a trial takes any code above 0 for a failure, and
+        # gives up after five.
+        return 0 if "WANDB_SWEEP_ID" in os.environ else STOPPED
     sys.stdout.write("trained; now the figures on held-out text\n")
     sys.stdout.flush()
     sys.stdout.write(finish(run, places, module, data, trainer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,13 @@ class Settings(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         self.config = parser.parse_args(args)
+        # A sweep's agent tells a trial its name in the environment, and in no other way.
+        self.config.name = os.path.expandvars(self.config.name)
+        if "$" in self.config.name:
+            raise UserError(
+                f"name={self.config.name} speaks of an environment variable that is not set; set "
+                "it, or choose another --name"
+            )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Nothing: Lightning's own `--seed_everything` would stand beside `--seed`."""
@@ -139,7 +147,12 @@ class Settings(LightningCLI):
         parser.add_lightning_class_args(ActivationDataModule, "data")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str, default="default", help="the run: <runs>/<name>")
+        parser.add_argument(
+            "--name",
+            type=str,
+            default="default",
+            help="the run: <runs>/<name>; $VARIABLE is filled in",
+        )
         parser.add_argument("--runs", type=str, default="runs", help="folder that runs are put in")
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="replace a run of that name"
