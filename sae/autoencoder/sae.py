@@ -40,6 +40,9 @@ class SAE(nn.Module):
 
     Attributes:
         unit_norm: whether training holds the rows of W_dec at norm 1.
+        stability: [d_sae], of an SAE trained beside others that differ in their seed only: mean
+            cosine of each latent's decoder with its partners in the others (signed, matched one to
+            one). None of one trained alone. Saved and loaded; no parameter.
     """
 
     unit_norm = True
@@ -79,6 +82,8 @@ class SAE(nn.Module):
                 self.register_parameter(name, nn.Parameter(start))
             else:
                 self.register_buffer(name, start)
+        # Not persistent: not in a state_dict, which is what is learnt.
+        self.register_buffer("stability", None, persistent=False)
         self.restrict()
 
     @property
@@ -231,6 +236,7 @@ class SAE(nn.Module):
             metadata={**self.metadata, "activation_scale": scale},
         ).to(self.b_dec.device)
         copy.load_state_dict(self.state_dict())
+        copy.stability = self.stability
         reads, predicts = self._factors(scale)
         # Every rule is homogeneous: with x divided by `unit`, and whatever is added to or compared
         # with pre-activations too, codes come out divided by it.
@@ -266,7 +272,8 @@ class SAE(nn.Module):
             "dtype": str(self.b_dec.dtype).removeprefix("torch."),
             "metadata": self.metadata,
         }
-        io.write(folder, config, self.state_dict())
+        more = {} if self.stability is None else {"stability": self.stability.float()}
+        io.write(folder, config, self.state_dict() | more)
 
     @staticmethod
     def load(folder: str | Path, *, device: str | torch.device = "cpu") -> SAE:
@@ -283,13 +290,17 @@ class SAE(nn.Module):
             )
         except (KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{folder} is not a description of an SAE: {error!r}") from error
+        stability = tensors.pop("stability", None)
         try:
+            if stability is not None and stability.shape != sae.b_enc.shape:
+                raise RuntimeError(f"stability is of shape {tuple(stability.shape)}")
             sae.load_state_dict(tensors)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"the weights in {folder} do not fit their description: {reason}"
             ) from error
+        sae.stability = stability
         return sae.to(device)
 
     def extra_repr(self) -> str:

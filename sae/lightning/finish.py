@@ -22,6 +22,8 @@ from sae.lightning.datamodule import ActivationDataModule
 from sae.lightning.member import Member
 from sae.lightning.module import SAEModule
 from sae.lightning.run import RunFolder
+from sae.lightning.seeds import AcrossSeeds
+from sae.lightning.seeds import table as seeds_table
 from sae.metrics.codes import Firing
 from sae.metrics.evaluate import evaluate
 from sae.metrics.examples import top_examples, write_examples
@@ -36,9 +38,11 @@ def finish(
     module: SAEModule,
     data: ActivationDataModule,
     trainer: Trainer,
+    across: AcrossSeeds | None = None,
 ) -> str:
     """Write into each member's folder `sae/`, `summary.json`, `examples.jsonl` and `report.html`;
-    of a member that was stopped the summary alone. Returns what to print."""
+    of a member that was stopped the summary alone. What seeds agree on goes into the run's own, and
+    to `consensus/`. Returns what to print."""
     summaries = []
     for member, place in zip(module.members, places, strict=True):
         shared = {
@@ -60,8 +64,12 @@ def finish(
     _log(summaries, trainer, module.steps)
     if places == [run]:
         return _table(summaries[0], run)
-    write_text(run.summary, json.dumps({"name": run.path.name, "members": summaries}) + "\n")
-    return _tables(summaries, run)
+    of_run: dict[str, Any] = {"name": run.path.name, "members": summaries}
+    if across is not None:
+        folders = {m.name: place.path for m, place in zip(module.members, places, strict=True)}
+        of_run["seeds"] = across.finish(run.path, folders, module, trainer)
+    write_text(run.summary, json.dumps(of_run) + "\n")
+    return _tables(of_run, run)
 
 
 def _log(summaries: list[dict[str, Any]], trainer: Trainer, step: int) -> None:
@@ -174,8 +182,9 @@ def _table(summary: dict[str, Any], run: RunFolder) -> str:
     )
 
 
-def _tables(summaries: list[dict[str, Any]], run: RunFolder) -> str:
-    """A row for each member."""
+def _tables(of_run: dict[str, Any], run: RunFolder) -> str:
+    """A row for each member, and for each group that differs in its seed only."""
+    summaries = of_run["members"]
     table = Table(title=f"{run.path.name}: {len(summaries)} members", title_justify="left")
     table.add_column("")
     for column in ("FVU", "held out", "L0", "dead"):
@@ -191,7 +200,10 @@ def _tables(summaries: list[dict[str, Any]], run: RunFolder) -> str:
             f"{summary['held_out']['l0']:.1f}",
             f"{summary['dead_fraction']:.2%}",
         )
-    return _printed(table) + f"figures  {run.summary}\n"
+    text = _printed(table)
+    if of_run.get("seeds"):
+        text += _printed(seeds_table(of_run["seeds"]))
+    return text + f"figures  {run.summary}\n"
 
 
 def _printed(table: Table) -> str:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 
 from sae.errors import UserError
 from sae.files import write_text
+from sae.lightning import seeds
 from sae.lightning.callbacks import Bar, Checkpoints, Lines
 from sae.lightning.finish import finish
 from sae.lightning.member import Member
@@ -70,6 +71,10 @@ def train(
         for (name, recipe), place in zip(settings.recipes.items(), places, strict=True)
     ]
     module = SAEModule(members)
+    across = None
+    if found := seeds.groups(settings.alone):
+        across = seeds.AcrossSeeds(found, run.path, resume_step=step)
+        trainer.callbacks.append(across)
 
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
@@ -83,7 +88,7 @@ def train(
         return 0 if "WANDB_SWEEP_ID" in os.environ else STOPPED
     sys.stdout.write("trained; now the figures on held-out text\n")
     sys.stdout.flush()
-    sys.stdout.write(finish(run, places, module, data, trainer))
+    sys.stdout.write(finish(run, places, module, data, trainer, across))
     return 0
 
 

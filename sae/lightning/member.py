@@ -34,6 +34,7 @@ class Member(nn.Module):
         stopped: why it no longer learns, and at which step; None while it does.
         last_read: its last row of training metrics.
         held_out: its last figures on held-out activations.
+        density: share of them that each latent fired on, float64 [d_sae].
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Member(nn.Module):
 
     def judged(self) -> dict[str, float]:
         self.held_out = {"held_out_fvu": self._fvu.compute(), "held_out_l0": self._firing.l0()}
+        self.density = self._firing.density().cpu()
         del self._sae, self._fvu, self._firing
         return self.held_out
 

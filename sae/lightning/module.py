@@ -130,7 +130,6 @@ class SAEModule(L.LightningModule):
             member.judge(batch.acts)
 
     def on_validation_epoch_end(self) -> None:
-        self._clock = time.perf_counter()  # time spent on held-out text is not training time
         rows = {member: member.judged() for member in self.live}
         if self.trainer.should_stop:  # Lightning validates once more when a run is stopped
             return
@@ -139,6 +138,9 @@ class SAEModule(L.LightningModule):
         # For callbacks that watch a metric: of several members, the best.
         best = min(rows.values(), key=lambda row: row["held_out_fvu"])
         self.log_dict(best, logger=False)
+
+    def on_validation_end(self) -> None:
+        self._clock = time.perf_counter()  # time spent on held-out text is not training time
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         try:

@@ -27,7 +27,7 @@ from sae.lightning.datamodule import ActivationDataModule
 from sae.lightning.recipe import Recipe
 
 # Of a member: it becomes a folder, and part of a column's name.
-_NAME = re.compile(r"(?!checkpoints$)\w[\w.,=+-]*")
+_NAME = re.compile(r"(?!(?:checkpoints|consensus)$)\w[\w.,=+-]*")
 
 
 def default_config() -> Path:

@@ -97,6 +97,26 @@ def shared_fraction_signed(
     return torch.stack(shared).double().mean().item()
 
 
+def agreement(
+    decoders: Sequence[Tensor], encoders: Sequence[Tensor], densities: Sequence[Tensor]
+) -> tuple[dict[str, float], SeedMatching]:
+    """How far seeds agree, in a row of figures, and the matching behind them.
+
+    decoders [d_sae, d_in], encoders [d_in, d_sae] and densities [d_sae], one of each a seed. The
+    figures: pw_mcc_signed, shared_fraction_signed (above 0.7), and stability_decile_1 to _10, the
+    mean stability of the tenth of all latents that fires most rarely, to the most frequent.
+    """
+    matching = match_seeds_signed(decoders)
+    stability = matching.stability()
+    deciles, _ = by_frequency(stability, torch.stack([d.double().cpu() for d in densities]))
+    figures = {
+        "pw_mcc_signed": stability.mean().item(),
+        "shared_fraction_signed": shared_fraction_signed(matching, encoders),
+    }
+    figures |= {f"stability_decile_{n}": mean for n, mean in enumerate(deciles.tolist(), 1)}
+    return figures, matching
+
+
 def by_frequency(values: Tensor, density: Tensor, *, groups: int = 10) -> tuple[Tensor, Tensor]:
     """Mean of `values` in groups of latents from the rarest to the most frequent, deciles at first.
 

@@ -14,6 +14,7 @@ from sae.metrics.dictionary import (
     dictionary_mcc_signed,
     matched_cosines_signed,
     mmcs,
+    mmcs_of_latents,
     mmcs_uniqueness,
     s_n,
     uniqueness_of_latents,
@@ -67,6 +68,12 @@ def test_mmcs_lets_features_share_a_latent():
     W_dec = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.95, 0.05]])
     assert mmcs_uniqueness(W_dec, truth) == pytest.approx(1 / 3)
     assert mmcs_uniqueness(truth, truth) == 1
+
+
+def test_mmcs_of_latents_is_a_precision():
+    # Of two latents one is on a feature, and one at 45 degrees to the nearest of three.
+    W_dec = torch.tensor([[2.0, 0, 0], [1, 1, 0]])
+    assert mmcs_of_latents(W_dec, torch.eye(3)) == pytest.approx((1 + 0.5**0.5) / 2)
 
 
 def test_c_dec_is_the_mean_of_the_pairs(monkeypatch):

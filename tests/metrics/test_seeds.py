@@ -5,6 +5,7 @@ import torch
 
 from sae.errors import UserError
 from sae.metrics.seeds import (
+    agreement,
     by_frequency,
     match_seeds_signed,
     pw_mcc_signed,
@@ -87,3 +88,19 @@ def test_values_by_frequency():
 def test_what_cannot_be_compared_is_refused(decoders):
     with pytest.raises(UserError, match="two or more of one shape"):
         match_seeds_signed(decoders)
+
+
+def test_a_row_of_figures():
+    """Ten latents on axes of their own; in the other seed reversed, and the rarest is turned."""
+    eye = torch.eye(11)
+    other = eye[:10].flip(0).clone()
+    other[9] = 0.6 * eye[0] + 0.8 * eye[10]
+    density = torch.arange(1, 11) / 20
+    figures, matching = agreement(
+        [eye[:10], other], [eye[:10].T, other.T], [density, density.flip(0)]
+    )
+    assert figures["pw_mcc_signed"] == pytest.approx(0.96)
+    assert figures["shared_fraction_signed"] == 0.9
+    assert figures["stability_decile_1"] == pytest.approx(0.6)
+    assert [figures[f"stability_decile_{n}"] for n in range(2, 11)] == [1] * 9
+    assert len(figures) == 12 and matching.partners[0, 1].tolist() == list(range(9, -1, -1))
