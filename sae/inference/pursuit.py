@@ -59,7 +59,8 @@ def gradient_pursuit(
     gradient, as far as lowers the error most (Blumensath & Davies 2008, section III B).
 
     Between the two others in quality; needs no system of equations. Non-negative: an atom whose
-    value is 0 is not moved below, and the step ends where the first value reaches 0. Arguments,
+    value is 0 is not moved below, and the step ends where the first value reaches 0; values still
+    move where no atom is left to pick. Arguments,
     result and errors are those of `matching_pursuit`.
     """
     return _greedy(_gradient, x, dictionary, k, non_negative, b)

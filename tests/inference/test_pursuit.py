@@ -77,6 +77,28 @@ def test_is_the_loop_over_rows(method, update, k, non_negative):
     assert found.gap is None and found.iterations == k
 
 
+def test_gradient_pursuit_lowers_values_as_far_as_zero():
+    """Atoms and samples in one corner, so that the first picks take too much. Where no product is
+    positive any more, the values that are there still move."""
+    x, D = problem(60, 24, 4)
+    x, D = x.abs(), torch.nn.functional.normalize(D.square(), dim=1)
+    expected, ended = [], 0
+    for y in x.numpy():
+        z, support = np.zeros(24), set()
+        for _ in range(12):
+            products = D.numpy() @ (y - z @ D.numpy())
+            if products.max() > 1e-12:
+                support.add(int(products.argmax()))
+            z = move(y, z, D.numpy(), sorted(support), None, True)
+        ended += sum(z[atom] == 0 for atom in support)
+        expected.append(z)
+    assert ended > 2
+    found = gradient_pursuit(x, D, 12)
+    expected = torch.from_numpy(np.array(expected))
+    torch.testing.assert_close(found.codes.to_dense(), expected, atol=1e-9, rtol=0)
+    torch.testing.assert_close(found.objective, half_error(x, expected, D), atol=1e-12, rtol=0)
+
+
 def test_orthogonal_is_that_of_scikit_learn():
     x, D = problem(50, 40, 16)
     expected = torch.from_numpy(orthogonal_mp(D.numpy().T, x.numpy().T, n_nonzero_coefs=5).T)

@@ -53,6 +53,16 @@ def test_is_least_squares_of_each_row(share, non_negative, monkeypatch):
     torch.testing.assert_close(again.codes.to_dense(), expected, atol=1e-7, rtol=1e-7)
 
 
+def test_every_row_keeps_as_many_as_it_is_told_to_in_any_run(monkeypatch):
+    x, D = problem(40, 12, 8)
+    codes = codes_of(torch.ones(40, 12, dtype=D.dtype) + torch.arange(12) / 100)
+    k = torch.arange(40) % 5 + 1
+    monkeypatch.setattr(problem_module, "LEAST_ROWS", 7)
+    monkeypatch.setattr(problem_module, "NUMBERS_PER_RUN", {"cpu": 1})
+    found = refit(x, D, codes, k, non_negative=False).codes
+    assert found.l0().tolist() == k.tolist()
+
+
 def test_codes_of_fixed_k_have_empty_slots():
     x, D = problem(2, 6, 4)
     codes = Codes(torch.tensor([[1.0, 0.0], [2.0, 3.0]]), torch.tensor([[1, 4], [0, 5]]), 6)
@@ -104,13 +114,14 @@ def test_pivoting_ends_at_the_same_answer_from_anywhere(guess):
 def test_support_then_refit_is_its_parts(non_negative):
     x, D = problem(50, 32, 8)
     D = D * torch.linspace(0.5, 2, 32, dtype=D.dtype)[:, None]
-    settings = {"iterations": 500, "non_negative": non_negative}
+    b = torch.linspace(-1, 1, 8, dtype=D.dtype)
+    settings = {"iterations": 500, "non_negative": non_negative, "b": b}
     found = support_then_refit(x, D, 3, 0.05, **settings)
     strength = fista(x, D, 0.05, **settings).codes.to_dense().abs() * D.norm(dim=1)
     support = torch.zeros_like(strength, dtype=torch.bool)
     support.scatter_(1, strength.topk(3, dim=1).indices, True)
     support &= strength > 0
-    expected = fitted(x, D, support, non_negative)
+    expected = fitted(x - b, D, support, non_negative)
     torch.testing.assert_close(found.codes.to_dense(), expected, atol=1e-9, rtol=0)
     assert found.codes.l0().max() == 3
 
