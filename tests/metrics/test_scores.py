@@ -86,7 +86,7 @@ def family():
     sae = SAE(24, TopK(d_sae=40, k=4), seed=0)
     noise = torch.randn(32, 24, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        sae.W_dec[:32] = torch.nn.functional.normalize(world.truth + 0.1 * noise)
+        sae.W_dec[:32] = torch.nn.functional.normalize(world.truth + 0.1 * noise).roll(1, 0)
         sae.W_enc[:, :32] = sae.W_dec[:32].T
     return world, sae
 
