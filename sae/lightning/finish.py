@@ -175,7 +175,7 @@ def _table(summary: dict[str, Any], run: RunFolder) -> str:
             table.add_row(label, "", f"{held_out[key]:.4f}")
     table.add_row("tokens per second", f"{summary['tokens_per_second']:,.0f}", "")
     return (
-        _printed(table)
+        printed(table)
         + f"report   {run.path / 'report.html'}\n"
         + f"figures  {run.summary}\n"
         + f'SAE      SAE.load("{run.path / "sae"}")\n'
@@ -200,13 +200,14 @@ def _tables(of_run: dict[str, Any], run: RunFolder) -> str:
             f"{summary['held_out']['l0']:.1f}",
             f"{summary['dead_fraction']:.2%}",
         )
-    text = _printed(table)
+    text = printed(table)
     if of_run.get("seeds"):
-        text += _printed(seeds_table(of_run["seeds"]))
+        text += printed(seeds_table(of_run["seeds"]))
     return text + f"figures  {run.summary}\n"
 
 
-def _printed(table: Table) -> str:
+def printed(table: Table) -> str:
+    """A table as text."""
     console = Console(file=io.StringIO(), width=100)
     console.print(table)
     return console.file.getvalue()

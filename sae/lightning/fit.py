@@ -18,6 +18,7 @@ from sae.files import write_text
 from sae.lightning import seeds
 from sae.lightning.callbacks import Bar, Checkpoints, Lines
 from sae.lightning.finish import finish
+from sae.lightning.halving import Halving
 from sae.lightning.member import Member
 from sae.lightning.module import SAEModule
 from sae.lightning.run import RunFolder, SafeCheckpointIO
@@ -36,8 +37,8 @@ def train(
     args: list[str],
     folder: RunFolder | None,
     *,
-    stop_early: bool = False,
-    go_on: str | None = None,
+    halving: Halving | None = None,
+    sweep: Path | None = None,
 ) -> int:
     """Train, evaluate and write the run folder, with a folder in it for each member where the run
     has several; returns the exit code.
@@ -45,8 +46,8 @@ def train(
     Args:
         args: settings, `--config` among them.
         folder: of the run to resume, at its last checkpoint; None: of a new one.
-        stop_early: stop the worse members on the way.
-        go_on: what a user who stops it is told to type; `fit --resume` when left out.
+        halving: what stops the worse members on the way.
+        sweep: folder of the sweep that this is a wave of, which says what was found.
     """
     step, checkpoint = folder.resume_point() if folder else (None, None)
 
@@ -75,20 +76,26 @@ def train(
     if found := seeds.groups(settings.alone):
         across = seeds.AcrossSeeds(found, run.path, resume_step=step)
         trainer.callbacks.append(across)
+        module.after_judging.append(across.judged)
+    if halving is not None:
+        module.after_judging.append(halving)
 
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
     if module.steps < trainer.max_steps:
+        again = f"sweep --resume {sweep}" if sweep else f"fit --resume {run.path}"
         sys.stderr.write(
             f"stopped at step {module.steps} of {trainer.max_steps}, saved; go on with:\n"
-            f"  python train.py {go_on or f'fit --resume {run.path}'}\n"
+            f"  python train.py {again}\n"
         )
         # An agent of Weights & Biases that stops a trial takes any code above 0 for a failure, and
         # gives up after five.
         return 0 if "WANDB_SWEEP_ID" in os.environ else STOPPED
+    module.make_up()
     sys.stdout.write("trained; now the figures on held-out text\n")
     sys.stdout.flush()
-    sys.stdout.write(finish(run, places, module, data, trainer, across))
+    found = finish(run, places, module, data, trainer, across)
+    sys.stdout.write("" if sweep else found)
     return 0
 
 

@@ -23,10 +23,15 @@ class SAEModule(L.LightningModule):
         members: at least one; all with the same `accumulate`.
 
     Raises UserError where members need different batches.
+
+    Attributes:
+        after_judging: called with this module when all have been judged on held-out activations
+            and their rows are written.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
         super().__init__()
+        self.after_judging: list[Callable[[SAEModule], None]] = []
         self.members = nn.ModuleList(members)
         for name, says in (
             ("accumulate", "model.accumulate"),
@@ -44,6 +49,7 @@ class SAEModule(L.LightningModule):
         self.automatic_optimization = False
         self.steps = 0
         self.seconds = 0.0
+        self._judged_at = 0
 
     @property
     def live(self) -> list[Member]:
@@ -73,6 +79,7 @@ class SAEModule(L.LightningModule):
             first = self.trainer.datamodule.stream.first_block().to(self.device).acts
         for member in self.live:
             member.begin(first)
+        self.make_up()
 
     def training_step(self, batches: list[Batch], batch_idx: int) -> None:
         # One call a step of the stream, however many learn from it: Lightning counts the calls.
@@ -130,17 +137,40 @@ class SAEModule(L.LightningModule):
             member.judge(batch.acts)
 
     def on_validation_epoch_end(self) -> None:
+        judged = self._judged()
+        if judged:  # for callbacks that watch a metric: of several members, the best
+            best = min(judged, key=lambda row: row["held_out_fvu"])
+            self.log_dict(best, logger=False)
+        self._clock = time.perf_counter()  # time spent on held-out text is not training time
+
+    def _judged(self) -> list[dict[str, float]]:
+        """The held-out figures of all that learn, written down."""
         rows = {member: member.judged() for member in self.live}
         if self.trainer.should_stop:  # Lightning validates once more when a run is stopped
-            return
+            return []
         for member, row in rows.items():
             self.write(member, row)
-        # For callbacks that watch a metric: of several members, the best.
-        best = min(rows.values(), key=lambda row: row["held_out_fvu"])
-        self.log_dict(best, logger=False)
+        self._judged_at = self.steps
+        for look in self.after_judging:
+            look(self)
+        return list(rows.values())
 
-    def on_validation_end(self) -> None:
-        self._clock = time.perf_counter()  # time spent on held-out text is not training time
+    @property
+    def judge_every(self) -> int:
+        """Steps between two looks at held-out activations."""
+        return self.trainer.val_check_interval * self.trainer.datamodule.steps_per_call
+
+    @torch.inference_mode()
+    def make_up(self) -> None:
+        """Judge on held-out activations now, where that was due at the step of a checkpoint and
+        was not done: the checkpoint of a step is written before, and a kill can come between."""
+        if not self.steps or self.steps % self.judge_every or self._judged_at == self.steps:
+            return
+        self.on_validation_epoch_start()
+        for number, batch in enumerate(self.trainer.datamodule.val_dataloader()):
+            self.validation_step(batch.to(self.device), number)
+        self._judged()
+        self._clock = time.perf_counter()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         try:

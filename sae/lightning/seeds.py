@@ -124,17 +124,16 @@ class AcrossSeeds(Callback):
                 "pw_mcc_signed_chance": pw_mcc_signed_chance(*starts[0].shape),
             }
 
-    def on_validation_end(self, trainer: Trainer, pl_module: SAEModule) -> None:
-        if trainer.should_stop:  # Lightning validates once more when a run is stopped
-            return
-        for group, members in self.live(pl_module).items():
+    def judged(self, module: SAEModule) -> None:
+        """Write a row of each group that is compared on the way."""
+        for group, members in self.live(module).items():
             if _cheap(members):
                 saes = [member.learner.judged() for member in members]
                 densities = [member.density for member in members]
                 figures, _ = agreement(
                     [sae.W_dec for sae in saes], [sae.W_enc for sae in saes], densities
                 )
-                self.write(trainer, pl_module.steps, group, figures)
+                self.write(module.trainer, module.steps, group, figures)
 
     def write(self, trainer: Trainer, step: int, group: str, figures: dict[str, float]) -> None:
         """Hand a row to every logger."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from sae.files import write_text
@@ -99,16 +99,9 @@ def write_report(run_dir: str | Path) -> Path:
     is said to be missing on the page. Raises UserError when the folder is not one of a run.
     """
     run = Run.read(run_dir)
-    environment = Environment(
-        loader=PackageLoader("sae.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     curves = curves_svg(run)
     figures = [row for figure in _FIGURES if (row := _row(run, figure))]
-    page = environment.get_template("report.html").render(
+    page = template("report.html").render(
         title=run.name,
         subtitle=_subtitle(run.metadata | run.summary),
         tiles=[row for row in figures if row["key"] in _TILES],
@@ -125,6 +118,18 @@ def write_report(run_dir: str | Path) -> Path:
     path = Path(run_dir) / "report.html"
     write_text(path, page)
     return path
+
+
+def template(name: str) -> Template:
+    """A page of this room; what is put into it is escaped."""
+    environment = Environment(
+        loader=PackageLoader("sae.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def spread(latents: list[LatentExamples], count: int) -> list[LatentExamples]:

@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import os
-import re
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter, PercentFormatter
 
 from sae.metrics.codes import Firing, density_histogram
+from sae.report.drawing import for_png, for_svg, png, svg
 from sae.report.run import Run
 
-# SVG ink that the page's own text colour replaces, so one picture serves light and dark.
-_INK = "#010203"
 _LINE, _BARS = "#2f7fc1", "#d9772b"
 _MOST_POINTS = 400  # per curve; a page of millions of steps must still open
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.12,
-    "grid.linewidth": 0.8,
-    "svg.fonttype": "none",
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    **dict.fromkeys(
-        ["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"], _INK
-    ),
-    "grid.color": _INK,
-}
-
 _PERCENT = PercentFormatter(1.0)
 # column of metrics.csv, title, how its axis is written
 _PANELS = (
@@ -59,7 +32,7 @@ def curves_svg(run: Run) -> str | None:
     panels = [panel for panel in _PANELS if run.curves.get(panel[0])]
     if not panels:
         return None
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "curves"}):
+    with for_svg("curves"):
         rows = -(-len(panels) // 3)
         figure = Figure(figsize=(9.6, 2.3 * rows), layout="constrained")
         axes = figure.subplots(rows, 3, squeeze=False).flatten()
@@ -67,15 +40,15 @@ def curves_svg(run: Run) -> str | None:
             ax.remove()
         for ax, panel in zip(axes, panels, strict=False):
             _draw_curve(ax, run, *panel)
-        return _svg(figure)
+        return svg(figure)
 
 
 def density_svg(firing: Firing) -> str:
     """The density histogram as an `<svg>` element."""
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "density"}):
+    with for_svg("density"):
         figure = Figure(figsize=(9.6, 2.6), layout="constrained")
         _draw_density(figure.subplots(), firing)
-        return _svg(figure)
+        return svg(figure)
 
 
 def curves_png(run_dir: str | Path, path: str | Path) -> None:
@@ -84,10 +57,9 @@ def curves_png(run_dir: str | Path, path: str | Path) -> None:
     Raises UserError when `run_dir` is not the folder of a run.
     """
     run = Run.read(run_dir)
-    ink = {key: "#222222" for key, value in _STYLE.items() if value == _INK}
     panels = [panel for panel in _PANELS if panel[0] in ("fvu", "dead_fraction")]
     panels = [panel for panel in panels if run.curves.get(panel[0])]
-    with matplotlib.rc_context({**_STYLE, **ink, "figure.facecolor": "white"}):
+    with for_png():
         count = len(panels) + (run.firing is not None)
         figure = Figure(figsize=(3.5 * max(count, 1), 2.7), dpi=160, layout="constrained")
         figure.get_layout_engine().set(wspace=0.06, w_pad=0.08, h_pad=0.08)
@@ -97,13 +69,7 @@ def curves_png(run_dir: str | Path, path: str | Path) -> None:
         if run.firing is not None:
             _draw_density(axes[-1], run.firing)
             axes[-1].set_title("How often latents fire")
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            figure.savefig(temporary, format="png")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        png(figure, path)
 
 
 def _draw_curve(ax: Axes, run: Run, column: str, title: str, formatter) -> None:
@@ -155,13 +121,3 @@ def _draw_density(ax: Axes, firing: Firing) -> None:
         ha="right",
         va="top",
     )
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    svg = svg.replace("'DejaVu Sans', sans-serif", "system-ui, sans-serif")
-    # Group names repeat between the pictures of one page; nothing refers to them.
-    return re.sub(r'<g id="[^"]*"', "<g", svg)

@@ -1,0 +1,151 @@
+"""`sweep`: a grid of autoencoders on one stream, in as many waves as memory asks for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sae.errors import UserError
+from sae.files import write_text
+from sae.lightning import grid
+from sae.lightning.fit import quiet, train, with_config
+from sae.lightning.halving import Halving
+from sae.lightning.memory import waves_for
+from sae.lightning.run import RunFolder
+from sae.lightning.settings import Settings
+from sae.lightning.swept import gather
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a sweep was asked for: all that a resume needs beside its config.yaml.
+
+    Attributes:
+        keys: the settings that are swept over.
+        waves: of each, its members: name to settings.
+        stop_early: whether the worse half is stopped on the way.
+    """
+
+    keys: list[str]
+    waves: list[dict[str, dict[str, Any]]]
+    stop_early: bool
+
+    FILE = "sweep.json"
+
+    def write(self, folder: Path) -> None:
+        write_text(folder / self.FILE, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Asked:
+        file = folder / cls.FILE
+        if not file.is_file():
+            raise UserError(f"--resume {folder}: no {cls.FILE} there; give the folder of a sweep")
+        return cls(**json.loads(file.read_text(encoding="utf-8")))
+
+
+def sweep(args: list[str]) -> int:
+    """Train every member, write `sweep.csv`, its page and pictures; returns the exit code."""
+    quiet()
+    own, rest = _parse(args)
+    if own.resume is not None:
+        if rest or own.grid or own.seeds != 1:
+            raise UserError("sweep --resume takes its settings from the sweep; give nothing else")
+        folder = Path(own.resume)
+        asked = Asked.read(folder)
+    else:
+        folder, asked = _begin(own, rest)
+    for number, members in enumerate(asked.waves, 1):
+        run = RunFolder(folder / f"wave-{number}")
+        if run.summary.is_file():
+            continue
+        names = f"wave {number} of {len(asked.waves)}: {len(members)} members\n"
+        sys.stdout.write(names if len(asked.waves) > 1 else "")
+        code = _wave(run, folder, members, asked)
+        if code:
+            return code
+    sys.stdout.write(gather(folder, asked.keys, asked.waves))
+    return 0
+
+
+def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="train.py sweep",
+        usage="%(prog)s [--config F] --grid KEY=V1,V2,... [--grid ...] [--seeds N] [--random N] "
+        "[--stop-early] [--KEY VALUE ...]\n       %(prog)s --resume RUN",
+        description="Train every combination on one stream, and say which is best.",
+        epilog="Every other flag is one of `fit`, for all members.",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("--grid", action="append", default=[], metavar="KEY=V1,V2,...")
+    parser.add_argument("--seeds", type=int, default=1, help="each combination with so many seeds")
+    parser.add_argument("--random", type=int, help="so many combinations, drawn from the grid")
+    parser.add_argument(
+        "--stop-early",
+        action="store_true",
+        help="at a quarter and at half of the run, stop the worse half by held-out FVU of those "
+        "with the same L0",
+    )
+    parser.add_argument("--memory", type=float, help="GiB that it may take; left out, what is free")
+    parser.add_argument("--resume", metavar="RUN", help="go on where it ended, however it ended")
+    try:
+        own, rest = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise UserError(f"sweep: {error}") from error
+    for name in ("seeds", "random", "memory"):
+        if (value := getattr(own, name)) is not None and value <= 0:
+            raise UserError(f"--{name} {value}; give at least 1")
+    return own, rest
+
+
+def _begin(own: argparse.Namespace, rest: list[str]) -> tuple[Path, Asked]:
+    """Check every member, say what memory they take, and write down what was asked."""
+    rest, _ = with_config(rest)
+    base = Settings(rest, lambda config: {})
+    if base.config.members:
+        raise UserError("sweep makes its own members; take `members` out of the config")
+    named = any(arg.split("=")[0] == "--name" for arg in rest)
+    name = base.config.name if named else f"{base.config.name}-sweep"
+    axes = grid.axes(own.grid, own.seeds, base.config.seed)
+    members = grid.members(axes, at_random=own.random, seed=base.config.seed)
+    every = Settings([*rest, "--members", json.dumps(members)], lambda config: {})
+    waves, says = waves_for(every, own.memory)
+    folder = Path(base.config.runs) / name
+    _claim(folder, overwrite=base.config.overwrite)
+    sys.stdout.write(f"{len(members)} members: {says}\n")
+    sys.stdout.flush()
+    folder.mkdir(parents=True, exist_ok=True)
+    base.config.name = name
+    text = base.parser.dump(base.config, skip_unset=False, skip_link_targets=True)
+    write_text(folder / "config.yaml", text)
+    asked = Asked(list(axes), [{n: members[n] for n in wave} for wave in waves], own.stop_early)
+    asked.write(folder)
+    return folder, asked
+
+
+def _claim(folder: Path, *, overwrite: bool) -> None:
+    """Refuse to write over what is there, or with `overwrite` remove it."""
+    if not (folder / "config.yaml").exists():
+        return
+    if not overwrite:
+        raise UserError(
+            f"{folder} is there already; go on with `sweep --resume {folder}`, choose another "
+            "--name, or --overwrite true"
+        )
+    shutil.rmtree(folder)
+
+
+def _wave(run: RunFolder, folder: Path, members: dict[str, Any], asked: Asked) -> int:
+    """One run; from its last checkpoint where it has one."""
+    others = lambda changes: json.dumps({k: v for k, v in changes.items() if k != grid.SEED})
+    halving = Halving({n: others(c) for n, c in members.items()}) if asked.stop_early else None
+    if run.checkpoints():
+        return train(["--config", str(run.config)], run, halving=halving, sweep=folder)
+    args = ["--config", str(folder / "config.yaml"), "--runs", str(folder)]
+    args += ["--name", run.path.name, "--overwrite", "true", "--members", json.dumps(members)]
+    return train(args, None, halving=halving, sweep=folder)
