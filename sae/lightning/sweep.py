@@ -66,7 +66,7 @@ def sweep(args: list[str]) -> int:
         names = f"wave {number} of {len(asked.waves)}: {len(members)} members\n"
         sys.stdout.write(names if len(asked.waves) > 1 else "")
         code = _wave(run, folder, members, asked)
-        if code:
+        if code or not run.summary.is_file():
             return code
     sys.stdout.write(gather(folder, asked.keys, asked.waves))
     return 0

@@ -19,6 +19,8 @@ from sae import SAE
 from sae.lightning import grid
 from sae.lightning.cli import main
 from sae.lightning.fit import fit
+from sae.lightning.memory import GIB, needs_of, shared_of
+from sae.lightning.settings import Settings
 from sae.report.sweep import Swept
 from sae.report.sweep_page import write_sweep_report
 
@@ -135,11 +137,16 @@ def test_killed_and_resumed_the_table_is_the_same(done, tmp_path):
 
 def test_in_waves_it_finds_the_same(done, tmp_path):
     """Members do not enter each other, so how they are packed changes nothing but the folders."""
-    folder = swept(tmp_path, "--memory", "0.7")
+    settings = Settings(["--config", str(write(tmp_path))], lambda config: {})
+    (recipe,), data = settings.recipes.values(), settings.datamodule
+    data.source.setup()
+    one = needs_of(recipe, data.source.widths, data.batch_size, STEPS)
+    room = shared_of(data, whole=False).total + 3.5 * one.kept + one.passing
+    folder = swept(tmp_path, "--memory", str(room / GIB))
     waves = json.loads((folder / "sweep.json").read_text())["waves"]
-    assert len(waves) > 1 and [name for wave in waves for name in wave] == [
-        member.name for member in Swept.read(done).members
-    ]
+    assert [len(wave) for wave in waves] == [3, 3, 2]
+    names = [member.name for member in Swept.read(done).members]
+    assert [name for wave in waves for name in wave] == names
     for one, other in zip(Swept.read(done).members, Swept.read(folder).members, strict=True):
         assert one.figures == other.figures
 
