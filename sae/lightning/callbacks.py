@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -91,6 +92,8 @@ class Checkpoints(Callback):
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # a worker of Ray's, which Ray stops in its own way
         for number in self.SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
 

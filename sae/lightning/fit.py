@@ -7,10 +7,12 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
 from sae.errors import UserError
@@ -39,6 +41,7 @@ def train(
     *,
     halving: Halving | None = None,
     sweep: Path | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> int:
     """Train, evaluate and write the run folder, with a folder in it for each member where the run
     has several; returns the exit code.
@@ -48,10 +51,11 @@ def train(
         folder: of the run to resume, at its last checkpoint; None: of a new one.
         halving: what stops the worse members on the way.
         sweep: folder of the sweep that this is a wave of, which says what was found.
+        callbacks: Lightning's, besides those of every run.
     """
     step, checkpoint = folder.resume_point() if folder else (None, None)
 
-    settings = Settings(args, lambda config: _parts(config, folder))
+    settings = Settings(args, lambda config: _parts(config, folder, callbacks))
     run = folder or _folder_of(settings.config)
     data, trainer = settings.datamodule, settings.trainer
     if trainer.max_steps < 1:
@@ -131,13 +135,16 @@ def _folder_of(config: Namespace) -> RunFolder:
     return RunFolder(Path(config.runs) / config.name)
 
 
-def _parts(config: Namespace, folder: RunFolder | None) -> dict[str, list[Any]]:
+def _parts(
+    config: Namespace, folder: RunFolder | None, callbacks: Sequence[Callback]
+) -> dict[str, list[Any]]:
     run = folder or _folder_of(config)
     return {
         "logger": _loggers(config, run),
         "callbacks": [
             Bar(refresh_rate=10) if sys.stdout.isatty() else Lines(),
             Checkpoints(run, every=config.checkpoint_every),
+            *callbacks,
         ],
         "plugins": [SafeCheckpointIO()],
     }

@@ -6,9 +6,13 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from lightning.pytorch import Callback
 
 from sae.errors import UserError
 from sae.files import write_text
@@ -51,30 +55,27 @@ class Asked:
 def sweep(args: list[str]) -> int:
     """Train every member, write `sweep.csv`, its page and pictures; returns the exit code."""
     quiet()
-    own, rest = _parse(args)
-    if own.resume is not None:
-        if rest or own.grid or own.seeds != 1:
-            raise UserError("sweep --resume takes its settings from the sweep; give nothing else")
-        folder = Path(own.resume)
-        asked = Asked.read(folder)
-    else:
-        folder, asked = _begin(own, rest)
+    own, rest = parse(args)
+    folder, asked = begin(own, rest)
     for number, members in enumerate(asked.waves, 1):
         run = RunFolder(folder / f"wave-{number}")
         if run.summary.is_file():
             continue
         names = f"wave {number} of {len(asked.waves)}: {len(members)} members\n"
         sys.stdout.write(names if len(asked.waves) > 1 else "")
-        code = _wave(run, folder, members, asked)
+        code = wave(run, folder, members, asked.stop_early)
         if code or not run.summary.is_file():
             return code
     sys.stdout.write(gather(folder, asked.keys, asked.waves))
     return 0
 
 
-def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse(
+    args: list[str], command: str = "sweep", more: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[argparse.Namespace, list[str]]:
+    """A sweep's own flags, with `more` of them by what argparse is told of each, and the rest."""
     parser = argparse.ArgumentParser(
-        prog="train.py sweep",
+        prog=f"train.py {command}",
         usage="%(prog)s [--config F] --grid KEY=V1,V2,... [--grid ...] [--seeds N] [--random N] "
         "[--stop-early] [--KEY VALUE ...]\n       %(prog)s --resume RUN",
         description="Train every combination on one stream, and say which is best.",
@@ -93,18 +94,33 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--memory", type=float, help="GiB that it may take; left out, what is free")
     parser.add_argument("--resume", metavar="RUN", help="go on where it ended, however it ended")
+    for flag, options in more.items():
+        parser.add_argument(flag, **options)
     try:
         own, rest = parser.parse_known_args(args)
     except argparse.ArgumentError as error:
-        raise UserError(f"sweep: {error}") from error
+        raise UserError(f"{command}: {error}") from error
     for name in ("seeds", "random", "memory"):
         if (value := getattr(own, name)) is not None and value <= 0:
             raise UserError(f"--{name} {value}; give at least 1")
+    if own.resume is not None and (rest or own.grid or own.seeds != 1):
+        raise UserError(f"{command} --resume takes its settings from the sweep; give nothing else")
     return own, rest
 
 
-def _begin(own: argparse.Namespace, rest: list[str]) -> tuple[Path, Asked]:
-    """Check every member, say what memory they take, and write down what was asked."""
+def begin(
+    own: argparse.Namespace, rest: list[str], pack: Callable = waves_for
+) -> tuple[Path, Asked]:
+    """The folder of a sweep and what is asked of it: of one that goes on as it was written down; of
+    a new one every member is checked, and it is written down.
+
+    Args:
+        own, rest: from `parse`.
+        pack: given the settings of all members and `--memory`, the names of the members of each
+            wave, and what to print of that.
+    """
+    if own.resume is not None:
+        return Path(own.resume), Asked.read(Path(own.resume))
     rest, _ = with_config(rest)
     base = Settings(rest, lambda config: {})
     if base.config.members:
@@ -114,7 +130,7 @@ def _begin(own: argparse.Namespace, rest: list[str]) -> tuple[Path, Asked]:
     axes = grid.axes(own.grid, own.seeds, base.config.seed)
     members = grid.members(axes, at_random=own.random, seed=base.config.seed)
     every = Settings([*rest, "--members", json.dumps(members)], lambda config: {})
-    waves, says = waves_for(every, own.memory)
+    waves, says = pack(every, own.memory)
     folder = Path(base.config.runs) / name
     _claim(folder, overwrite=base.config.overwrite)
     sys.stdout.write(f"{len(members)} members: {says}\n")
@@ -140,12 +156,19 @@ def _claim(folder: Path, *, overwrite: bool) -> None:
     shutil.rmtree(folder)
 
 
-def _wave(run: RunFolder, folder: Path, members: dict[str, Any], asked: Asked) -> int:
-    """One run; from its last checkpoint where it has one."""
+def wave(
+    run: RunFolder,
+    folder: Path,
+    members: dict[str, Any],
+    stop_early: bool,
+    callbacks: Sequence[Callback] = (),
+) -> int:
+    """One run; from its last checkpoint where it has one. Returns the exit code."""
     others = lambda changes: json.dumps({k: v for k, v in changes.items() if k != grid.SEED})
-    halving = Halving({n: others(c) for n, c in members.items()}) if asked.stop_early else None
+    halving = Halving({n: others(c) for n, c in members.items()}) if stop_early else None
+    options = {"halving": halving, "sweep": folder, "callbacks": callbacks}
     if run.checkpoints():
-        return train(["--config", str(run.config)], run, halving=halving, sweep=folder)
+        return train(["--config", str(run.config)], run, **options)
     args = ["--config", str(folder / "config.yaml"), "--runs", str(folder)]
     args += ["--name", run.path.name, "--overwrite", "true", "--members", json.dumps(members)]
-    return train(args, None, halving=halving, sweep=folder)
+    return train(args, None, **options)
