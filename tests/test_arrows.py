@@ -33,7 +33,7 @@ ARROWS = {
         "sae_configs",
     },
 }
-ONLY_IN_LIGHTNING = {"lightning", "wandb", "jsonargparse", "pytorch_lightning"}
+ONLY_IN_LIGHTNING = {"lightning", "wandb", "ray", "jsonargparse", "pytorch_lightning"}
 ONLY_IN_KERNELS = {"triton"}
 
 
