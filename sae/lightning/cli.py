@@ -18,6 +18,7 @@ Train sparse autoencoders on streamed activations of real models.
   python train.py sweep --config F --grid model.sae.k=16,32 --grid model.optim.lr=1e-4,1e-3
                                                     every combination on one stream, side by side
   python train.py tune --config F --grid ...        the same through Ray Tune, a trial for each
+  python train.py plan --config F [--grid ...]      what either takes: memory, FLOPs, time
   python train.py report runs/x [curves.png]        draw report.html again, and its curves
   python train.py evaluate runs/x                   figures beside controls, and what holds it back
   python train.py identify --config F               is what a network represents linear in z?
@@ -54,13 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return import_module("sae.lightning.sweep").sweep(args)
         if command == "tune":
             return import_module("sae.lightning.tune").tune(args)
+        if command == "plan":
+            return import_module("sae.lightning.plan").plan(args)
         if command == "report":
             return _report(args)
         if command == "evaluate":
             return import_module("sae.lightning.evaluation").evaluate_run(args)
         if command == "identify":
             return import_module("sae.lightning.identify").identify(args)
-        known = "fit, sweep, tune, report, evaluate, identify"
+        known = "fit, sweep, tune, plan, report, evaluate, identify"
         raise UserError(f"command {command!r} is not known; there are: {known}")
     except (UserError, OSError) as error:  # OSError: a disk that is full, a folder not ours
         if debug:

@@ -105,6 +105,15 @@ def needs_of(
     )
 
 
+def firing(recipe: Recipe) -> float:
+    """The most latents per activation in a run: half of all where only a penalty keeps them from
+    it, as random directions do at the start."""
+    rule = recipe.sparsity
+    if rule.penalised:
+        return rule.d_sae / 2
+    return max(getattr(rule, name, None) or 0 for name in ("k", "k_start")) or rule.d_sae
+
+
 def optimiser_bytes(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> int:
     """What an optimiser keeps of one parameter, in bytes."""
     wide = torch.promote_types(param.dtype, torch.float32).itemsize
@@ -194,14 +203,10 @@ def _whole_gradient(recipe: Recipe, learner: Learner, param: torch.Tensor) -> bo
 
 def _step_bytes(recipe: Recipe, learner: Learner, batch_size: int, device: str) -> int:
     """What a step makes and drops, by the constants above."""
-    sae, rule = learner.sae, recipe.sparsity
+    sae = learner.sae
     d_in, batches = sae.d_in * sae.site.groups, recipe.accumulate
-    firing = getattr(rule, "k", None) or sae.d_sae
-    firing = max(firing, getattr(rule, "k_start", None) or 0)
-    if rule.penalised:
-        firing = sae.d_sae / 2  # of random directions at the start
     rows = batches * batch_size * (d_in + sae.d_out) / 2 * 4 * ROW_TENSORS
-    slots = batches * batch_size * firing * SLOT_BYTES
+    slots = batches * batch_size * firing(recipe) * SLOT_BYTES
     chunk = 2 * 4 * max(CHUNK_ELEMENTS[device], CHUNK_ROWS * sae.d_sae)
     listed = min(sae.d_sae, max((term.listed(sae) for term in recipe.objective), default=0))
     listed *= 2 * (sae.d_in + sae.d_out) * 4
