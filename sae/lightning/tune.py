@@ -59,7 +59,9 @@ def tune(args: list[str]) -> int:
                 "would stay; leave one of the two out (`sweep --stop-early` compares at like L0)"
             )
     folder, asked = begin(own, rest, partial(_packed, size=own.members_per_trial))
-    code = _run(folder.resolve(), asked, own)
+    place, code = folder.resolve(), 0
+    if left := _left(place, asked):
+        code = _settle(place, asked, left, _run(place, asked, own, left))
     if code == STOPPED:
         sys.stderr.write(f"stopped; go on with:\n  python train.py tune --resume {folder}\n")
     else:
@@ -73,16 +75,25 @@ def _packed(settings: Settings, gib: float | None, *, size: int) -> tuple[list[l
     return waves, f"{len(waves)} trials of Ray Tune"
 
 
-def _run(folder: Path, asked: Asked, own: argparse.Namespace) -> int:
-    """Train the waves that are not there yet; returns the exit code."""
+def _left(folder: Path, asked: Asked) -> dict[str, int]:
+    """The waves that are not there yet: what a trial is called, and its number."""
+    return {
+        next(iter(members)) if len(members) == 1 else f"wave-{number}": number
+        for number, members in enumerate(asked.waves, 1)
+        if not _wave_folder(folder, number).summary.is_file()
+    }
+
+
+def _wave_folder(folder: Path, number: int) -> RunFolder:
+    return RunFolder(folder / f"wave-{number}")
+
+
+def _run(folder: Path, asked: Asked, own: argparse.Namespace, left: dict[str, int]) -> Any:
+    """Let Ray train what is left; its results, in that order."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray import tune as rt
 
-    waves = {_name(number, wave): number for number, wave in enumerate(asked.waves, 1)}
-    left = [n for n, number in waves.items() if not _wave_folder(folder, number).summary.is_file()]
-    if not left:
-        return 0
     trainer = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["trainer"]
     steps, every = trainer["max_steps"], trainer["val_check_interval"]
     gpus = own.gpus_per_trial
@@ -93,12 +104,12 @@ def _run(folder: Path, asked: Asked, own: argparse.Namespace) -> int:
     # Not stopped at the last step: the figures on held-out activations come after it.
     asha = partial(rt.schedulers.ASHAScheduler, time_attr="step", stop_last_trials=False)
     scheduler = asha(max_t=steps, grace_period=max(every, steps // 4), reduction_factor=2)
-    trial = rt.with_parameters(_trial, folder=str(folder), waves=waves, cwd=str(Path.cwd()))
+    trial = rt.with_parameters(_trial, folder=str(folder), numbers=left, cwd=str(Path.cwd()))
     ray.init(address=os.environ.get("RAY_ADDRESS", "local"))
     try:
-        results = rt.Tuner(
+        return rt.Tuner(
             rt.with_resources(trial, resources),
-            param_space={"trial": rt.grid_search(left)},
+            param_space={"trial": rt.grid_search(list(left))},
             tune_config=rt.TuneConfig(
                 metric="held_out_fvu",
                 mode="min",
@@ -108,27 +119,41 @@ def _run(folder: Path, asked: Asked, own: argparse.Namespace) -> int:
         ).fit()
     finally:
         ray.shutdown()
-    if results.num_terminated + results.num_errors < len(results):
+
+
+def _settle(folder: Path, asked: Asked, left: dict[str, int], results: Any) -> int:
+    """Of trials that did not reach the end, say so in the summaries of their members; returns the
+    exit code. One that failed is tried again when the sweep goes on; one that Ray stopped is not.
+    """
+    unfinished = [
+        (number, result)
+        for number, result in zip(left.values(), results, strict=True)
+        if not _wave_folder(folder, number).summary.is_file()
+    ]
+    # What ASHA ends has a last report that says `done`; what a Ctrl-C ends has not.
+    if any(not (r.error or (r.metrics or {}).get("done")) for _, r in unfinished):
         return STOPPED
-    for result in results:
-        number = waves[result.config["trial"]]
-        _account(_wave_folder(folder, number), asked.waves[number - 1], result)
+    for number, result in unfinished:
+        why = "stopped early by Ray"
+        if result.error is not None:
+            why = f"failed: {' '.join(str(result.error.args[0]).split())[-200:]}"
+        run, step = _wave_folder(folder, number), (result.metrics or {}).get("step", 0)
+        summaries = [{"name": n, "stopped": why, "steps": step} for n in asked.waves[number - 1]]
+        for summary in summaries:
+            place = run.member(summary["name"])
+            place.path.mkdir(parents=True, exist_ok=True)
+            write_text(place.summary, json.dumps(summary, indent=2) + "\n")
+        if result.error is None:
+            text = json.dumps({"name": run.path.name, "members": summaries}) + "\n"
+            write_text(run.summary, text)
     return 1 if results.errors else 0
 
 
-def _name(number: int, members: dict[str, Any]) -> str:
-    return next(iter(members)) if len(members) == 1 else f"wave-{number}"
-
-
-def _wave_folder(folder: Path, number: int) -> RunFolder:
-    return RunFolder(folder / f"wave-{number}")
-
-
-def _trial(config: dict[str, str], *, folder: str, waves: dict[str, int], cwd: str) -> None:
+def _trial(config: dict[str, str], *, folder: str, numbers: dict[str, int], cwd: str) -> None:
     """In a process of Ray's: one wave of the sweep in `folder`."""
     os.chdir(cwd)  # Ray's own is a folder of the trial; paths in a config are the user's
     quiet()
-    number = waves[config["trial"]]
+    number = numbers[config["trial"]]
     members = Asked.read(Path(folder)).waves[number - 1]
     code = wave(_wave_folder(Path(folder), number), Path(folder), members, False, [Reports()])
     if code:
@@ -145,21 +170,3 @@ class Reports(Callback):
             names = ("held_out_fvu", "held_out_l0")
             figures = {name: trainer.callback_metrics[name].item() for name in names}
             rt.report({**figures, "step": pl_module.steps})
-
-
-def _account(run: RunFolder, members: dict[str, Any], result: Any) -> None:
-    """Of a trial that did not reach the end, say so in the summaries of its members. One that
-    failed is tried again when the sweep goes on; one that Ray stopped is not."""
-    if run.summary.is_file():
-        return
-    why = "stopped early by Ray"
-    if result.error is not None:
-        why = f"failed: {' '.join(str(result.error.args[0]).split())[-200:]}"
-    step = (result.metrics or {}).get("step", 0)
-    summaries = [{"name": name, "stopped": why, "steps": step} for name in members]
-    for summary in summaries:
-        place = run.member(summary["name"])
-        place.path.mkdir(parents=True, exist_ok=True)
-        write_text(place.summary, json.dumps(summary, indent=2) + "\n")
-    if result.error is None:
-        write_text(run.summary, json.dumps({"name": run.path.name, "members": summaries}) + "\n")
