@@ -131,7 +131,6 @@ def _clusters(
                 cosines = [(rows[t][at[t]] * rows[u][at[u]]).sum(1) for rows in (D, E)]
                 agree[t, u] = agree[u, t] = torch.stack(cosines).amin(0) > threshold
         inside = agree[s] & ~used.gather(1, at)
-        inside = inside & inside[s]
         while True:
             friends = (agree & inside).sum(1)
             lacking = inside & (friends < inside.sum(0))

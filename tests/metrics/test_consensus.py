@@ -87,6 +87,14 @@ def test_means_by_hand():
     assert agreed.stability.tolist() == pytest.approx([0.8])
 
 
+def test_the_rule_is_kept_to():
+    """MatchingPursuit's encoder is its decoder; a mean of two at cosine .8 is shorter."""
+    a, b = (of(turned(angle)[None], MatchingPursuit(d_sae=1, k=1)) for angle in (0, 36.87))
+    agreed = consensus([a, b])
+    assert torch.equal(agreed.W_enc, agreed.W_dec.T)
+    assert agreed.W_dec.norm().item() == pytest.approx(1)
+
+
 @pytest.mark.parametrize(("at_least", "found"), [(None, [0, 1]), (2, [0, 1]), (3, [0])])
 def test_a_latent_of_one_seed_is_left_out(at_least, found):
     """Latent 0 all three have, 1 two have, 2 and 3 (axes of their own) one each."""
