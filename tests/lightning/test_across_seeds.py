@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from sae import SAE
 from sae.lightning import seeds
 from sae.lightning.fit import fit
+from sae.lightning.member import Member
 from sae.metrics.codes import Firing
 from sae.metrics.consensus import consensus
 from sae.metrics.seeds import agreement, pw_mcc_signed, pw_mcc_signed_chance
@@ -162,14 +163,40 @@ def test_where_matching_takes_long_once_at_the_end(tmp_path, capsys, monkeypatch
     assert not (wider / "metrics.csv").exists() and not (wider / "consensus").exists()
 
 
-def test_who_was_stopped_is_left_out(tmp_path):
-    """Two seeds of three go on; of a group of two, one alone is compared with nobody."""
-    absurd = {"model.optim.lr": 1e12, "model.optim.unit_norm": False}
+def test_who_was_stopped_is_left_out(tmp_path, monkeypatch):
+    """Two seeds of three go on and are compared; of two, one goes on, with nobody left."""
+    read = Member.read
+
+    def stopping(member: Member) -> dict[str, float]:
+        row = read(member)
+        if member.name in ("c", "y"):
+            member.stop("diverged")
+        return row
+
+    monkeypatch.setattr(Member, "read", stopping)
+    written, write = [], seeds.AcrossSeeds.write
+
+    def writing(self, trainer, step, group, figures):
+        written.append((step, figures))
+        write(self, trainer, step, group, figures)
+
+    monkeypatch.setattr(seeds.AcrossSeeds, "write", writing)
     short = {**SETTINGS["trainer"], "max_steps": 8, "log_every_n_steps": 4, "val_check_interval": 4}
-    members = {"a": {}, "b": {"model.seed": 1}, "x": absurd, "y": {**absurd, "model.seed": 1}}
+    members = {name: {"model.seed": seed} for seed, name in enumerate("abc")}
+    members |= {n: {"model.sae.k": 3, "model.seed": seed} for seed, n in enumerate("xy")}
     run = train(tmp_path, members, trainer=short)
     assert {key.split("/")[0] for key in rows(run)[0]} == {"step", "a"}
-    assert list(json.loads((run / "summary.json").read_text())["seeds"]) == ["a"]
+    found = json.loads((run / "summary.json").read_text())["seeds"]
+    assert list(found) == ["a"] and found["a"]["members"] == ["a", "b"]
+    figures, _ = agreement(
+        [sae.W_dec for sae in saved(run, ["a", "b"])],
+        [sae.W_enc for sae in saved(run, ["a", "b"])],
+        [Firing.load(run / name / "density.json").density() for name in "ab"],
+    )
+    assert {key: found["a"][key] for key in figures} == figures
+    # What was said live of the last step is the same, deciles included.
+    (first, _), *last = written
+    assert first == 4 and last == [(8, figures)] * 2
 
 
 def test_without_seeds_that_differ_nothing_is_written(tmp_path):
