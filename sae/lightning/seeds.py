@@ -96,7 +96,8 @@ class AcrossSeeds(Callback):
 
     def live(self, module: SAEModule) -> dict[str, list[Member]]:
         """The members of each group that still learn, where these are two or more."""
-        members = {member.name: member for member in module.live}
+        # What diverged since its last row of metrics is not stopped yet.
+        members = {m.name: m for m in module.live if m.learner.sae.W_dec.isfinite().all()}
         found = {
             group: [members[name] for name in names if name in members]
             for group, names in self.groups.items()

@@ -48,7 +48,6 @@ MEMBERS = {
     "k=2,seed=0": {},
     "k=2,seed=1": {"model.seed": 1},
     "k=2,seed=2": {"model.seed": 2},
-    "k=3,seed=0": {"model.sae.k": 3},
     "batch": {"model.sae": "BatchTopK", "model.seed": 5},
     "too": {"model.sae": "BatchTopK", "model.seed": 6},
 }
@@ -146,8 +145,7 @@ def test_resume_is_exact(run, tmp_path, capsys):
 def test_where_matching_takes_long_once_at_the_end(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(seeds, "LIVE", 24**3 * 3 - 1)  # three pairs are too many, one is not
     short = {**SETTINGS["trainer"], "max_steps": 8, "log_every_n_steps": 4, "val_check_interval": 4}
-    members = {name: MEMBERS[name] for names in GROUPS.values() for name in names}
-    wide = train(tmp_path, members, trainer=short)
+    wide = train(tmp_path, trainer=short)
     assert "k=2: 3 seeds of 24 latents are compared at the end only" in capsys.readouterr().out
     first, last = rows(wide)
     assert not first["k=2/pw_mcc_signed"] and first["batch/pw_mcc_signed"]
@@ -197,6 +195,24 @@ def test_who_was_stopped_is_left_out(tmp_path, monkeypatch):
     # What was said live of the last step is the same, deciles included.
     (first, _), *last = written
     assert first == 4 and last == [(8, figures)] * 2
+
+
+def test_what_is_no_number_is_left_out_before_it_is_stopped(tmp_path, monkeypatch):
+    judged = Member.judged
+
+    def spoiled(member: Member) -> dict[str, float]:
+        row = judged(member)
+        if member.name == "c":
+            member.learner.sae.W_dec.data.fill_(float("nan"))
+        return row
+
+    monkeypatch.setattr(Member, "judged", spoiled)
+    short = {**SETTINGS["trainer"], "max_steps": 8, "log_every_n_steps": 4, "val_check_interval": 4}
+    run = train(tmp_path, {n: {"model.seed": s} for s, n in enumerate("abc")}, trainer=short)
+    assert [row["step"] for row in rows(run)] == ["4", "8"]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["seeds"]["a"]["members"] == ["a", "b"]
+    assert summary["members"][2]["stopped"].startswith("diverged")
 
 
 def test_without_seeds_that_differ_nothing_is_written(tmp_path):
