@@ -160,6 +160,7 @@ def test_another_list_of_members_cannot_go_on(together, tmp_path):
         ({}, "members is empty"),
         ({"a/b": {}}, "'a/b' cannot be the name of a folder"),
         ({"checkpoints": {}}, "'checkpoints' cannot be"),
+        ({"consensus": {}}, "'consensus' cannot be"),
         ({"a": {"data.batch_size": 3}}, "members.a: data.batch_size is the same for all"),
         ({"a": {"model.accumulate": 2}}, "members.a: model.accumulate is the same for all"),
         ({"a": {"model.sae.q": 3}}, "members.a: model.sae.q is not a setting"),
