@@ -1,4 +1,4 @@
-"""What a sweep leaves when all are done: `sweep.csv`, `best.yaml`, its page and pictures."""
+"""What a sweep leaves when all are done: `sweep.csv`, `seeds.json`, `best.yaml`, its page."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from sae.files import write_text
 from sae.lightning.finish import printed
 from sae.lightning.run import RunFolder
+from sae.lightning.seeds import table as seeds_table
 from sae.report.sweep import Swept, Trained
 from sae.report.sweep_page import write_sweep_report
 
@@ -25,8 +26,11 @@ _TRAINING = ("steps", "tokens", "fvu", "dead_fraction", "learning_rate")
 
 def gather(folder: Path, keys: list[str], waves: list[dict[str, dict[str, Any]]]) -> str:
     """Write all that, from the summaries of the members; returns what to print."""
-    rows = []
+    rows, seeds = [], {}
     for number, members in enumerate(waves, 1):
+        wave = RunFolder(folder / f"wave-{number}")
+        found = json.loads(wave.summary.read_text(encoding="utf-8")).get("seeds", {})
+        seeds |= {name: {"wave": wave.path.name, **group} for name, group in found.items()}
         for name, settings in members.items():
             place = f"wave-{number}/{name}"
             summary = json.loads(RunFolder(folder / place).summary.read_text(encoding="utf-8"))
@@ -44,15 +48,24 @@ def gather(folder: Path, keys: list[str], waves: list[dict[str, dict[str, Any]]]
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "sweep.csv", text.getvalue())
+    if seeds:
+        write_text(folder / "seeds.json", json.dumps(seeds, indent=2) + "\n")
     swept = Swept.read(folder)
     best = _write_best(folder, swept)
     page = write_sweep_report(folder, best)
-    return printed(_table(swept)) + "".join(
-        f"{label:<9}{path}\n"
-        for label, path in (
-            ("figures", folder / "sweep.csv"),
-            ("page", page),
-            *(("best", f"{folder / file} (L0 {some[0].l0:.1f})") for file, some in best.items()),
+    return (
+        printed(_table(swept))
+        + (printed(seeds_table(seeds)) if seeds else "")
+        + "".join(
+            f"{label:<9}{path}\n"
+            for label, path in (
+                ("figures", folder / "sweep.csv"),
+                ("page", page),
+                *(
+                    ("best", f"{folder / file} (L0 {some[0].l0:.1f})")
+                    for file, some in best.items()
+                ),
+            )
         )
     )
 

@@ -36,12 +36,14 @@ class Trained:
 
 @dataclass(frozen=True)
 class Swept:
-    """A sweep: the settings that were swept over, and its members in order."""
+    """A sweep: the settings that were swept over, its members in order, and by the name of a group
+    of seeds what they agree on, where there are such."""
 
     SEED: ClassVar[str] = "model.seed"
     name: str
     keys: list[str]
     members: list[Trained]
+    seeds: dict[str, dict[str, Any]]
 
     @classmethod
     def read(cls, folder: str | Path) -> Swept:
@@ -63,7 +65,9 @@ class Swept:
                 finite = {key: value for key, value in figures.items() if math.isfinite(value)}
                 settings = {key: _hashable(value) for key, value in changes[name].items()}
                 found.append(Trained(name, place, settings, stopped, finite))
-        return cls(folder.resolve().name, keys, found)
+        agreed = folder / "seeds.json"
+        seeds = json.loads(agreed.read_text(encoding="utf-8")) if agreed.is_file() else {}
+        return cls(folder.resolve().name, keys, found, seeds)
 
     @property
     def trained(self) -> list[Trained]:

@@ -49,6 +49,7 @@ def write_sweep_report(folder: str | Path, best: dict[str, list[Trained]]) -> Pa
         + (f"; {stopped} stopped on the way" if stopped else ""),
         best=[_best(swept, file, some) for file, some in best.items()],
         pictures=pictures,
+        seeds=[_agreement(name, group) for name, group in swept.seeds.items()],
         columns=[heading for _, heading, _ in columns] + ["stopped"],
         rows=[_row(folder, member, columns) for member in swept.members],
         config=(folder / "config.yaml").read_text(encoding="utf-8"),
@@ -78,6 +79,20 @@ def _best(swept: Swept, file: str, seeds: list[Trained]) -> dict[str, str]:
         "settings": swept.named(seeds[0], keys) or seeds[0].name,
         "fvu": spread,
         "file": file,
+    }
+
+
+def _agreement(name: str, group: dict[str, Any]) -> dict[str, str]:
+    agreed = group["consensus"]
+    return {
+        "name": name,
+        "count": str(len(group["members"])),
+        "pw_mcc": f"{group['pw_mcc_signed']:.3f}",
+        "start": f"{group['pw_mcc_signed_start']:.3f}",
+        "chance": f"{group['pw_mcc_signed_chance']:.3f}",
+        "shared": f"{group['shared_fraction_signed']:.1%}",
+        "consensus": f"{agreed['latents']:,}",
+        "folder": f"{group['wave']}/consensus/{name}" if agreed["latents"] else "",
     }
 
 

@@ -77,6 +77,7 @@ def test_what_it_leaves(done):
         "sweep.json",
         "sweep.csv",
         "sweep.html",
+        "seeds.json",
         "wave-1",
     }
     for picture in pictures:
@@ -90,7 +91,11 @@ def test_what_it_leaves(done):
         summary = json.loads((done / member.folder / "summary.json").read_text())
         assert member.fvu == summary["held_out"]["fvu"]
         assert member.settings["model.sae.k"] == SAE.load(done / member.folder / "sae").sparsity.k
+    assert list(table.seeds) == ["k=2,lr=0.003", "k=2,lr=0.01", "k=4,lr=0.003", "k=4,lr=0.01"]
+    for group in table.seeds.values():
+        assert group["pw_mcc_signed"] > group["pw_mcc_signed_start"]
     page = (done / "sweep.html").read_text()
+    assert "What seeds agree on" in page and "wave-1/consensus/k=4,lr=0.01" in page
     assert page.count("<svg") == 3 and all(member.name in page for member in table.members)
 
 
