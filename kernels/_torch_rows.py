@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_kernels import _torch_pairs
+from sae_kernels._sum import square_norm_of
 from sae_kernels.row_grads import RowGrads
 
 # 1 MB of fp32 of each tensor: the passes over a chunk stay in the cache of the cores. A step at 768
@@ -54,5 +55,5 @@ def square_norm(shape: torch.Size, dense: Tensor | None, parts: RowGrads | None)
     """The squared Frobenius norm of the whole gradient: 0-d, float64."""
     total = torch.zeros((), dtype=torch.float64)
     for _, grad, _ in gradient_chunks(shape, dense, parts):
-        total += torch.linalg.vector_norm(grad).double().square()
+        total += square_norm_of(grad)
     return total

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from sae_kernels._backend import resolve
+from sae_kernels._sum import square_norm_of
 from sae_kernels.row_grads import RowGrads
 
 
@@ -137,8 +138,7 @@ def square_norm(
     backend = resolve(backend, param)
     if not row_grads:
         assert grad is not None, "no gradient: give grad, row_grads, or both"
-        wide = torch.promote_types(grad.dtype, torch.float32)
-        return torch.linalg.vector_norm(grad, dtype=wide).square()
+        return square_norm_of(grad).to(torch.promote_types(grad.dtype, torch.float32))
     if _as_rows(param):
         param, grad = param.t(), grad if grad is None else grad.t()
     if backend == "triton":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -12,6 +13,7 @@ from torch import nn
 
 from sae.activations import Batch
 from sae.errors import UserError
+from sae.lightning.crew import Crew
 from sae.lightning.member import Member
 
 
@@ -50,6 +52,7 @@ class SAEModule(L.LightningModule):
         self.steps = 0
         self.seconds = 0.0
         self._judged_at = 0
+        self._crew = Crew()
 
     @property
     def live(self) -> list[Member]:
@@ -89,17 +92,23 @@ class SAEModule(L.LightningModule):
             runs = {"runs": [batch.run for batch in micro]} if self.whole_contexts else {}
             acts = [batch.acts for batch in micro]
 
-            def learn(acts: list = acts, runs: dict = runs) -> None:
-                for member in self.live:
-                    member.step(*acts, **runs)
-
-            advance(learn)
+            jobs = [partial(member.step, *acts, **runs) for member in self.live]
+            advance(partial(self._at_once, jobs))
             self.steps += 1
             now = time.perf_counter()
             self.seconds, self._clock = self.seconds + now - self._clock, now
             last = self.steps == self.trainer.max_steps
             if self.steps % self.trainer.log_every_n_steps == 0 or last:
                 self._log()
+
+    def _at_once(self, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Side by side where that is faster: on a CPU, unless they share the model's own passes."""
+        if self.device.type == "cpu" and not self.whole_contexts:
+            return self._crew(jobs)
+        return [job() for job in jobs]
+
+    def teardown(self, stage: str) -> None:
+        self._crew.close()
 
     def _log(self) -> None:
         """One row of metrics for each; the only place in training that reads numbers off the
@@ -133,8 +142,7 @@ class SAEModule(L.LightningModule):
             member.start_judging(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        for member in self.live:
-            member.judge(batch.acts)
+        self._at_once([partial(member.judge, batch.acts) for member in self.live])
 
     def on_validation_epoch_end(self) -> None:
         judged = self._judged()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sae_kernels._sum import steady_sum
+
 
 class FVU:
     """FVU = sum |x - x_hat|^2 / sum |x - mean|^2, both sums over the whole set, mean per dimension.
@@ -33,9 +35,9 @@ class FVU:
         mean = x.mean(0)
         rows = self.rows + len(x)
         shift = mean - self.mean
-        self._variation += (x - mean).square().sum()
+        self._variation += steady_sum((x - mean).square())
         self._variation += shift.square().sum() * (self.rows * len(x) / rows)
-        self._residual += (x - x_hat.double()).square().sum()
+        self._residual += steady_sum((x - x_hat.double()).square())
         self.mean += shift * (len(x) / rows)
         self.rows = rows
 

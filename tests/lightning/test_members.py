@@ -103,6 +103,17 @@ def test_in_company_as_alone_to_the_last_bit(together, tmp_path, name):
     same(together / name, tmp_path / name)
 
 
+@pytest.mark.parametrize("threads", [2, 5])
+def test_on_several_threads_as_on_one(together, tmp_path, threads):
+    """Members side by side in threads of their own."""
+    torch.set_num_threads(threads)
+    config = write(tmp_path, members=MEMBERS)
+    assert fit(["--config", str(config), "--runs", str(tmp_path)]) == 0
+    assert torch.get_num_threads() == threads
+    for name in MEMBERS:
+        same(together / name, tmp_path / "r" / name)
+
+
 def test_members_differ(together):
     found = {tuple(rows(together / name)[-1].items()) for name in MEMBERS}
     assert len(found) == len(MEMBERS)

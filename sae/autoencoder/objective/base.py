@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sae.autoencoder.family import Family
+from sae_kernels._sum import steady_sum
 
 if TYPE_CHECKING:
     from sae.autoencoder.sae import SAE
@@ -83,7 +84,7 @@ def spread(x: Tensor) -> Tensor:
     """sum |x - mean(x)|^2 over the rows of x [batch, width]: 0-d, at least fp32."""
     wide = torch.promote_types(x.dtype, torch.float32)
     # Norms of rows first: one norm of everything keeps few running sums, and is off by 1e-5.
-    return torch.linalg.vector_norm(x - x.mean(0), dim=1, dtype=wide).square().sum()
+    return steady_sum(torch.linalg.vector_norm(x - x.mean(0), dim=1, dtype=wide).square())
 
 
 class Term(Family, ABC, family="model.objective"):

@@ -9,6 +9,7 @@ from torch import Tensor
 from sae.autoencoder.objective.base import Forward
 from sae.autoencoder.objective.penalty import Penalty
 from sae.errors import UserError
+from sae_kernels._sum import steady_sum
 
 if TYPE_CHECKING:
     from sae.autoencoder.sae import SAE
@@ -62,7 +63,7 @@ class L0(Penalty):
             values = codes.values.flatten()
             values = values.to(torch.promote_types(values.dtype, torch.float32))
             norms = forward.decoder_norms(codes)
-            return (self.sharpness * values * norms).tanh().sum() / batch
+            return steady_sum((self.sharpness * values * norms).tanh()) / batch
         wide = torch.promote_types(encoded.gates.dtype, torch.float32)
-        l0 = encoded.gates.sum(dtype=wide) / batch
+        l0 = steady_sum(encoded.gates.to(wide)) / batch
         return l0 if self.kind == "step" else (l0 / self.target_l0 - 1).square()

@@ -10,6 +10,7 @@ from torch import Tensor
 from sae.autoencoder.objective.base import Forward
 from sae.autoencoder.objective.penalty import Penalty
 from sae.errors import UserError
+from sae_kernels._sum import steady_sum
 
 if TYPE_CHECKING:
     from sae.autoencoder.sae import SAE
@@ -71,12 +72,12 @@ class L1(Penalty):
         values = codes.values.flatten()
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         weights = forward.decoder_norms(codes) if self.decoder_norm else 1.0
-        plain = (values * weights).sum()
+        plain = steady_sum(values * weights)
         if self.p == 1:
             return plain / codes.batch
         # The slope of f^p at 0 is infinite, and an empty slot has none.
         fires = values > 0
         powers = torch.where(fires, torch.where(fires, values, 1.0).pow(self.p), 0.0)
-        total = (powers * weights).sum()
+        total = steady_sum(powers * weights)
         tiny = torch.finfo(total.dtype).tiny
         return total * (plain / total.clamp_min(tiny)).detach() / codes.batch

@@ -1,0 +1,57 @@
+"""Members' work side by side on the cores of a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Crew:
+    """Calls independent jobs at once, each in a thread that has an even share of torch's threads.
+
+    One small step after the other leaves cores idle: each of its operations is split over all of
+    them, and most are too small for that. What one thread computes and what several compute is the
+    same to the last bit (the kernels split rows, never sums), so nothing but time depends on this.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._split = (0, 0)
+
+    def __call__(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
+        """The results, in order. The first exception among them is raised when all are done."""
+        threads = torch.get_num_threads()
+        workers = min(threads, len(jobs))
+        if workers < 2:
+            return [job() for job in jobs]
+        share = threads // workers
+        if self._split != (workers, share):
+            self.close()
+            self._split = (workers, share)
+            # Each thread has its own number for OpenMP; that for MKL is one for all.
+            self._pool = ThreadPoolExecutor(workers, "member", torch.set_num_threads, (share,))
+        modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        torch.set_num_threads(share)
+        try:
+            futures = [self._pool.submit(_in_modes, job, *modes) for job in jobs]
+            wait(futures)
+        finally:
+            torch.set_num_threads(threads)
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        """End the threads. They are begun anew by the next call."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._pool, self._split = None, (0, 0)
+
+
+def _in_modes(job: Callable[[], T], inference: bool, grad: bool) -> T:
+    """Autograd's modes are a thread's own; a job has those of who calls the crew."""
+    with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+        return job()
