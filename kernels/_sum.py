@@ -24,7 +24,6 @@ def square_norm_of(matrix: Tensor) -> Tensor:
     """|matrix|^2 of a matrix or vector: 0-d, float64, likewise. Norms of rows first, which takes
     one pass and no copy, and rounds less than one norm of everything."""
     wide = torch.promote_types(matrix.dtype, torch.float32)
-    rows = (
-        matrix.abs() if matrix.dim() == 1 else torch.linalg.vector_norm(matrix, dim=1, dtype=wide)
-    )
+    if matrix.dim() > 1:
+        matrix = torch.linalg.vector_norm(matrix, dim=1, dtype=wide)
     return steady_sum(matrix.double().square())
