@@ -96,7 +96,7 @@ def test_a_real_run_takes_about_what_was_planned(tmp_path):
     planned = json.loads(figures.read_text())
     seconds, peak = run(["fit", *args])
     assert planned["peak_bytes"] / 2**20 == pytest.approx(peak, rel=0.25)
-    assert planned["seconds"] == pytest.approx(seconds, rel=0.75)
+    assert 1 / 3 < planned["seconds"] / seconds < 3  # other work may begin or end in between
     assert planned["seconds"] == pytest.approx(sum(planned["seconds_by_part"].values()))
     assert planned["peak_bytes"] == sum(planned["memory_bytes"].values())
     counts = {"few": 2 * 64 * 256 + 256 + 64, "wide": 2 * 64 * 512 + 512 + 64}
