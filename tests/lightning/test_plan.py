@@ -51,6 +51,11 @@ def test_flops_and_bytes_of_a_step_by_hand():
     assert work["update"] == costs.Work(14 * params, 2 * 3 * 4 * params)
 
 
+def test_a_row_of_weights_comes_from_memory_once_however_often_it_fires():
+    work = work_of(Recipe(TopK(d_sae=60, k=30), Autoencode(hook="a"), [FVU()]), {"a": 10}, 8)
+    assert work["decode"].bytes == 60 * 40 + 2 * 4 * 80 + 12 * 240
+
+
 def test_flops_follow_rule_site_batch_and_optimiser():
     widths = {"a": 10, "b": 10}
     rule, site = TopK(d_sae=60, k=3), Autoencode(hook="a")
