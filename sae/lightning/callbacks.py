@@ -10,6 +10,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from rich.live import Live
+from rich.table import Table
 
 from sae.lightning.run import RunFolder
 
@@ -48,6 +50,40 @@ class Lines(Callback):
         figures = "  ".join(f"{name} {text}" for name, text in _figures(pl_module))
         sys.stdout.write(f"step {done}/{total}  {figures}  {left:.0f} s left\n")
         sys.stdout.flush()
+
+
+class Members(Callback):
+    """A table with a row for each member, redrawn at log steps: for terminals."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._live = Live(self._table(trainer, pl_module), refresh_per_second=2)
+        self._live.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.steps % trainer.log_every_n_steps == 0:
+            self._live.update(self._table(trainer, pl_module))
+
+    def _table(self, trainer: Trainer, module: LightningModule) -> Table:
+        done, total = module.steps, trainer.max_steps
+        left = f", {module.seconds / done * (total - done):.0f} s left" if done else ""
+        table = Table(title=f"step {done} of {total}{left}", title_justify="left")
+        table.add_column("")
+        for heading in ("FVU", "held out", "L0", "dead"):
+            table.add_column(heading, justify="right")
+        for member in module.members:
+            read, held_out = member.last_read, member.held_out.get("held_out_fvu")
+            figures = [f"{read['fvu']:.4f}"] if read else [""]
+            figures.append("" if held_out is None else f"{held_out:.4f}")
+            figures += [f"{read['l0']:.1f}", f"{read['dead_fraction']:.1%}"] if read else ["", ""]
+            name = member.name if member.live else f"{member.name}: {member.stopped['reason']}"
+            table.add_row(name, *figures, style=None if member.live else "dim")
+        return table
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if hasattr(self, "_live"):  # not where training never began
+            self._live.stop()
 
 
 def _figures(module: LightningModule) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger
 from sae.errors import UserError
 from sae.files import write_text
 from sae.lightning import seeds
-from sae.lightning.callbacks import Bar, Checkpoints, Lines
+from sae.lightning.callbacks import Bar, Checkpoints, Lines, Members
 from sae.lightning.finish import finish
 from sae.lightning.halving import Halving
 from sae.lightning.member import Member
@@ -139,10 +139,14 @@ def _parts(
     config: Namespace, folder: RunFolder | None, callbacks: Sequence[Callback]
 ) -> dict[str, list[Any]]:
     run = folder or _folder_of(config)
+    if not sys.stdout.isatty():
+        progress: Callback = Lines()
+    else:
+        progress = Members() if config.members else Bar(refresh_rate=10)
     return {
         "logger": _loggers(config, run),
         "callbacks": [
-            Bar(refresh_rate=10) if sys.stdout.isatty() else Lines(),
+            progress,
             Checkpoints(run, every=config.checkpoint_every),
             *callbacks,
         ],

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from sae import SAE, UserError
+from sae.lightning.callbacks import Members as MembersTable
 from sae.lightning.fit import fit
 
 STEPS = 24
@@ -213,3 +217,28 @@ def test_sites_and_hooks_may_differ(tmp_path, write_config):
         same(tmp_path / "r" / name, tmp_path / "alone" / name)
         files = {file.name for file in (tmp_path / "alone" / name).iterdir()}
         assert files - {file.name for file in (tmp_path / "r" / name).iterdir()} == {"checkpoints"}
+
+
+def test_the_table_on_a_terminal():
+    """A row for each; of one that was stopped, why."""
+    read = {"fvu": 0.25, "l0": 4.0, "dead_fraction": 0.125}
+    shown = lambda **more: SimpleNamespace(
+        **{"live": True, "last_read": {}, "held_out": {}, "stopped": None, **more}
+    )
+    module = SimpleNamespace(
+        steps=10,
+        seconds=5.0,
+        members=[
+            shown(name="good", last_read=read, held_out={"held_out_fvu": 0.5}),
+            shown(name="fresh"),
+            shown(name="bad", live=False, last_read=read, stopped={"reason": "diverged: FVU nan"}),
+        ],
+    )
+    console = Console(file=io.StringIO(), width=100)
+    console.print(MembersTable()._table(SimpleNamespace(max_steps=30), module))
+    text = console.file.getvalue()
+    assert "step 10 of 30, 10 s left" in text and "bad: diverged: FVU nan" in text
+    cells = lambda line: [cell.strip() for cell in line.split("│")[1:-1]]
+    rows = {cells(line)[0]: cells(line)[1:] for line in text.splitlines() if "│" in line}
+    assert rows["good"] == ["0.2500", "0.5000", "4.0", "12.5%"]
+    assert rows["fresh"] == ["", "", "", ""]
