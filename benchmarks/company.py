@@ -9,6 +9,8 @@ lone steps: of each autoencoder by itself, with all threads, on batches drawn be
 together: one harvest with all of them learning from it, side by side as a run has them.
 of the parts: together over harvest + lone steps. 1 is no loss.
 of lone runs: together over the time of so many runs, each with a harvest of its own.
+one product: x @ all encoders side by side, over as many products x @ W_enc, on all threads: what is
+    to be gained where members of one shape are put into one matrix.
 
 What is learnt together is compared with what is learnt alone: it must be the same to the last bit.
 """
@@ -36,6 +38,7 @@ from sae.lightning.recipe import Recipe
 from sae.lightning.settings import Settings, default_config
 from sae.training import Learner, OptimConfig
 from sae.worlds import SparseSuperposition
+from sae_kernels._product import product
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Row:
     harvest: float
     lone_steps: float
     together: float
+    one_product: float
     threads: int
     device: str
     versions: str
@@ -147,9 +151,29 @@ def measured(case: Case, source: Source) -> tuple[float, float, float]:
     return harvest, lone, whole
 
 
+def one_product(recipes: list[Recipe], d_in: int, batch: int) -> float:
+    """One wide product over as many narrow ones, the median of several pairs."""
+    x = torch.randn(batch, d_in)
+    narrow = [(torch.randn(r.sparsity.d_sae, d_in), torch.zeros(r.sparsity.d_sae)) for r in recipes]
+    wide = tuple(torch.cat(parts) for parts in zip(*narrow, strict=True))
+    ratios = []
+    for _ in range(9):
+        apart = seconds(lambda: [product(x, W, b) for W, b in narrow])
+        ratios.append(seconds(lambda: product(x, *wide)) / apart)
+    return statistics.median(ratios)
+
+
 def page(rows: list[Row]) -> list[str]:
     """Markdown: medians over rounds, and from where to where."""
-    head = ("case", "harvest, s", "lone steps, s", "together, s", "of the parts", "of lone runs")
+    head = (
+        "case",
+        "harvest, s",
+        "lone steps, s",
+        "together, s",
+        "of the parts",
+        "of lone runs",
+        "one product",
+    )
     lines = ["# Autoencoders on one stream, and alone", ""]
     lines += ["What each column is stands in `benchmarks/company.py`. Medians over rounds; what"]
     lines += ["was learnt together is the same as alone, to the last bit, in every round.", ""]
@@ -159,7 +183,7 @@ def page(rows: list[Row]) -> list[str]:
         median = lambda name, some=some: statistics.median(getattr(row, name) for row in some)
         spread = lambda name, some=some: [getattr(row, name) for row in some]
         cells = [f"{median(name):.1f}" for name in ("harvest", "lone_steps", "together")]
-        for name in ("of_parts", "of_runs"):
+        for name in ("of_parts", "of_runs", "one_product"):
             found = spread(name)
             cells.append(f"{median(name):.2f} ({min(found):.2f} to {max(found):.2f})")
         count = f"{case}: {some[0].steps} steps of {some[0].batch:,}"
@@ -194,6 +218,7 @@ def main(argv: list[str]) -> None:
                 harvest=harvest,
                 lone_steps=lone,
                 together=whole,
+                one_product=one_product(case.recipes, *source.widths.values(), case.batch),
                 threads=args.threads,
                 device=record.cpu(),
                 versions=record.versions([]),
