@@ -164,3 +164,48 @@ def test_a_twin_is_the_same_world_through_another_network():
 def test_settings_out_of_range_are_named(settings, named):
     with pytest.raises(UserError, match=named):
         small(**settings)
+
+
+def test_batch_normalisation_ends_with_the_statistics_of_all_that_it_was_settled_on():
+    net = Classifier(3, [5], 2, 4)
+    x = torch.randn(300, 3, generator=generator_of(3)) * 4 + 1
+    net.settle(x)
+    linear, norm = net.body[0], net.body[1]
+    hidden = linear(x)
+    torch.testing.assert_close(norm.running_mean, hidden.mean(0))
+    torch.testing.assert_close(norm.running_var, hidden.var(0))
+    assert not net.training
+
+    drawn = []
+
+    def draw(size):
+        x = torch.randn(size, 3, generator=generator_of(4, len(drawn)))
+        drawn.append(x)
+        return x, torch.zeros(size, dtype=torch.int64)
+
+    net.learn(draw, steps=3, batch_size=8, lr=1e-2)
+    assert [len(x) for x in drawn] == [8, 8, 8, 128]  # the last are for the statistics
+    torch.testing.assert_close(norm.running_mean, linear(drawn[-1]).mean(0))
+
+
+def test_starting_weights_are_of_the_seed():
+    one, same, other = (Classifier(3, [5], 2, 4, seed=seed) for seed in (1, 1, 2))
+    for name, weights in one.state_dict().items():
+        assert torch.equal(weights, same.state_dict()[name])
+        if weights.dim() == 2:
+            assert not torch.equal(weights, other.state_dict()[name]), name
+
+
+def test_the_classifier_learns_from_samples_of_no_split():
+    """`sample` of a seed that is the network's own gives none of what it was trained on."""
+    world = small(network_seed=3)
+    seen = []
+    world._sample, draw = lambda *a: seen.append(draw(*a)) or seen[-1], world._sample
+    world.network  # noqa: B018
+    del world._sample
+    trained = {tuple(row.tolist()) for z, _ in seen for row in z}
+    assert len(trained) == 60 * 64 + 16 * 64
+    for split in ("train", "held_out"):
+        for index in range(3):
+            z, _ = world.sample(split, index, 64, 3)
+            assert not trained & {tuple(row.tolist()) for row in z}
