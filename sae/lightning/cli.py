@@ -52,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command == "fit":
             return import_module("sae.lightning.fit").fit(args)
         if command == "sweep":
-            return import_module("sae.lightning.sweep").sweep(args)
+            return import_module("sae.lightning.sweep.command").sweep(args)
         if command == "tune":
-            return import_module("sae.lightning.tune").tune(args)
+            return import_module("sae.lightning.sweep.tune").tune(args)
         if command == "plan":
-            return import_module("sae.lightning.plan").plan(args)
+            return import_module("sae.lightning.plan.command").plan(args)
         if command == "report":
             return _report(args)
         if command == "evaluate":

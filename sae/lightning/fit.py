@@ -20,11 +20,11 @@ from sae.files import write_text
 from sae.lightning import seeds
 from sae.lightning.callbacks import Bar, Checkpoints, Lines, Members
 from sae.lightning.finish import finish
-from sae.lightning.halving import Halving
 from sae.lightning.member import Member
 from sae.lightning.module import SAEModule
 from sae.lightning.run import RunFolder, SafeCheckpointIO
 from sae.lightning.settings import Settings, default_config
+from sae.lightning.sweep.halving import Halving
 
 STOPPED = 130
 

@@ -13,7 +13,7 @@ import sae.autoencoder.objective as objective
 import sae.autoencoder.sites as sites
 import sae.autoencoder.sparsity as sparsity
 from sae.errors import UserError
-from sae.lightning import free_memory, memory
+from sae.lightning.plan import free_memory, memory
 from sae.lightning.recipe import Recipe
 from sae.lightning.settings import Settings
 from sae.training import OptimConfig

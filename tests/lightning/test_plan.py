@@ -16,9 +16,9 @@ import torch
 from sae.autoencoder.objective import FVU, L1
 from sae.autoencoder.sites import Autoencode, CrossLayer
 from sae.autoencoder.sparsity import ReLU, TopK, Unrolled
-from sae.lightning import costs, memory, planning
 from sae.lightning.cli import main
-from sae.lightning.pilot import Pilot
+from sae.lightning.plan import costs, estimate, memory
+from sae.lightning.plan.pilot import Pilot
 from sae.lightning.recipe import Recipe
 from sae.lightning.settings import Settings
 from sae.training import OptimConfig
@@ -113,18 +113,18 @@ def test_a_real_run_takes_about_what_was_planned(tmp_path):
 def test_time_is_steps_blocks_checks_and_checkpoints_of_all_members(monkeypatch):
     """With a pilot that measures one second of everything, by hand."""
     settings = Settings([*SMALL, "--members", json.dumps(MEMBERS)], lambda config: {})
-    one = planning.Timed(1, 1, 1, 1, 1)
+    one = estimate.Timed(1, 1, 1, 1, 1)
     monkeypatch.setattr(Pilot, "member", lambda self, recipe: one)
     monkeypatch.setattr(Pilot, "time", lambda self, call: call() or 4 * self.count / 4)
-    monkeypatch.setattr(planning, "age_seconds", lambda: 7.0)
-    seconds = planning.planned(settings).seconds
+    monkeypatch.setattr(estimate, "age_seconds", lambda: 7.0)
+    seconds = estimate.planned(settings).seconds
     assert seconds == {
         "start": 7.0,
         "harvest": 40 + 2,  # 10 blocks of 4 batches, a second each, and 512 held out
-        "steps": pytest.approx(2 * 40 + 40 * planning.CALL_SECONDS),
+        "steps": pytest.approx(2 * 40 + 40 * estimate.CALL_SECONDS),
         "validation": 2 * 2,
         "checkpoints": 2 * 3,
-        "figures, examples and page": 2 * (1 + planning.REPORT_SECONDS),
+        "figures, examples and page": 2 * (1 + estimate.REPORT_SECONDS),
     }
 
 
@@ -187,7 +187,7 @@ def test_bad_input_is_one_line(capsys, flags, says):
 
 
 def test_a_sweep_in_waves_harvests_for_each(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(Pilot, "member", lambda self, recipe: planning.Timed(1, 1, 1, 1, 1))
+    monkeypatch.setattr(Pilot, "member", lambda self, recipe: estimate.Timed(1, 1, 1, 1, 1))
     monkeypatch.setattr(Pilot, "time", lambda self, call: call() or float(self.count))
     settings = Settings([*SMALL, "--model.sae.k", "4"], lambda config: {})
     shape = {"world": 64}, 256, 40
@@ -221,4 +221,4 @@ def test_harvest_counts_the_models_products():
         model = torch.nn.Linear(8, 8)
 
     assert costs.harvest_work(object()) == costs.Work(0, 0)
-    assert planning._model_bytes(type("S", (), {"model": Model})) == 4 * (64 + 8)
+    assert estimate._model_bytes(type("S", (), {"model": Model})) == 4 * (64 + 8)

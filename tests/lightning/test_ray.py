@@ -13,7 +13,7 @@ import yaml
 from sae.errors import UserError
 from sae.lightning.cli import main
 from sae.lightning.fit import fit
-from sae.lightning.tune import tune
+from sae.lightning.sweep.tune import tune
 
 SETTINGS = {
     "name": "r",

@@ -16,11 +16,11 @@ import pytest
 import yaml
 
 from sae import SAE
-from sae.lightning import grid
 from sae.lightning.cli import main
 from sae.lightning.fit import fit
-from sae.lightning.memory import GIB, needs_of, shared_of
+from sae.lightning.plan.memory import GIB, needs_of, shared_of
 from sae.lightning.settings import Settings
+from sae.lightning.sweep import grid
 from sae.report.sweep import Swept
 from sae.report.sweep_page import write_sweep_report
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sae.activations import ModelActivations, Source
 from sae.autoencoder.sparsity import Unrolled
 from sae.errors import UserError
-from sae.lightning.memory import Needs, firing
+from sae.lightning.plan.memory import Needs, firing
 from sae.lightning.recipe import Recipe
 from sae.training import Learner
 

@@ -20,8 +20,8 @@ from sae.files import write_text
 from sae.lightning.fit import STOPPED, quiet
 from sae.lightning.run import RunFolder
 from sae.lightning.settings import Settings
-from sae.lightning.sweep import Asked, begin, parse, wave
-from sae.lightning.swept import gather
+from sae.lightning.sweep.command import Asked, begin, parse, wave
+from sae.lightning.sweep.gather import gather
 
 FLAGS = {
     "--members-per-trial": {

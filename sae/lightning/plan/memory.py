@@ -13,7 +13,7 @@ from sae.autoencoder.objective import EveryPrefix, Matryoshka
 from sae.autoencoder.sparsity import Unrolled
 from sae.errors import UserError
 from sae.lightning.datamodule import ActivationDataModule
-from sae.lightning.free_memory import free_bytes
+from sae.lightning.plan.free_memory import free_bytes
 from sae.lightning.recipe import Recipe
 from sae.lightning.settings import Settings
 from sae.training import Learner
@@ -51,7 +51,7 @@ class Shared:
 class Needs:
     """What one member takes, in bytes; `count` is of its parameters.
 
-    `step` and `export` come and go: members take them in turn.
+    `step` and `export` come and go.
     """
 
     count: int
@@ -169,22 +169,25 @@ def waves_for(settings: Settings, gib: float | None) -> tuple[list[list[str]], s
     for name, one in needs.items():
         if shared + one.kept + one.passing > allowed:
             raise _too_large(name, settings.recipes[name], one, data, shared, have)
+    # Steps that run side by side (`Crew`).
+    at_once = torch.get_num_threads() if device.type == "cpu" and not whole else 1
     waves: list[list[str]] = []
     for name in needs:
         wave = [*waves[-1], name] if waves else [name]
-        if waves and shared + _together([needs[n] for n in wave]) <= allowed:
+        if waves and shared + _together([needs[n] for n in wave], at_once) <= allowed:
             waves[-1] = wave
         else:
             waves.append([name])
-    total = (shared + _together(list(needs.values()))) / GIB
+    total = (shared + _together(list(needs.values()), at_once)) / GIB
     members = f"{len(needs)} members take" if len(needs) > 1 else "1 member takes"
     most = max(map(len, waves))
     split = "one wave" if len(waves) == 1 else f"{len(waves)} waves of at most {most}"
     return waves, f"{members} about {_gib(total)} GiB, {have}: {split}"
 
 
-def _together(members: list[Needs]) -> int:
-    return sum(one.kept for one in members) + max(one.passing for one in members)
+def _together(members: list[Needs], at_once: int) -> int:
+    passing = sorted((one.passing for one in members), reverse=True)
+    return sum(one.kept for one in members) + sum(passing[:at_once])
 
 
 def _whole_gradient(recipe: Recipe, learner: Learner, param: torch.Tensor) -> bool:

@@ -11,13 +11,13 @@ from rich.console import Console
 
 from sae.errors import UserError
 from sae.files import write_text
-from sae.lightning import grid
-from sae.lightning.costs import named_gpu
 from sae.lightning.fit import quiet, with_config
-from sae.lightning.memory import waves_for
-from sae.lightning.plan_table import tables
-from sae.lightning.planning import Plan, planned
+from sae.lightning.plan.costs import named_gpu
+from sae.lightning.plan.estimate import Plan, planned
+from sae.lightning.plan.memory import waves_for
+from sae.lightning.plan.table import tables
 from sae.lightning.settings import Settings
+from sae.lightning.sweep import grid
 
 
 def plan(args: list[str]) -> int:

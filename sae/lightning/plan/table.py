@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from sae.lightning.costs import Work
-from sae.lightning.memory import GIB
-from sae.lightning.planning import MIB, Plan
+from sae.lightning.plan.costs import Work
+from sae.lightning.plan.estimate import MIB, Plan
+from sae.lightning.plan.memory import GIB
 
 
 def tables(title: str, plan: Plan) -> list[Table]:

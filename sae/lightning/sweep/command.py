@@ -16,13 +16,13 @@ from lightning.pytorch import Callback
 
 from sae.errors import UserError
 from sae.files import write_text
-from sae.lightning import grid
 from sae.lightning.fit import quiet, train, with_config
-from sae.lightning.halving import Halving
-from sae.lightning.memory import waves_for
+from sae.lightning.plan.memory import waves_for
 from sae.lightning.run import RunFolder
 from sae.lightning.settings import Settings
-from sae.lightning.swept import gather
+from sae.lightning.sweep import grid
+from sae.lightning.sweep.gather import gather
+from sae.lightning.sweep.halving import Halving
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def begin(
     waves, says = pack(every, own.memory)
     folder = Path(base.config.runs) / name
     _claim(folder, overwrite=base.config.overwrite)
-    sys.stdout.write(f"{len(members)} members: {says}\n")
+    sys.stdout.write(f"{says}\n")
     sys.stdout.flush()
     folder.mkdir(parents=True, exist_ok=True)
     base.config.name = name

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sae.lightning.costs import GPU, Work, harvest_work, kinds, named_gpu, step_work
-from sae.lightning.memory import Needs, needs_of, shape_of, shared_of
-from sae.lightning.pilot import Pilot, Timed
-from sae.lightning.process import age_seconds, resident_bytes
+from sae.lightning.plan.costs import GPU, Work, harvest_work, kinds, named_gpu, step_work
+from sae.lightning.plan.memory import Needs, needs_of, shape_of, shared_of
+from sae.lightning.plan.pilot import Pilot, Timed
+from sae.lightning.plan.process import age_seconds, resident_bytes
 from sae.lightning.settings import Settings
 
 MIB = 2**20

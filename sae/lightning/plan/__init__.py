@@ -1,0 +1,1 @@
+"""What a run or a sweep takes, said before it starts: `python train.py plan`."""

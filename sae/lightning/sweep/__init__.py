@@ -1,0 +1,1 @@
+"""Grids of autoencoders: `python train.py sweep`, and `tune` through Ray."""
