@@ -8,6 +8,7 @@ harvest: drawing all batches from the stream, once.
 lone steps: of each autoencoder by itself, with all threads, on batches drawn before; their sum.
 together: one harvest with all of them learning from it, side by side as a run has them.
 of the parts: together over harvest + lone steps. 1 is no loss.
+of lone steps: together less one harvest, over the lone steps.
 of lone runs: together over the time of so many runs, each with a harvest of its own.
 one product: x @ all encoders side by side, over as many products x @ W_enc, on all threads: what is
     to be gained where members of one shape are put into one matrix.
@@ -74,6 +75,10 @@ class Row:
     @property
     def of_parts(self) -> float:
         return self.together / (self.harvest + self.lone_steps)
+
+    @property
+    def of_steps(self) -> float:
+        return (self.together - self.harvest) / self.lone_steps
 
     @property
     def of_runs(self) -> float:
@@ -171,6 +176,7 @@ def page(rows: list[Row]) -> list[str]:
         "lone steps, s",
         "together, s",
         "of the parts",
+        "of lone steps",
         "of lone runs",
         "one product",
     )
@@ -183,7 +189,7 @@ def page(rows: list[Row]) -> list[str]:
         median = lambda name, some=some: statistics.median(getattr(row, name) for row in some)
         spread = lambda name, some=some: [getattr(row, name) for row in some]
         cells = [f"{median(name):.1f}" for name in ("harvest", "lone_steps", "together")]
-        for name in ("of_parts", "of_runs", "one_product"):
+        for name in ("of_parts", "of_steps", "of_runs", "one_product"):
             found = spread(name)
             cells.append(f"{median(name):.2f} ({min(found):.2f} to {max(found):.2f})")
         count = f"{case}: {some[0].steps} steps of {some[0].batch:,}"
