@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -9,6 +10,9 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+# How long a thread runs Python while another waits for it. Python's own 5 ms are longer than a whole
+# small step: eight steps of 64 -> 256 take 26 ms with it, 23 with this, and 24 one after the other.
+SWITCH_SECONDS = 1e-4
 
 
 class Crew:
@@ -35,6 +39,8 @@ class Crew:
             self._split = (workers, share)
             # Each thread has its own number for OpenMP; that for MKL is one for all.
             self._pool = ThreadPoolExecutor(workers, "member", torch.set_num_threads, (share,))
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_SECONDS)
         modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
         torch.set_num_threads(share)
         try:
@@ -42,6 +48,7 @@ class Crew:
             wait(futures)
         finally:
             torch.set_num_threads(threads)
+            sys.setswitchinterval(interval)
         return [future.result() for future in futures]
 
     def close(self) -> None:

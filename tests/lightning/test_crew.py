@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
@@ -51,7 +52,7 @@ def test_jobs_have_the_modes_of_who_calls(crew, mode):
 
 def test_an_error_is_raised_once_all_are_done(crew):
     torch.set_num_threads(2)
-    done = []
+    interval, done = sys.getswitchinterval(), []
 
     def fails() -> None:
         raise ValueError("first")
@@ -59,3 +60,4 @@ def test_an_error_is_raised_once_all_are_done(crew):
     with pytest.raises(ValueError, match="first"):
         crew([fails, lambda: done.append(1), lambda: done.append(2)])
     assert sorted(done) == [1, 2] and torch.get_num_threads() == 2
+    assert sys.getswitchinterval() == interval
