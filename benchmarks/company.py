@@ -34,7 +34,7 @@ from sae.activations import Batch, Source, Stream
 from sae.autoencoder.sparsity import TopK
 from sae.errors import UserError
 from sae.files import write_text
-from sae.lightning.crew import Crew
+from sae.lightning.crew import Crew, worth
 from sae.lightning.recipe import Recipe
 from sae.lightning.settings import Settings, default_config
 from sae.training import Learner, OptimConfig
@@ -107,7 +107,7 @@ def cases() -> list[Case]:
         Case("MiniLM, 384 to 4,096, k 8 to 64", minilm, mixed, 1024, 64),
         Case("8 seeds, 64 to 256, k 8", partial(world, 64, 256), seeds(256, 8), 1024, 100),
         Case("8 seeds, 128 to 1,024, k 8", partial(world, 128, 1024), seeds(1024, 8), 1024, 50),
-        Case("8 seeds, 384 to 4,096, k 8", partial(world, 384, 4096), seeds(4096, 8), 1024, 16),
+        Case("8 seeds, 384 to 4,096, k 8", partial(world, 384, 4096), seeds(4096, 8), 1024, 48),
     ]
 
 
@@ -133,9 +133,12 @@ def steps(one: Learner, batches: Iterable[Batch]) -> None:
 
 
 def together(learners: list[Learner], batches: Iterable[Batch]) -> None:
-    crew = Crew()
+    crew, in_crew = Crew(), None
     for batch in batches:
-        crew([partial(one.step, batch.acts) for one in learners])
+        if in_crew is None:
+            in_crew = worth([len(batch) * one.sae.W_enc.numel() for one in learners])
+        jobs = [partial(one.step, batch.acts) for one in learners]
+        crew(jobs) if in_crew else [job() for job in jobs]
     crew.close()
 
 

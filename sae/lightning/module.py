@@ -13,7 +13,7 @@ from torch import nn
 
 from sae.activations import Batch
 from sae.errors import UserError
-from sae.lightning.crew import Crew
+from sae.lightning.crew import Crew, worth
 from sae.lightning.member import Member
 
 
@@ -52,7 +52,7 @@ class SAEModule(L.LightningModule):
         self.steps = 0
         self.seconds = 0.0
         self._judged_at = 0
-        self._crew = Crew()
+        self._crew, self._in_crew = Crew(), False
 
     @property
     def live(self) -> list[Member]:
@@ -82,6 +82,11 @@ class SAEModule(L.LightningModule):
             first = self.trainer.datamodule.stream.first_block().to(self.device).acts
         for member in self.live:
             member.begin(first)
+        # Of members that share the model's own passes, one at a time.
+        alone = self.device.type != "cpu" or self.whole_contexts
+        batch = self.trainer.datamodule.batch_size * self.accumulate
+        saes = [member.learner.sae for member in self.live]
+        self._in_crew = not alone and worth([batch * sae.W_enc.numel() for sae in saes])
         self.make_up()
 
     def training_step(self, batches: list[Batch], batch_idx: int) -> None:
@@ -102,10 +107,8 @@ class SAEModule(L.LightningModule):
                 self._log()
 
     def _at_once(self, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Side by side where that is faster: on a CPU, unless they share the model's own passes."""
-        if self.device.type == "cpu" and not self.whole_contexts:
-            return self._crew(jobs)
-        return [job() for job in jobs]
+        """Side by side where that is faster."""
+        return self._crew(jobs) if self._in_crew else [job() for job in jobs]
 
     def teardown(self, stage: str) -> None:
         self._crew.close()

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from sae.lightning.crew import Crew
+from sae.lightning.crew import WORTH, Crew, worth
 
 
 @pytest.fixture
@@ -61,3 +61,8 @@ def test_an_error_is_raised_once_all_are_done(crew):
         crew([fails, lambda: done.append(1), lambda: done.append(2)])
     assert sorted(done) == [1, 2] and torch.get_num_threads() == 2
     assert sys.getswitchinterval() == interval
+
+
+def test_worth_where_steps_are_large_and_several():
+    assert worth([WORTH, WORTH]) and worth([WORTH // 2, 2 * WORTH])
+    assert not worth([WORTH - 1, WORTH]) and not worth([4 * WORTH])

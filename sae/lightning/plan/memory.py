@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensorMode
 from sae.autoencoder.objective import EveryPrefix, Matryoshka
 from sae.autoencoder.sparsity import Unrolled
 from sae.errors import UserError
+from sae.lightning.crew import worth
 from sae.lightning.datamodule import ActivationDataModule
 from sae.lightning.plan.free_memory import free_bytes
 from sae.lightning.recipe import Recipe
@@ -170,7 +171,11 @@ def waves_for(settings: Settings, gib: float | None) -> tuple[list[list[str]], s
         if shared + one.kept + one.passing > allowed:
             raise _too_large(name, settings.recipes[name], one, data, shared, have)
     # Steps that run side by side (`Crew`).
-    at_once = torch.get_num_threads() if device.type == "cpu" and not whole else 1
+    # Half of the parameters, or so, are the encoder's.
+    rows = data.batch_size * data.accumulate
+    side_by_side = worth([rows * one.count // 2 for one in needs.values()])
+    cpu = device.type == "cpu" and not whole
+    at_once = torch.get_num_threads() if cpu and side_by_side else 1
     waves: list[list[str]] = []
     for name in needs:
         wave = [*waves[-1], name] if waves else [name]
