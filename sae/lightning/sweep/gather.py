@@ -29,8 +29,9 @@ def gather(folder: Path, keys: list[str], waves: list[dict[str, dict[str, Any]]]
     rows, seeds = [], {}
     for number, members in enumerate(waves, 1):
         wave = RunFolder(folder / f"wave-{number}")
-        found = json.loads(wave.summary.read_text(encoding="utf-8")).get("seeds", {})
-        seeds |= {name: {"wave": wave.path.name, **group} for name, group in found.items()}
+        if wave.summary.is_file():  # not of a trial of Ray's that failed
+            found = json.loads(wave.summary.read_text(encoding="utf-8")).get("seeds", {})
+            seeds |= {name: {"wave": wave.path.name, **group} for name, group in found.items()}
         for name, settings in members.items():
             place = f"wave-{number}/{name}"
             summary = json.loads(RunFolder(folder / place).summary.read_text(encoding="utf-8"))
