@@ -86,5 +86,5 @@ assert main({[*wrong, "--name", "wrong"]}) == 2
         torch.load(folder / file, weights_only=True)["state_dict"]
         for file in ("first.ckpt", "runs/threshold/checkpoints/step=30.ckpt")
     )
-    for name in ("learner.sae.W_enc", "learner.sae.theta"):
+    for name in ("members.0.learner.sae.W_enc", "members.0.learner.sae.theta"):
         assert torch.equal(one[name], other[name]), name

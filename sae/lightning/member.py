@@ -18,8 +18,9 @@ from sae.metrics.fvu import FVU as HeldOutFVU
 from sae.training import Learner
 from sae.training.graph import GraphedStep
 
-# An FVU above this over a log interval is no start, however bad: 1 is the mean alone.
-DIVERGED = 100.0
+# A member has diverged whose FVU is above 100, where 1 is the mean alone, and above ten times what it
+# began with: dense codes of random directions begin at 140 and more.
+DIVERGED, TIMES = 100.0, 10.0
 
 
 class Member(nn.Module):
@@ -46,6 +47,7 @@ class Member(nn.Module):
         self.stopped: dict[str, Any] | None = None
         self.last_read: dict[str, float] = {}
         self.held_out: dict[str, float] = {}
+        self.first_fvu = 0.0
         self.rows = MetricsCSV(folder, resume_step=resume_step)
 
     @property
@@ -64,7 +66,9 @@ class Member(nn.Module):
         self.last_read = self.learner.read()
         fvu = self.last_read["fvu"]
         loss = self.last_read.get("loss", self.last_read.get("objective", fvu))
-        if not (math.isfinite(loss) and fvu < DIVERGED):
+        self.first_fvu = self.first_fvu or fvu
+        bearable = max(DIVERGED, TIMES * self.first_fvu)
+        if not (math.isfinite(loss) and fvu < bearable):
             self.stop(f"diverged: FVU {fvu:.3g}, loss {loss:.3g}")
         return self.last_read
 
@@ -106,12 +110,14 @@ class Member(nn.Module):
             "name": self.name,
             "stopped": self.stopped,
             "last_read": self.last_read,
+            "first_fvu": self.first_fvu,
             "held_out": self.held_out,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Before its tensors are loaded: those of a member that was stopped are not there."""
         self.last_read, self.held_out = state["last_read"], state["held_out"]
+        self.first_fvu = state["first_fvu"]
         self.stopped = state["stopped"]
         if self.stopped is not None:
             self.learner = None

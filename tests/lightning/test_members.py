@@ -18,6 +18,7 @@ from sae import SAE, UserError
 from sae.lightning import crew
 from sae.lightning.callbacks import Members as MembersTable
 from sae.lightning.fit import fit
+from sae.lightning.member import Member
 
 STEPS = 24
 SETTINGS = {
@@ -244,3 +245,31 @@ def test_the_table_on_a_terminal():
     rows = {cells(line)[0]: cells(line)[1:] for line in text.splitlines() if "│" in line}
     assert rows["good"] == ["0.2500", "0.5000", "4.0", "12.5%"]
     assert rows["fresh"] == ["", "", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("fvus", "stops"),
+    [
+        ([143.0, 300.0, 0.5], None),  # a bad start is no divergence
+        ([0.5, 99.0, 0.5], None),
+        ([0.5, 101.0], 1),
+        ([143.0, 1431.0], 1),
+        ([0.5, float("nan")], 1),
+        ([float("inf")], 0),
+    ],
+)
+def test_what_counts_as_diverged(tmp_path, fvus, stops):
+    member = Member("m", None, tmp_path)
+    rows = iter(fvus)
+    member.learner = FakeLearner(lambda: (value := next(rows)) and {"fvu": value, "loss": value})
+    for number in range(len(fvus)):
+        member.read()
+        assert member.live == (number != stops), number
+
+
+class FakeLearner(torch.nn.Module):
+    """Reads what it is told to."""
+
+    def __init__(self, read) -> None:
+        super().__init__()
+        self.read, self.steps, self.tokens = read, 1, 64
