@@ -18,8 +18,8 @@ from sae.metrics.fvu import FVU as HeldOutFVU
 from sae.training import Learner
 from sae.training.graph import GraphedStep
 
-# A member has diverged whose FVU is above 100, where 1 is the mean alone, and above ten times what it
-# began with: dense codes of random directions begin at 140 and more.
+# A member has diverged whose FVU is above 100, where 1 is the mean alone, and above ten times its
+# first one: dense codes of random directions begin at 140 and more.
 DIVERGED, TIMES = 100.0, 10.0
 
 
