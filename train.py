@@ -2,7 +2,7 @@
 
 import sys
 
-from sae.lightning.cli import main
+from sae.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.setting import Setting
+from benchmarks.config import Setting
 from sae.activations import Batch, Source, Split
 from sae.errors import UserError
 

@@ -26,19 +26,19 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from benchmarks import record
+from benchmarks import results_io as record
 from benchmarks.activations import CachedSource
+from benchmarks.config import DEFAULT, Setting
 from benchmarks.quality import CACHE
-from benchmarks.setting import DEFAULT, Setting
 from sae.activations import Source, Stream
 from sae.autoencoder import SAE
-from sae.autoencoder.objective import FVU, AuxK
-from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.losses import FVU, AuxK
+from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import TopK
 from sae.errors import UserError
 from sae.files import write_text
-from sae.metrics.codes import Firing
-from sae.metrics.dictionary import dictionary_mcc_signed
+from sae.metrics.decoder_directions import dictionary_mcc_signed
+from sae.metrics.firing import Firing
 from sae.metrics.fvu import FVU as HeldOutFVU
 from sae.training import Learner, OptimConfig, defaults
 from sae.worlds import SparseSuperposition
@@ -169,7 +169,7 @@ def run(cell: Cell, knob: str, value: tuple[float, ...], argv: list[str]) -> Row
         block_batches=BLOCK // cell.batch,
         batches=cell.steps,
     )
-    sae = SAE(d_in, TopK(d_sae=d_sae, k=k), site=Autoencode().bind({"x": d_in}))
+    sae = SAE(d_in, TopK(d_sae=d_sae, k=k), site=Autoencoder().bind({"x": d_in}))
     learner = Learner(
         sae,
         [FVU(), auxk],

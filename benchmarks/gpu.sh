@@ -34,7 +34,7 @@ within 200 "$PYTHON" -m pytest tests/gpu -q --junitxml="$OUT/gpu_tests.xml" 2>&1
   tee "$OUT/gpu_tests.txt"
 tests=${PIPESTATUS[0]}
 run() {
-  within "$1" "$PYTHON" -m benchmarks.run --device cuda --tested "$OUT/gpu_tests.xml" \
+  within "$1" "$PYTHON" -m benchmarks.step_and_op_speed --device cuda --tested "$OUT/gpu_tests.xml" \
     --out "$OUT" --name speed_cuda "${@:2}"
 }
 run 130 --step --rule topk --seconds 1.5

@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import Contender, Task
+from benchmarks.trainers import Contender, Task
 from sae_kernels.codes import Codes
 
 LR_FACTORS = (1, 2, 4, 8)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import record
+from benchmarks import results_io as record
 from sae.errors import UserError
 from sae.files import write_text
 

@@ -1,4 +1,5 @@
-"""Pictures of `benchmarks.run`'s results: `python -m benchmarks.plot [speed_cpu_….csv]`.
+"""Pictures of `benchmarks.step_and_op_speed`'s results: `python -m benchmarks.plot
+[speed_cpu_….csv]`.
 
 Two panels for the training steps of each file: time as a multiple of the bare product of the same
 shape, and peak memory. One PNG beside the CSV.
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import matplotlib
 
-from benchmarks import record, speed
+from benchmarks import results_io as record
+from benchmarks import speed_tables as speed
 from sae.errors import UserError
 
 matplotlib.use("Agg")
@@ -26,7 +28,9 @@ def _latest() -> Path:
     folder = record.REPO / "benchmarks" / "results"
     files = sorted(folder.glob("speed_*.csv"), key=lambda file: file.stem.rsplit("_", 1)[-1])
     if not files:
-        raise UserError(f"{folder} holds no speed_*.csv yet; run python -m benchmarks.run --step")
+        raise UserError(
+            f"{folder} holds no speed_*.csv yet; run python -m benchmarks.step_and_op_speed --step"
+        )
     return files[-1]
 
 
@@ -34,7 +38,9 @@ def draw(file: Path) -> Path:
     """The picture of one CSV; returns where it lies."""
     rows = [row for row in speed.read(file) if row.op == "step" and row.mode == "topk"]
     if not rows:
-        raise UserError(f"{file} has no TopK steps; run python -m benchmarks.run --step")
+        raise UserError(
+            f"{file} has no TopK steps; run python -m benchmarks.step_and_op_speed --step"
+        )
     shapes = list(dict.fromkeys(row.shape for row in rows))
     # On a GPU importing takes nothing of its memory.
     memory = "import_mib" if all(row.import_mib != "" for row in rows) else "peak_mib"
@@ -93,7 +99,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("csv", nargs="*", type=Path, help="the latest of benchmarks/results")
     for file in parser.parse_args(argv).csv or [_latest()]:
         if not file.is_file():
-            raise UserError(f"{file} is not a file; give a CSV that benchmarks.run wrote")
+            raise UserError(
+                f"{file} is not a file; give a CSV that benchmarks.step_and_op_speed wrote"
+            )
         sys.stdout.write(f"{draw(file)}\n")
 
 

@@ -30,14 +30,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import record
+from benchmarks import results_io as record
 from benchmarks.activations import CachedSource
-from benchmarks.contenders import Contender, Ours, Task
+from benchmarks.config import DEFAULT, Setting
 from benchmarks.peers import DictionaryLearning, SAELens, Sparsify
-from benchmarks.setting import DEFAULT, Setting
+from benchmarks.trainers import Contender, Ours, Task
 from sae.activations import Stream
 from sae.errors import UserError
-from sae.metrics.codes import Firing
+from sae.metrics.firing import Firing
 from sae.metrics.fvu import FVU
 
 CONTENDERS: dict[str, type[Contender]] = {

@@ -29,16 +29,17 @@ from typing import Any
 
 import torch
 
-from benchmarks import record, recovery_peers
-from benchmarks.setting import Setting
+from benchmarks import recovery_peers
+from benchmarks import results_io as record
+from benchmarks.config import Setting
 from sae.activations import Stream
 from sae.autoencoder import SAE
-from sae.autoencoder.objective import FVU, L0, L1, GateReconstruction, Matryoshka, PreActs, Term
+from sae.autoencoder.losses import FVU, L0, L1, GateReconstruction, LossTerm, Matryoshka, PreActs
 from sae.autoencoder.sparsity import BatchTopK, Gated, JumpReLU, ReLU, Sparsity, TopK
 from sae.errors import UserError
 from sae.files import write_text
-from sae.metrics.codes import Firing
-from sae.metrics.dictionary import dictionary_mcc_chance, dictionary_mcc_signed
+from sae.metrics.decoder_directions import dictionary_mcc_chance, dictionary_mcc_signed
+from sae.metrics.firing import Firing
 from sae.metrics.fvu import FVU as HeldOutFVU
 from sae.training import Learner
 
@@ -62,7 +63,7 @@ class Recipe:
     fvu: float | None = None
     steered: bool = False
 
-    def build(self, d_sae: int, k: int) -> tuple[Sparsity, list[Term]]:
+    def build(self, d_sae: int, k: int) -> tuple[Sparsity, list[LossTerm]]:
         has_k = any(field.name == "k" for field in fields(self.rule))
         rule = self.rule(d_sae=d_sae, k=k) if has_k else self.rule(d_sae=d_sae)
         return rule, [make(k) for make in self.terms]
@@ -119,7 +120,7 @@ class Ours:
     def __init__(self, setting: Setting, recipe: Recipe, sample: torch.Tensor, seed: int) -> None:
         d_sae, k = setting.sparsity.d_sae, setting.sparsity.k
         rule, terms = recipe.build(d_sae, k)
-        extra = [term for term in setting.objective if not isinstance(term, FVU)]
+        extra = [term for term in setting.losses if not isinstance(term, FVU)]
         self.site = setting.site.bind({"x": sample.shape[1]})
         self.learner = Learner(
             SAE(sample.shape[1], rule, site=self.site, seed=seed),

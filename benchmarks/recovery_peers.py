@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import Contender, Task
+from benchmarks.config import Setting
 from benchmarks.peers import LR_FACTORS, DictionaryLearning, SAELens, Sparsify, quietly
-from benchmarks.setting import Setting
+from benchmarks.trainers import Contender, Task
 from sae_kernels.codes import Codes
 
 TOPK: dict[str, type[Contender]] = {
@@ -58,7 +58,7 @@ def runs(recipe: str, setting: Setting) -> Iterator[tuple[str, str, Callable[...
         grid += [(4, factor) for factor in PENALTY_FACTORS] if penalty else []
         for lr, weight in grid:
             variant = f"lr x {lr}" + (f", penalty x {weight}" if penalty else "")
-            make = lambda *some, o=(lr, weight): Family(recipe, setting, *o, *some)
+            make = lambda *some, o=(lr, weight): Registered(recipe, setting, *o, *some)
             yield "dictionary_learning", variant, make
 
 
@@ -87,7 +87,7 @@ class TopKPeer:
         return self.contender.coder.W_dec
 
 
-class Family:
+class Registered:
     """A trainer of dictionary_learning."""
 
     def __init__(

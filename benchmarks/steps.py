@@ -18,11 +18,11 @@ from torch import Tensor
 
 from sae.autoencoder import SAE
 from sae.autoencoder.init import unit_rows
-from sae.autoencoder.objective import FVU, AuxK
-from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.losses import FVU, AuxK
+from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import TopK
 from sae.training import Learner, OptimConfig
-from sae.training.optim import RowAdam
+from sae.training.row_adam import RowAdam
 from sae_kernels.codes import Codes
 from sae_kernels.decode_error import decode_error
 from sae_kernels.encode_batch_topk import encode_batch_topk
@@ -78,7 +78,7 @@ class OursTopK(Step):
     def __init__(self, *args, moments: str = "float32") -> None:
         super().__init__(*args)
         shape = self.shape
-        site = Autoencode(hook="x")
+        site = Autoencoder(hook="x")
         sae = SAE(
             shape.d_in,
             TopK(d_sae=shape.d_sae, k=min(shape.k, shape.d_sae)),
@@ -271,8 +271,8 @@ class Peer(Step):
     def __init__(self, *args, name: str, options: dict) -> None:
         super().__init__(*args)
         from benchmarks import peers
-        from benchmarks.contenders import Task
-        from benchmarks.setting import Setting
+        from benchmarks.config import Setting
+        from benchmarks.trainers import Task
 
         shape = self.shape
         model = {"sae": {"class_path": "TopK", "init_args": {"d_sae": shape.d_sae, "k": shape.k}}}

@@ -23,8 +23,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sae_kernels._backend import resolve
-from sae_kernels._sum import square_norm_of
+from sae_kernels.backend import resolve
+from sae_kernels.deterministic_sum import square_norm_of
 from sae_kernels.row_grads import RowGrads
 
 
@@ -102,11 +102,11 @@ def adam_rows_(
     if backend == "reference":
         from sae_kernels.reference import adam_rows as update
     elif backend == "triton":
-        from sae_kernels._triton_adam import adam_rows as update
+        from sae_kernels.gpu.adam import adam_rows as update
 
         numbers["hyper"] = hyper
     else:
-        from sae_kernels._torch_adam import adam_rows as update
+        from sae_kernels.cpu.adam import adam_rows as update
     update(
         param_,
         grad if grad is None else grad.contiguous(),
@@ -142,9 +142,9 @@ def square_norm(
     if _as_rows(param):
         param, grad = param.t(), grad if grad is None else grad.t()
     if backend == "triton":
-        from sae_kernels._triton_rows import square_norm as of_rows
+        from sae_kernels.gpu.row_grads import square_norm as of_rows
 
         return of_rows(param, grad, row_grads)
-    from sae_kernels._torch_rows import square_norm as of_rows
+    from sae_kernels.cpu.row_grads import square_norm as of_rows
 
     return of_rows(param.shape, grad, row_grads)

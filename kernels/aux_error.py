@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae_kernels import reference
-from sae_kernels._backend import resolve
-from sae_kernels._product import less_matmul, matmul, product
-from sae_kernels._sum import steady_sum
+from sae_kernels.backend import resolve
+from sae_kernels.cpu.pre_acts import less_matmul, matmul, product
+from sae_kernels.deterministic_sum import deterministic_sum
 from sae_kernels.row_grads import RowGrads, RowPart, deferred
 
 # 1 MB of fp32 on CPU for each of the ten or so [rows, n] of a chunk: as fast as 4 MB, and 30 MB
@@ -72,7 +72,7 @@ class _AuxError(torch.autograd.Function):
             acts = product(centred, encoder, bias).relu_()
             acts = _keep_largest_(acts if mask is None else acts.mul_(mask), k)
             error = less_matmul(residual[start : start + rows], acts, decoder)
-            total += steady_sum(error.to(wide).square())
+            total += deterministic_sum(error.to(wide).square())
             if ctx.wanted:
                 d_acts = matmul(error, decoder.t()).mul_(acts > 0)
                 d_decoder += matmul(acts.t(), error)

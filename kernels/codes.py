@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from sae_kernels.transpose import Pairs
+from sae_kernels.pairs import Pairs
 
 
 @dataclass(eq=False)

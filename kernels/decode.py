@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae_kernels import reference
-from sae_kernels._backend import pair_sums, resolve
+from sae_kernels.backend import pair_sums, resolve
 from sae_kernels.codes import Codes
+from sae_kernels.pairs import Pairs
 from sae_kernels.row_grads import PairPart, RowGrads, deferred
-from sae_kernels.transpose import Pairs
 
 
 class _Decode(torch.autograd.Function):

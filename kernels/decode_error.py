@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae_kernels import reference
-from sae_kernels._backend import pair_sums, resolve
-from sae_kernels._sum import steady_sum
+from sae_kernels.backend import pair_sums, resolve
 from sae_kernels.codes import Codes
+from sae_kernels.deterministic_sum import deterministic_sum
+from sae_kernels.pairs import Pairs
 from sae_kernels.row_grads import PairPart, RowGrads, deferred
-from sae_kernels.transpose import Pairs
 
 _NORM_ROWS = 1024  # half precision is copied to fp32 for its norm, this many rows at a time
 
@@ -40,7 +40,7 @@ def _forward_torch(
     # The norm of each row: as fast as one dot product of everything (0.10 ms against 0.12, 2048 x
     # 768, one core), which keeps all of it in a few fp32 sums and is off by 1.5e-5.
     norms = [torch.linalg.vector_norm(r, dim=1, dtype=wide) for r in residual.split(_NORM_ROWS)]
-    return residual, steady_sum(torch.cat(norms).double().square()).to(wide)
+    return residual, deterministic_sum(torch.cat(norms).double().square()).to(wide)
 
 
 class _DecodeError(torch.autograd.Function):
@@ -56,7 +56,7 @@ class _DecodeError(torch.autograd.Function):
         sink: RowGrads | None,
     ) -> tuple[Tensor, Tensor]:
         if backend == "triton":
-            from sae_kernels._triton_error import forward
+            from sae_kernels.gpu.decode_error import forward
         else:
             forward = _forward_torch
         residual, squared_error = forward(pairs, values.flatten(), W_dec, b_dec, target)

@@ -1,4 +1,4 @@
-"""`torch.ops.sae_kernels.decode*`: see `_library`. Gradients go to values, W_dec, b_dec and, where
+"""`torch.ops.sae_kernels.decode*`: see `custom_op`. Gradients go to values, W_dec, b_dec and, where
 there is one, the target."""
 
 from __future__ import annotations
@@ -6,13 +6,13 @@ from __future__ import annotations
 from torch import Tensor
 from torch.library import custom_op
 
-from sae_kernels._backend import pair_sums, resolve
-from sae_kernels._library import differentiable, like, some, wide
+from sae_kernels.backend import pair_sums, resolve
 from sae_kernels.codes import Codes
+from sae_kernels.custom_op import differentiable, like, some, wide
 from sae_kernels.decode import decode
 from sae_kernels.decode_error import decode_error, error_grad
 from sae_kernels.decode_prefixes import by_level, decode_prefixes, prefixes_grad
-from sae_kernels.transpose import Pairs
+from sae_kernels.pairs import Pairs
 
 
 @custom_op("sae_kernels::decode", mutates_args=())

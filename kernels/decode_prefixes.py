@@ -18,7 +18,6 @@ the host would have to wait for.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -27,10 +26,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae_kernels import reference
-from sae_kernels._backend import pair_sums, resolve
+from sae_kernels.backend import pair_sums, resolve
 from sae_kernels.codes import Codes
 from sae_kernels.decode_error import check_target
-from sae_kernels.transpose import Pairs
+from sae_kernels.pairs import Pairs
 
 
 def matryoshka_levels(codes: Codes, prefixes: Sequence[int]) -> Tensor:
@@ -115,7 +114,11 @@ class _DecodePrefixes(torch.autograd.Function):
 
 
 def _prefixes(backend: str) -> ModuleType:
-    return importlib.import_module(f"sae_kernels._{backend}_prefixes")
+    if backend == "triton":
+        from sae_kernels.gpu import decode_prefixes
+    else:
+        from sae_kernels.cpu import decode_prefixes
+    return decode_prefixes
 
 
 def prefixes_grad(

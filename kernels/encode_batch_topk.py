@@ -7,7 +7,7 @@ the cut goes to the lowest (row, column). On CPU bf16 is multiplied into fp32, s
 rounded last; Triton selects from the product as it is rounded to the inputs' dtype.
 Pre-activations exist for a bounded chunk of rows only.
 
-Backward: `_encoder_grad`, with g = dL/dvalues where the value is positive, else 0. Saved for it:
+Backward: `encoder_backward`, with g = dL/dvalues where the value is positive, else 0. Saved for it:
 x - b_dec, W_enc, values and the pairs.
 
 Not finite: NaN counts as the largest value and comes out as NaN, with gradient 0.
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from sae_kernels import reference
-from sae_kernels._backend import compaction, pair_sums, resolve
-from sae_kernels._encoder_grad import Selected
+from sae_kernels.backend import compaction, pair_sums, resolve
 from sae_kernels.codes import Codes
+from sae_kernels.encoder_backward import Selected
+from sae_kernels.pairs import Pairs
 from sae_kernels.row_grads import deferred
-from sae_kernels.transpose import Pairs
 
 
 def encode_batch_topk(

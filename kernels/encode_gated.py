@@ -7,7 +7,7 @@ for a bounded chunk of rows only. On CPU bf16 is multiplied into fp32; Triton ro
 inputs' dtype. What follows is fp32 (float64 for float64) and rounded last.
 
 Backward, with g_gate and g_mag the gradients of the two values where these are positive, else 0:
-    dh = g_gate + g_mag * exp(r_mag),  for x, W_enc and b_dec through `_encoder_grad`,
+    dh = g_gate + g_mag * exp(r_mag),  for x, W_enc and b_dec through `encoder_backward`,
     db_gate, db_mag, dr_mag = the sums over the tokens of a latent of g_gate, g_mag, and
     g_mag * exp(r_mag) * h.
 The step has no gradient. Saved: x - b_dec, W_enc, r_mag, both values, h of each slot and the pairs.
@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae_kernels import reference
-from sae_kernels._backend import compaction, pair_sums, resolve
-from sae_kernels._encoder_grad import encoder_grad
+from sae_kernels.backend import compaction, pair_sums, resolve
 from sae_kernels.codes import Codes
+from sae_kernels.encoder_backward import encoder_grad
+from sae_kernels.pairs import Pairs
 from sae_kernels.row_grads import RowGrads, deferred
-from sae_kernels.transpose import Pairs
 
 
 class _EncodeGated(torch.autograd.Function):

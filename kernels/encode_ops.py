@@ -1,4 +1,4 @@
-"""`torch.ops.sae_kernels.encode_*`: see `_library`. Gradients go to x, W_enc, b_enc and b_dec."""
+"""`torch.ops.sae_kernels.encode_*`: see `custom_op`. Gradients go to x, W_enc, b_enc and b_dec."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from sae_kernels._backend import pair_sums, resolve
-from sae_kernels._encoder_grad import encoder_grad
-from sae_kernels._library import differentiable, some
+from sae_kernels.backend import pair_sums, resolve
+from sae_kernels.custom_op import differentiable, some
 from sae_kernels.encode_batch_topk import encode_batch_topk
 from sae_kernels.encode_threshold import encode_threshold
 from sae_kernels.encode_topk import encode_topk
-from sae_kernels.transpose import Pairs
+from sae_kernels.encoder_backward import encoder_grad
+from sae_kernels.pairs import Pairs
 
 
 @custom_op("sae_kernels::encode_topk", mutates_args=())

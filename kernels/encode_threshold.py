@@ -5,7 +5,7 @@ b_dec [d_in], all of one dtype; theta = max(threshold, 0), 0-d or [d_sae], fp32 
 bf16 is multiplied into fp32, compared in fp32 and rounded last; Triton compares the product as it
 is rounded to the inputs' dtype. Pre-activations exist for a bounded chunk of rows only.
 
-Backward: `_encoder_grad`, with g = dL/dvalues where the value is positive, else 0. A threshold
+Backward: `encoder_backward`, with g = dL/dvalues where the value is positive, else 0. A threshold
 learns straight through (Rajamanoharan et al. 2024, arXiv 2407.14435, equations 11 and 12), with the
 rectangle K = 1 where theta - bandwidth/2 < pre < theta + bandwidth/2, else 0:
     d acts / d theta = -(theta / bandwidth) K,  d gates / d theta = -K / bandwidth,
@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae_kernels import reference
-from sae_kernels._backend import compaction, pair_sums, resolve
-from sae_kernels._encoder_grad import Selected, encoder_grad
+from sae_kernels.backend import compaction, pair_sums, resolve
 from sae_kernels.codes import Codes
+from sae_kernels.encoder_backward import Selected, encoder_grad
+from sae_kernels.pairs import Pairs
 from sae_kernels.row_grads import RowGrads, deferred
-from sae_kernels.transpose import Pairs
 
 
 def _check(d_sae: int, threshold: Tensor | None, capacity: int | None) -> None:

@@ -7,7 +7,7 @@ inputs are summed in fp32; the CPU selects from the sums and rounds last, the GP
 as autocast would, and selects from what is rounded. Pre-activations exist for a bounded chunk of
 rows only.
 
-Backward: `_encoder_grad`, with g = dL/dvalues where the value is positive, else 0. Saved for it:
+Backward: `encoder_backward`, with g = dL/dvalues where the value is positive, else 0. Saved for it:
 x - b_dec, W_enc, values and the pairs.
 
 Not finite: NaN counts as the largest value, as in torch.topk, and comes out as NaN, with gradient
@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from sae_kernels import reference
-from sae_kernels._backend import pair_sums, resolve
-from sae_kernels._encoder_grad import Selected
-from sae_kernels._product import pre_acts_chunks
+from sae_kernels.backend import pair_sums, resolve
 from sae_kernels.codes import Codes
+from sae_kernels.cpu.pre_acts import pre_acts_chunks
+from sae_kernels.encoder_backward import Selected
+from sae_kernels.pairs import Pairs
 from sae_kernels.row_grads import deferred
-from sae_kernels.transpose import Pairs
 
 
 def _break_ties(pre: Tensor, kth: Tensor, k: int) -> Tensor:
@@ -118,7 +118,7 @@ def encode_topk(
         centred = x if b_dec is None else x - b_dec
         W_rows = W_enc.t().contiguous()
         if backend == "triton":
-            from sae_kernels._triton_select import forward
+            from sae_kernels.gpu.encode_topk import forward
         else:
             forward = _forward_torch
         values, indices = forward(centred, W_rows, b_enc, k)

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae_kernels import reference
-from sae_kernels._backend import resolve
+from sae_kernels.backend import resolve
 from sae_kernels.codes import Codes
-from sae_kernels.transpose import Pairs
+from sae_kernels.pairs import Pairs
 
 # Of one z; the backward holds 4 T + 3 of them. A product that reads W_enc once for fewer than
 # CHUNK_MIN_ROWS rows is bound by that.

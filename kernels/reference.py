@@ -30,7 +30,7 @@ def encode_topk(
     return Codes(values, indices.contiguous(), W_enc.shape[1])
 
 
-def encode_chosen(
+def encode_dense_rule(
     x: Tensor,
     W_enc: Tensor,
     b_enc: Tensor,
@@ -126,7 +126,7 @@ def aux_error(
     return (residual - acts @ W_dec[latents]).to(wide).square().sum()
 
 
-def shortfall(
+def pre_act_loss(
     x: Tensor,
     W_enc: Tensor,
     b_enc: Tensor,

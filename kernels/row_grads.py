@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sae_kernels.transpose import Pairs
+from sae_kernels.pairs import Pairs
 
 
 class PairPart(NamedTuple):

@@ -24,7 +24,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 @contextmanager
-def whole_folder(folder: str | Path, names: set[str]) -> Iterator[Path]:
+def atomic_folder(folder: str | Path, names: set[str]) -> Iterator[Path]:
     """A folder to write the files `names` into, which takes the place of `folder` at the end.
 
     Whatever goes wrong before leaves `folder` as it was. One that holds anything but `names` is

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plot, record, run, speed
+from benchmarks import plot
+from benchmarks import results_io as record
+from benchmarks import speed_tables as speed
+from benchmarks import step_and_op_speed as run
 from sae.errors import UserError
 
 REPO = Path(__file__).resolve().parent.parent
@@ -28,7 +31,7 @@ def test_a_step_is_timed_and_written_down(tmp_path, monkeypatch):
     assert 0 < row.ms_p20 <= row.ms_p50 <= row.ms_p80
     assert row.times_product == pytest.approx(row.ms_p50 / row.product_ms, rel=1e-3)
     assert 0 < row.roofline < 1 and row.import_mib > row.peak_mib - 1
-    assert row.command.startswith("python -m benchmarks.run --step")
+    assert row.command.startswith("python -m benchmarks.step_and_op_speed --step")
     assert json.loads(file.with_suffix(".json").read_text())[0]["provider"] == row.provider
     assert "ours (bf16 moments)" in file.with_suffix(".md").read_text()
     picture = plot.draw(file)
@@ -88,7 +91,11 @@ def test_gpu_parts_need_little_more_than_torch(tmp_path):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not installed')\n")
     environment = {**os.environ, "PYTHONPATH": f"{REPO}{os.pathsep}{tmp_path}"}
     done = subprocess.run(
-        [sys.executable, "-c", "import benchmarks.run, sae.training.graph, sae_kernels.adam"],
+        [
+            sys.executable,
+            "-c",
+            "import benchmarks.step_and_op_speed, sae.training.cuda_graph, sae_kernels.adam",
+        ],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -8,15 +8,15 @@ import pytest
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
 from sae.activations import Source, Text
-from sae.autoencoder.family import Family
-from sae.lightning.cli import main
-from sae.lightning.complaints import leaves
+from sae.autoencoder.registry import Registered
+from sae.cli.config import Settings
+from sae.cli.config_errors import leaves
+from sae.cli.main import main
 from sae.lightning.datamodule import ActivationDataModule
-from sae.lightning.recipe import Recipe
-from sae.lightning.settings import Settings
+from sae.training.train_config import TrainConfig
 
 REPO = Path(__file__).resolve().parent.parent
-# sweeps/ holds what Weights & Biases reads: tests/lightning/test_wandb_sweep.py
+# sweeps/ holds what Weights & Biases reads: tests/cli/test_wandb_sweep.py
 CONFIGS = sorted(f for f in (REPO / "configs").rglob("*.yaml") if f.parent.name != "sweeps")
 
 
@@ -49,8 +49,8 @@ def test_a_resolved_config_is_a_page_and_a_config(capsys, tmp_path):
     assert one.model == other.model and one.data == other.data and one.trainer == other.trainer
 
 
-CLASSES = [c for family in Family.__subclasses__() for c in family.registry.values()]
-CLASSES += [*leaves(Source), *leaves(Text), Recipe, ActivationDataModule]
+CLASSES = [c for family in Registered.__subclasses__() for c in family.registry.values()]
+CLASSES += [*leaves(Source), *leaves(Text), TrainConfig, ActivationDataModule]
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)

@@ -7,8 +7,8 @@ from dataclasses import fields
 import pytest
 
 from benchmarks import defaults as sweep
-from benchmarks import record
-from sae.autoencoder.objective import AuxK
+from benchmarks import results_io as record
+from sae.autoencoder.losses import AuxK
 from sae.errors import UserError
 from sae.training import defaults
 

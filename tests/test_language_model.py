@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sae.lightning.cli import main
+from sae.cli.main import main
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_end_to_end_keeps_more_of_what_the_model_predicts(shared_dir, tmp_path, 
             + ["--data.source.text.paths", f"[{shared_dir}/text/tinystories-sampled.txt]"]
             + ["--data.source.hooks", "[layers.2]", "--data.batch_size", "512"]
             + ["--model.sae.d_sae", "256", "--model.sae.k", "4", "--trainer.max_steps", "500"]
-            + ["--model.objective", f"[{{class_path: {name}}}, {{class_path: AuxK}}]"]
+            + ["--model.losses", f"[{{class_path: {name}}}, {{class_path: AuxK}}]"]
         )
         assert code == 0
         found[name] = json.loads((tmp_path / "runs" / name / "summary.json").read_text())

@@ -36,7 +36,7 @@ def test_wheel_holds_every_room_and_no_test(wheel):
     here |= {f"sae_kernels/{p.name}" for p in (REPO / "kernels").glob("*.py")}
     assert code == here
     assert "sae_configs/default.yaml" in names and "sae_configs/worlds/superposition.yaml" in names
-    assert "sae/report/report.html" in names
+    assert "sae/browser/report.html" in names
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_installed_wheel_trains_outside_the_repository(wheel, tmp_path):
         check=True,
     ).stdout
     assert str(REPO) not in found
-    command = [python, "-m", "sae.lightning.cli", "fit", "--trainer.max_steps", "3"]
+    command = [python, "-m", "sae.cli.main", "fit", "--trainer.max_steps", "3"]
     small = [
         "--data.batch_size",
         "256",

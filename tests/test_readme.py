@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sae.lightning.cli import main
-from sae.lightning.settings import Settings
+from sae.cli.config import Settings
+from sae.cli.main import main
 
 REPO = Path(__file__).resolve().parent.parent
 README = (REPO / "README.md").read_text()

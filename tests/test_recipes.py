@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 import transformers  # noqa: E402
 
 from sae import SAE  # noqa: E402
-from sae.lightning.fit import fit  # noqa: E402
+from sae.lightning.runner import fit  # noqa: E402
 from tiny_models import some_documents, tiny_tokenizer  # noqa: E402
 
 RECIPES = sorted((Path(__file__).resolve().parent.parent / "configs/recipes").glob("*.yaml"))
@@ -77,14 +77,14 @@ def test_recipe_trains(tmp_path: Path, data: dict[str, Path], recipe: Path) -> N
     assert fit(["--config", str(tmp_path / "r.yaml"), "--runs", str(tmp_path)]) == 0
     run = tmp_path / recipe.stem
     sae, chosen = SAE.load(run / "sae"), settings["model"]
-    site = chosen.get("site", {}).get("class_path", "Autoencode")
+    site = chosen.get("site", {}).get("class_path", "Autoencoder")
     assert type(sae.site).__name__ == site
     assert type(sae.sparsity).__name__ == chosen["sae"]["class_path"]
     asked = chosen["sae"]["init_args"].items()
     assert asked <= sae.sparsity.to_dict().items()
     ran = yaml.safe_load((run / "config.yaml").read_text())["model"]
-    assert [t["class_path"].rpartition(".")[2] for t in ran["objective"]] == [
-        term["class_path"] for term in chosen["objective"]
+    assert [t["class_path"].rpartition(".")[2] for t in ran["losses"]] == [
+        term["class_path"] for term in chosen["losses"]
     ]
     assert chosen["optim"].items() <= ran["optim"].items()
     with (run / "metrics.csv").open(newline="") as file:

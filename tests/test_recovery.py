@@ -6,7 +6,8 @@ from dataclasses import fields
 
 import pytest
 
-from benchmarks import record, recovery
+from benchmarks import recovery
+from benchmarks import results_io as record
 from sae.errors import UserError
 
 GOOD = {"fvu": 0.1, "l0": 8.0, "mcc": 0.995, "dead": 0.01}

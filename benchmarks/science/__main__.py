@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import benchmarks.science
-from benchmarks import record
+from benchmarks import results_io as record
 from benchmarks.science.target import Figure, Target
 from sae.errors import UserError
 from sae.files import write_text

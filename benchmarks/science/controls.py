@@ -16,14 +16,14 @@ from torch import Tensor
 from benchmarks.science.target import Figure, Target
 from sae import SAE
 from sae.activations import Source, Stream
-from sae.autoencoder.objective import FVU, AuxK
-from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.losses import FVU, AuxK
+from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import TopK
+from sae.evaluation.baseline_sources import MatchedGaussian, frozen_decoder
 from sae.metrics.code_matching import code_mcc_signed
-from sae.metrics.controls import MatchedGaussian, frozen_decoder
-from sae.metrics.dictionary import dictionary_mcc_chance, dictionary_mcc_signed
+from sae.metrics.decoder_directions import dictionary_mcc_chance, dictionary_mcc_signed
 from sae.metrics.fvu import FVU as HeldOutFVU
-from sae.metrics.psychophysics import cosine_similarity, machine_interpretability
+from sae.metrics.interpretability import cosine_similarity, machine_interpretability
 from sae.training import Learner, OptimConfig, defaults
 from sae.worlds import SparseSuperposition
 
@@ -46,7 +46,7 @@ class Found:
 def trained(source: Source, seed: int, optim: OptimConfig) -> SAE:
     """An autoencoder of `source` by a recipe that is the same for all."""
     source.setup()
-    site = Autoencode().bind(source.widths)
+    site = Autoencoder().bind(source.widths)
     sae = SAE(D_IN, TopK(d_sae=FEATURES, k=K), site=site, seed=seed)
     dead_after = defaults.dead_after(FEATURES, K, STEPS * BATCH)
     learner = Learner(sae, [FVU(), AuxK()], optim, total_steps=STEPS, dead_after=dead_after)

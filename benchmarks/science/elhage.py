@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.science.target import Figure, Target
-from sae.worlds.generator import generator_of
+from sae.worlds.seeding import generator_of
 from sae.worlds.toy_model import dimensions_per_feature, toy_models
 
 N, M = 200, 20

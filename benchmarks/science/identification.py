@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.science.target import Figure, Target
-from sae.metrics.identify import Identification, Labelled, identify
+from sae.metrics.identifiability import Identification, Labelled, identify
 from sae.worlds import NonlinearMixing, SphereLatents
 
 

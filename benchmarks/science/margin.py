@@ -16,12 +16,12 @@ from scipy.stats import spearmanr
 from benchmarks.science.target import Figure, Target
 from sae import SAE
 from sae.activations import Stream
-from sae.autoencoder.objective import FVU, AuxK
-from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.losses import FVU, AuxK
+from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import TopK
 from sae.metrics.amortisation import InferenceOrDictionary, inference_or_dictionary
 from sae.metrics.capacity import capacity
-from sae.metrics.dictionary import dictionary_mcc_signed
+from sae.metrics.decoder_directions import dictionary_mcc_signed
 from sae.training import Learner, OptimConfig, defaults
 from sae.worlds import SparseSuperposition
 
@@ -44,7 +44,7 @@ HOLDS = 0.8
 
 
 def trained(world: SparseSuperposition, k: int, seed: int) -> SAE:
-    site = Autoencode().bind(world.widths)
+    site = Autoencoder().bind(world.widths)
     sae = SAE(world.d_in, TopK(d_sae=world.n_features, k=k), site=site, seed=seed)
     dead_after = defaults.dead_after(world.n_features, k, STEPS * BATCH)
     learner = Learner(sae, [FVU(), AuxK()], OptimConfig(), total_steps=STEPS, dead_after=dead_after)

@@ -16,29 +16,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import record
+from benchmarks import results_io as record
 from benchmarks.activations import CachedSource
+from benchmarks.config import DEFAULT, Setting
 from benchmarks.science.target import Figure, Target
-from benchmarks.setting import DEFAULT, Setting
 from sae import SAE
 from sae.activations import Source, Stream
-from sae.autoencoder.objective import FVU, AuxK
-from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.losses import FVU, AuxK
+from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import TopK
-from sae.files import write_text
-from sae.metrics.amortisation import AmortisationGap, amortisation_gap
-from sae.metrics.bootstrap import Score, bootstrap_score
-from sae.metrics.capacity import capacity, effective_dimension
-from sae.metrics.codes import Firing
-from sae.metrics.controls import (
+from sae.evaluation.baseline_sources import (
     FROZEN_DECODER,
     GAUSSIAN,
     RANDOM_WEIGHTS,
     MatchedGaussian,
     frozen_decoder,
 )
-from sae.metrics.dictionary import c_dec
-from sae.metrics.seeds import (
+from sae.files import write_text
+from sae.metrics.amortisation import AmortisationGap, amortisation_gap
+from sae.metrics.bootstrap import Score, bootstrap_score
+from sae.metrics.capacity import capacity, effective_dimension
+from sae.metrics.decoder_directions import c_dec
+from sae.metrics.firing import Firing
+from sae.metrics.seed_consistency import (
     SeedMatching,
     by_frequency,
     match_seeds_signed,
@@ -95,7 +95,7 @@ def sources() -> dict[str, Source]:
 
 def trained(source: Source, optim: OptimConfig, seeds: int) -> tuple[list[SAE], list[Tensor]]:
     """Autoencoders of several seeds on one stream, and the decoders they began with."""
-    site = Autoencode().bind(source.widths)
+    site = Autoencoder().bind(source.widths)
     learners = [
         Learner(
             SAE(site.d_in, TopK(d_sae=D_SAE, k=K), site=site, seed=seed),

@@ -19,13 +19,13 @@ from torch import Tensor
 from benchmarks.science.target import Figure, Target
 from benchmarks.science.unknown_dictionary import compositional_world
 from sae.autoencoder import SAE
-from sae.autoencoder.objective import FVU, L1, Term
-from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.losses import FVU, L1, LossTerm
+from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import Sparsity, TopK, Unrolled
 from sae.inference.active_set import active_set_codes
 from sae.inference.result import ragged_codes, sparse_rows
 from sae.metrics.code_matching import code_mcc_absolute
-from sae.metrics.dictionary import dictionary_mcc_chance, dictionary_mcc_signed
+from sae.metrics.decoder_directions import dictionary_mcc_chance, dictionary_mcc_signed
 from sae.training import OptimConfig, SparseCoding, SparseCodingLearner
 from sae.worlds import World
 from sae_kernels.codes import Codes
@@ -49,7 +49,7 @@ class Encoder:
     F 5000.)"""
 
     rule: Callable[[int, int], Sparsity]
-    terms: list[Term]
+    terms: list[LossTerm]
     b_enc: float = 0.0
 
 
@@ -69,7 +69,7 @@ def learner(world: World, encoder: Encoder, steps: tuple[int, int]) -> SparseCod
     coding, training = steps
     F = world.n_features
     made = SparseCodingLearner(
-        SAE(world.d_in, encoder.rule(F, world.d_in), site=Autoencode().bind(world.widths)),
+        SAE(world.d_in, encoder.rule(F, world.d_in), site=Autoencoder().bind(world.widths)),
         encoder.terms,
         OptimConfig(lr=3e-3),
         settings=replace(CODING, share=coding / (coding + training)),
@@ -127,7 +127,7 @@ def many(n_features: int, steps: tuple[int, int], published: tuple[str, str]) ->
                 yield Figure(f"code MCC{place}, true dictionary", (score,))
         else:
             one.coder.load_state_dict(dictionary)
-            one.steps = one.begins
+            one.steps = one.start_step
             one.hold()
         for index in range(steps[0], sum(steps)):
             one.step(world.block("train", index, BATCH, 0).acts)

@@ -18,12 +18,12 @@ from torch import Tensor
 from benchmarks.science.target import Figure, Target
 from sae import SAE
 from sae.activations import Stream
-from sae.autoencoder.objective import FVU
-from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.losses import FVU
+from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import BatchTopK
-from sae.autoencoder.sparsity.base import Encoded
+from sae.autoencoder.sparsity.base import EncoderOutput
 from sae.autoencoder.weights import Weights
-from sae.metrics.dictionary import c_dec
+from sae.metrics.decoder_directions import c_dec
 from sae.training import Learner, OptimConfig
 from sae.worlds import Constant, FirstCopula, Orthogonal, World
 from sae_kernels.codes import Codes
@@ -43,22 +43,24 @@ class Fractional(BatchTopK):
 
     k: float
 
-    def check_parts(self, n: int) -> None:
+    def check_per_group(self, n: int) -> None:
         """One group takes any k."""
 
-    def encode_training(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Encoded:
+    def encode_training(
+        self, x: Tensor, weights: Weights, *, backend: str = "auto"
+    ) -> EncoderOutput:
         w = weights
         acts = ((x - w.pre_bias) @ w.W_enc + w.b_enc).relu()
         kept = torch.zeros_like(acts, dtype=torch.bool).flatten()
         kept[acts.flatten().topk(round(self.k * len(x))).indices] = True
         rows, indices = kept.view_as(acts).nonzero(as_tuple=True)
         offsets = torch.nn.functional.pad(torch.bincount(rows, minlength=len(x)).cumsum(0), (1, 0))
-        return Encoded(Codes(acts[rows, indices], indices, self.d_sae, offsets))
+        return EncoderOutput(Codes(acts[rows, indices], indices, self.d_sae, offsets))
 
 
 def trained(world: World, k: float, *, from_truth: bool = True, seed: int = 0) -> tuple[SAE, float]:
     """An SAE trained with `k`, and its mean squared error on held-out samples at that k."""
-    site = Autoencode().bind(world.widths)
+    site = Autoencoder().bind(world.widths)
     sae = SAE(world.d_in, Fractional(d_sae=5, k=k), site=site, seed=seed)
     stream = Stream(world, batch_size=BATCH, block_batches=50)
     learner = Learner(sae, [FVU()], OptimConfig(lr=LR), total_steps=STEPS, dead_after=10**9)
@@ -94,7 +96,7 @@ def cosines(sae: SAE, world: World) -> Tensor:
 
 def true_error(world: World, k: float) -> float:
     """Of the true dictionary at that k."""
-    site = Autoencode().bind(world.widths)
+    site = Autoencoder().bind(world.widths)
     sae = SAE(world.d_in, Fractional(d_sae=5, k=k), site=site, seed=0)
     place(sae, world.truth)
     return error(sae, world)

@@ -22,9 +22,9 @@ from torch import Tensor
 from benchmarks.science.target import Figure, Target
 from sae.inference import fista
 from sae.metrics.code_matching import match_codes_signed
-from sae.metrics.identify import Identification, Labelled, identify
-from sae.training.dictionary import learn_dictionary
-from sae.training.sparse_coding import SparseCoding
+from sae.metrics.identifiability import Identification, Labelled, identify
+from sae.training.dictionary_learning.config import SparseCoding
+from sae.training.dictionary_learning.learn import learn_dictionary
 from sae.worlds import NonlinearMixing, PrototypeLatents
 from sae.worlds.magnitudes import Uniform
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks.science.target import Figure, Target
 from sae.inference import fista
 from sae.metrics.code_matching import code_mcc_absolute
-from sae.metrics.dictionary import dictionary_mcc_chance, dictionary_mcc_signed
-from sae.metrics.seeds import pw_mcc_signed, pw_mcc_signed_chance
+from sae.metrics.decoder_directions import dictionary_mcc_chance, dictionary_mcc_signed
+from sae.metrics.seed_consistency import pw_mcc_signed, pw_mcc_signed_chance
 from sae.training import SparseCoding, learn_dictionary
 from sae.worlds import Compositional, Exact, HalfNormal, Uniform, World
 from sae_kernels.codes import Codes

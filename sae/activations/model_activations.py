@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from sae.activations.harvest import gather, instead
+from sae.activations.context_reader import START, ContextReader
+from sae.activations.full_contexts import ModelRun, Whole
+from sae.activations.gather import gather, instead
 from sae.activations.loading import Attention, DType
 from sae.activations.model import ActivationModel
-from sae.activations.reader import START, ContextReader
 from sae.activations.source import Batch, Counts, Source, Split
 from sae.activations.text import Text
 from sae.activations.tokens import Contexts, Cursor, Layout, Packing, PositionRule
-from sae.activations.whole import ModelRun, Whole
 from sae.errors import UserError
 
 MOST_NON_FINITE = 0.01
@@ -190,13 +190,13 @@ class ModelActivations(Source):
     def whole(self, batch_size: int, block_batches: int) -> Whole:
         if not self.model.has_head:
             raise UserError(
-                f"model.objective has a term that runs a language model, and {self.model_name} "
+                f"model.losses has a term that runs a language model, and {self.model_name} "
                 "predicts no tokens; use a model with a next-token head"
             )
         if batch_size < self.layout.body:
             raise UserError(
                 f"data.batch_size={batch_size} is less than the {self.layout.body} tokens of a "
-                "context, and model.objective needs whole ones; raise it, or lower context_size"
+                "context, and model.losses needs whole ones; raise it, or lower context_size"
             )
         return Whole(self, batch_size, block_batches)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sae.errors import UserError
 
 if TYPE_CHECKING:
-    from sae.activations.whole import ModelRun, Whole
+    from sae.activations.full_contexts import ModelRun, Whole
 
 Split = Literal["train", "held_out"]
 
@@ -110,7 +110,7 @@ class Source(ABC):
             UserError: there is no model here that predicts tokens.
         """
         raise UserError(
-            f"model.objective has a term that runs a language model; data.source="
+            f"model.losses has a term that runs a language model; data.source="
             f"{type(self).__name__} has none, use ModelActivations"
         )
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae.errors import UserError
-from sae.files import whole_folder
+from sae.files import atomic_folder
 
 FORMAT = 1
 WEIGHTS, CONFIG = "sae.safetensors", "sae.json"
@@ -20,7 +20,7 @@ WEIGHTS, CONFIG = "sae.safetensors", "sae.json"
 
 def write(folder: str | Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write both files to `folder`, all or nothing; UserError when other files lie there."""
-    with whole_folder(folder, {WEIGHTS, CONFIG}) as staging:
+    with atomic_folder(folder, {WEIGHTS, CONFIG}) as staging:
         save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, staging / WEIGHTS)
         config = {"format": FORMAT, "sha256": _sha256(staging / WEIGHTS), **config}
         (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

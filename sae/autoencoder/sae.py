@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from sae import inference
 from sae.autoencoder import io
-from sae.autoencoder.groups import joined
+from sae.autoencoder.cross_layer import joined
 from sae.autoencoder.init import unit_rows
-from sae.autoencoder.sites import Autoencode, Site
-from sae.autoencoder.sparsity import Encoded, Sparsity
+from sae.autoencoder.sites import Autoencoder, Site
+from sae.autoencoder.sparsity import EncoderOutput, Sparsity
 from sae.autoencoder.weights import Weights
 from sae.errors import UserError
 from sae_kernels.codes import Codes
@@ -62,9 +62,9 @@ class SAE(nn.Module):
         self.d_in, self.d_sae = d_in, sparsity.d_sae
         self.d_out = d_in if d_out is None else d_out
         self.sparsity = sparsity
-        self.site = site or Autoencode()
+        self.site = site or Autoencoder()
         self.metadata = dict(metadata or {})
-        sparsity.check_parts(self.site.groups)
+        sparsity.check_per_group(self.site.groups)
         reads = unit_rows(self.d_sae, d_in, seed=seed, dtype=dtype)
         tied = self.site.reads == self.site.predicts
         writes = reads if tied else unit_rows(self.d_sae, self.d_out, seed=seed + 1, dtype=dtype)
@@ -74,7 +74,7 @@ class SAE(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(self.d_out, dtype=dtype))
         if self.site.skip:
             self.W_skip = nn.Parameter(torch.zeros(d_in, self.d_out, dtype=dtype))
-        for name, own in sparsity.own().items():
+        for name, own in sparsity.extra_params().items():
             shape = (self.d_sae,) if own.per_latent else ()
             wide = torch.promote_types(dtype, torch.float32) if own.wide else dtype
             start = torch.full(shape, own.start, dtype=wide)
@@ -94,7 +94,7 @@ class SAE(nn.Module):
     def weights(self) -> Weights:
         """What the sparsity rule encodes with."""
         pre_bias = self.b_dec if self.site.reads == self.site.predicts else None
-        own = {name: getattr(self, name) for name in self.sparsity.own()}
+        own = {name: getattr(self, name) for name in self.sparsity.extra_params()}
         return Weights(self.W_enc, self.b_enc, self.W_dec, pre_bias, own)
 
     def encode(self, x: Tensor, *, refine: int = 0, backend: str = "auto") -> Codes:
@@ -123,8 +123,8 @@ class SAE(nn.Module):
             return self._refined(x, refine, backend)
         if self.site.groups == 1:
             return self.sparsity.encode(x, self.weights(), backend=backend)
-        rule = self.sparsity.part(self.site.groups)
-        parts = [Encoded(rule.encode(*some, backend=backend)) for some in self._by_group(x)]
+        rule = self.sparsity.per_group(self.site.groups)
+        parts = [EncoderOutput(rule.encode(*some, backend=backend)) for some in self._by_group(x)]
         return joined(parts).codes
 
     def _refined(self, x: Tensor, steps: int, backend: str) -> Codes:
@@ -144,7 +144,7 @@ class SAE(nn.Module):
 
     def encode_training(
         self, x: Tensor, *, rule: Sparsity | None = None, backend: str = "auto"
-    ) -> Encoded:
+    ) -> EncoderOutput:
         """As `encode`, by the rule that holds in training, with what penalties need.
 
         rule: one with the same parameters, in place of the autoencoder's own.
@@ -152,21 +152,21 @@ class SAE(nn.Module):
         x, rule = self._checked(x), rule or self.sparsity
         if self.site.groups == 1:
             return rule.encode_training(x, self.weights(), backend=backend)
-        rule = rule.part(self.site.groups)
+        rule = rule.per_group(self.site.groups)
         return joined([rule.encode_training(*some, backend=backend) for some in self._by_group(x)])
 
     @torch.no_grad()
-    def observe(self, encoded: Encoded) -> None:
+    def post_step(self, encoded: EncoderOutput) -> None:
         """What the rule changes itself after a step of training."""
         for part, some in zip(encoded.parts or [encoded], self.groups(), strict=True):
-            self.sparsity.observe(part, self.weights().latents(some))
-        self.settle()
+            self.sparsity.post_step(part, self.weights().latents(some))
+        self.project()
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def project(self) -> None:
         """Bring weights back to what the rule allows, after a step or as averages."""
         for some in self.groups():
-            self.sparsity.settle(self.weights().latents(some))
+            self.sparsity.project(self.weights().latents(some))
 
     def decoder_norms(self) -> Tensor:
         """[d_sae]: norm of each latent's row of W_dec; several hooks' norms are added."""
@@ -246,7 +246,7 @@ class SAE(nn.Module):
         copy.W_dec *= (unit / predicts).to(copy.W_dec)
         copy.b_enc /= unit.to(copy.b_enc)
         copy.b_dec /= predicts.to(copy.b_dec)
-        for name, own in self.sparsity.own().items():
+        for name, own in self.sparsity.extra_params().items():
             if own.power:
                 tensor = getattr(copy, name)
                 tensor /= unit.to(tensor)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae.errors import UserError
-from sae.files import whole_folder
+from sae.files import atomic_folder
 
 # Key of the configuration under which our own metadata travels; the other tools carry or ignore it.
 METADATA = "sae_workbench"
@@ -25,7 +25,7 @@ def write_folder(
 
     A folder that holds the same two files and nothing else is replaced; any other raises UserError.
     """
-    with whole_folder(folder, {config[0], weights[0]}) as staging:
+    with atomic_folder(folder, {config[0], weights[0]}) as staging:
         (staging / config[0]).write_text(json.dumps(config[1], indent=2) + "\n", encoding="utf-8")
         tensors = {name: t.detach().cpu().contiguous() for name, t in weights[1].items()}
         save_file(tensors, staging / weights[0])

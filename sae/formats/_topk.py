@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sae.autoencoder import SAE
-from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import TopK
 from sae.errors import UserError
 
@@ -27,7 +27,7 @@ def built(
     sae = SAE(
         len(b_dec),
         TopK(d_sae=len(b_enc), k=k),
-        site=Autoencode(hook=hook),
+        site=Autoencoder(hook=hook),
         dtype=W_dec.dtype,
         metadata=metadata,
     )
@@ -41,9 +41,9 @@ def built(
 
 def checked_topk(sae: SAE, format: str) -> TopK:
     """The sparsity rule of `sae`, or a UserError when `format` cannot hold this SAE."""
-    if type(sae.sparsity) is not TopK or type(sae.site) is not Autoencode:
+    if type(sae.sparsity) is not TopK or type(sae.site) is not Autoencoder:
         raise UserError(
             f"this SAE is {type(sae.site).__name__}+{type(sae.sparsity).__name__}; "
-            f"the format {format} is written for Autoencode+TopK only"
+            f"the format {format} is written for Autoencoder+TopK only"
         )
     return sae.sparsity

@@ -13,10 +13,10 @@ from lightning.pytorch.callbacks import RichProgressBar
 from rich.live import Live
 from rich.table import Table
 
-from sae.lightning.run import RunFolder
+from sae.runs.run_dir import RunDir
 
 
-class Bar(RichProgressBar):
+class ProgressBarWithMetrics(RichProgressBar):
     """A progress bar that shows the last logged figures.
 
     Metrics logged with `prog_bar=True` are read off the device at every step, shown or not.
@@ -29,7 +29,7 @@ class Bar(RichProgressBar):
         return "training"  # a stream has no epochs to count
 
 
-class Lines(Callback):
+class ProgressLines(Callback):
     """Progress as plain lines, at most one every few seconds: for logs and pipes."""
 
     def __init__(self, every_seconds: float = 5.0) -> None:
@@ -107,7 +107,7 @@ def _figures(module: LightningModule) -> list[tuple[str, str]]:
     ]
 
 
-class Checkpoints(Callback):
+class SaveCheckpoints(Callback):
     """Saves every so many steps, at the end, and when the user stops the run.
 
     On the first Ctrl-C (or SIGTERM) the step is finished, saved, and the run ends; on the second it
@@ -122,7 +122,7 @@ class Checkpoints(Callback):
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, run: RunFolder, *, every: int, keep: int = 2) -> None:
+    def __init__(self, run: RunDir, *, every: int, keep: int = 2) -> None:
         self.run, self.every, self.keep = run, every, keep
         self.stopped_by: int | None = None
         self._previous: dict[int, Any] = {}

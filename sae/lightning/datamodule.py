@@ -67,12 +67,12 @@ class ActivationDataModule(L.LightningDataModule):
             # With a length Lightning does not fetch ahead: position is batches done.
             batches=self.trainer.max_steps * self.accumulate,
             overlap=device.type == "cuda",
-            whole=self.trainer.lightning_module.whole_contexts,
+            whole=self.trainer.lightning_module.full_contexts,
         )
         self._ready = True
 
-    def train_dataloader(self) -> Calls:
-        return Calls(self.stream, self.steps_per_call, self.accumulate)
+    def train_dataloader(self) -> BatchGroups:
+        return BatchGroups(self.stream, self.steps_per_call, self.accumulate)
 
     def val_dataloader(self) -> HeldOut:
         if not hasattr(self, "held_out"):
@@ -80,7 +80,7 @@ class ActivationDataModule(L.LightningDataModule):
         return self.held_out
 
 
-class Calls:
+class BatchGroups:
     """The batches of a stream in lists for `steps_per_call` steps of `accumulate` batches each, the
     last list shorter where that does not divide."""
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from sae.activations import Batch
 from sae.errors import UserError
-from sae.lightning.crew import Crew, worth
-from sae.lightning.member import Member
+from sae.training.member import Member
+from sae.training.parallel_steps import ParallelSteps, worth
 
 
 class SAEModule(L.LightningModule):
@@ -37,7 +37,7 @@ class SAEModule(L.LightningModule):
         self.members = nn.ModuleList(members)
         for name, says in (
             ("accumulate", "model.accumulate"),
-            ("whole_contexts", "EndToEnd in model.objective"),
+            ("full_contexts", "EndToEnd in model.losses"),
         ):
             if len(found := {getattr(member.recipe, name) for member in members}) > 1:
                 raise UserError(
@@ -45,14 +45,14 @@ class SAEModule(L.LightningModule):
                     "decides what a batch is; train them in runs of their own"
                 )
         self.accumulate = members[0].recipe.accumulate
-        self.whole_contexts = members[0].recipe.whole_contexts
+        self.full_contexts = members[0].recipe.full_contexts
         # A step calls backward and the optimisers itself; under automatic optimisation Lightning
         # would run them, and divide and clone the loss, around every step.
         self.automatic_optimization = False
         self.steps = 0
         self.seconds = 0.0
         self._judged_at = 0
-        self._crew, self._in_crew = Crew(), False
+        self._crew, self._in_crew = ParallelSteps(), False
 
     @property
     def live(self) -> list[Member]:
@@ -67,12 +67,12 @@ class SAEModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
         for member in self.members:
-            member.learner = member.recipe.learner_for(
+            member.learner = member.recipe.build_learner(
                 data.source.widths, data.batch_size, self.trainer.max_steps
             )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return SideBySide(self.members)
+        return CombinedOptimizer(self.members)
 
     def on_train_start(self) -> None:
         self._clock = time.perf_counter()
@@ -83,7 +83,7 @@ class SAEModule(L.LightningModule):
         for member in self.live:
             member.begin(first)
         # Of members that share the model's own passes, one at a time.
-        alone = self.device.type != "cpu" or self.whole_contexts
+        alone = self.device.type != "cpu" or self.full_contexts
         batch = self.trainer.datamodule.batch_size * self.accumulate
         saes = [member.learner.sae for member in self.live]
         self._in_crew = not alone and worth([batch * sae.W_enc.numel() for sae in saes])
@@ -94,7 +94,7 @@ class SAEModule(L.LightningModule):
         advance = self.optimizers().step
         for at in range(0, len(batches), self.accumulate):
             micro = batches[at : at + self.accumulate]
-            runs = {"runs": [batch.run for batch in micro]} if self.whole_contexts else {}
+            runs = {"runs": [batch.run for batch in micro]} if self.full_contexts else {}
             acts = [batch.acts for batch in micro]
 
             jobs = [partial(member.step, *acts, **runs) for member in self.live]
@@ -213,7 +213,7 @@ def _of_another_run(reason: str) -> UserError:
     )
 
 
-class SideBySide(torch.optim.Optimizer):
+class CombinedOptimizer(torch.optim.Optimizer):
     """The optimisers of all members that learn, as the one that Lightning saves and counts by.
 
     Each learner calls its own; a step of this one is whatever closure it is given.

@@ -12,8 +12,8 @@ import torch
 
 from sae.errors import UserError
 from sae.files import write_text
-from sae.metrics._topn import TopTable
-from sae.metrics.codes import Firing
+from sae.metrics.firing import Firing
+from sae.metrics.top_activations import TopTable
 
 if TYPE_CHECKING:
     from sae.activations import ModelActivations, Split

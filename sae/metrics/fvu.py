@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sae_kernels._sum import steady_sum
+from sae_kernels.deterministic_sum import deterministic_sum
 
 
 class FVU:
@@ -35,9 +35,9 @@ class FVU:
         mean = x.mean(0)
         rows = self.rows + len(x)
         shift = mean - self.mean
-        self._variation += steady_sum((x - mean).square())
+        self._variation += deterministic_sum((x - mean).square())
         self._variation += shift.square().sum() * (self.rows * len(x) / rows)
-        self._residual += steady_sum((x - x_hat.double()).square())
+        self._residual += deterministic_sum((x - x_hat.double()).square())
         self.mean += shift * (len(x) / rows)
         self.rows = rows
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sae.autoencoder.objective import Penalty, Term
+from sae.autoencoder.losses import LossTerm, Penalty
 from sae.autoencoder.sparsity import Sparsity
 
 USUAL_L0 = 32
@@ -14,7 +14,7 @@ TRAVEL = 1.5
 
 
 def learning_rate(
-    optimizer: str, d_in: int, d_sae: int, steps: int, *, penalised: bool = False
+    optimizer: str, d_in: int, d_sae: int, steps: int, *, needs_penalty: bool = False
 ) -> float:
     """The highest of a run of `steps` steps.
 
@@ -27,13 +27,13 @@ def learning_rate(
     """
     if optimizer == "signum":
         return 5e-3 / math.sqrt(d_sae / 2**14)
-    return (2 if penalised else 1) * TRAVEL / math.sqrt(d_in * steps)
+    return (2 if needs_penalty else 1) * TRAVEL / math.sqrt(d_in * steps)
 
 
-def wanted_l0(rule: Sparsity, objective: Sequence[Term]) -> float:
+def target_l0_of(rule: Sparsity, losses: Sequence[LossTerm]) -> float:
     """Latents per token that a run ends with: k, or a penalty's target_l0, or 32 if neither is
     given."""
-    targets = [t.target_l0 for t in objective if isinstance(t, Penalty) and t.target_l0]
+    targets = [t.target_l0 for t in losses if isinstance(t, Penalty) and t.target_l0]
     return getattr(rule, "k", None) or next(iter(targets), USUAL_L0)
 
 

@@ -11,38 +11,40 @@ from torch import Tensor, nn
 
 from sae.autoencoder import SAE
 from sae.autoencoder.init import geometric_median
-from sae.autoencoder.objective import Forward, Penalty, Run, Term, spread
+from sae.autoencoder.losses import ForwardOutput, LossTerm, Penalty, Run, spread
 from sae.errors import UserError
-from sae.training.average import Average
-from sae.training.config import OptimConfig
-from sae.training.controller import L0Controller
-from sae.training.dead import DeadLatents
+from sae.training.dead_latents import DeadLatents
 from sae.training.defaults import learning_rate
-from sae.training.meter import Meter
+from sae.training.ema import WeightAverage
+from sae.training.l0_controller import L0Controller
+from sae.training.optim_config import OptimConfig
 from sae.training.optimizers import optimizer_for
 from sae.training.resample import COPIES, Resampler, restart_rows
+from sae.training.running_means import RunningMeans
 from sae.training.schedule_free import averaged
 from sae_kernels.codes import Codes
 from sae_kernels.decode_error import decode_error
 
 
-def check_objective(sae: SAE, objective: Sequence[Term]) -> None:
+def check_losses(sae: SAE, losses: Sequence[LossTerm]) -> None:
     """Raises UserError for terms that do not go with `sae`, or with each other."""
-    for term in objective:
+    for term in losses:
         term.check(sae)
-    rule, penalties = type(sae.sparsity).__name__, [t for t in objective if t.penalty]
-    if sae.sparsity.penalised and not penalties:
+    rule, penalties = type(sae.sparsity).__name__, [t for t in losses if t.penalty]
+    if sae.sparsity.needs_penalty and not penalties:
         raise UserError(
-            f"model.objective has no penalty, and nothing else keeps {rule} sparse; add L1, or L0"
+            f"model.losses has no penalty, and nothing else keeps {rule} sparse; add L1, or L0"
         )
-    steered(objective)
+    controlled_term(losses)
 
 
-def steered(objective: Sequence[Term]) -> int | None:
+def controlled_term(losses: Sequence[LossTerm]) -> int | None:
     """Which term's coefficient a controller sets; UserError where that would be several."""
-    found = [n for n, term in enumerate(objective) if isinstance(term, Penalty) and term.steered]
+    found = [
+        n for n, term in enumerate(losses) if isinstance(term, Penalty) and term.controlled_term
+    ]
     if len(found) > 1:
-        raise UserError("model.objective has several terms with target_l0; one can be steered")
+        raise UserError("model.losses has several terms with target_l0; one can be steered")
     return found[0] if found else None
 
 
@@ -54,7 +56,7 @@ class Learner(nn.Module):
 
     Args:
         sae: what is trained, in place.
-        objective: terms of the loss.
+        losses: terms of the loss.
         optim: learning rate and schedule.
         total_steps: length of the run, for the schedule.
         begins: steps of the run that come before the first of these; schedules are over the rest.
@@ -67,7 +69,7 @@ class Learner(nn.Module):
         backend: of every kernel; `auto` except in tests.
 
     Raises UserError for a term that means nothing for this SAE, and for a sparsity rule that
-    nothing in the objective keeps sparse.
+    nothing in the losses keeps sparse.
     """
 
     METERS = ("steps", "loss", "squared_error", "variance", "l0")
@@ -75,11 +77,11 @@ class Learner(nn.Module):
     def __init__(
         self,
         sae: SAE,
-        objective: Sequence[Term],
+        losses: Sequence[LossTerm],
         optim: OptimConfig,
         *,
         total_steps: int,
-        begins: int = 0,
+        start_step: int = 0,
         dead_after: int,
         refresh_steps: int = 50,
         resample_every: int | None = None,
@@ -90,18 +92,18 @@ class Learner(nn.Module):
         super().__init__()
         self.sae = sae
         self.sae.unit_norm = optim.unit_norm
-        self.objective = list(objective)
-        check_objective(sae, self.objective)
-        self.begins, self.total_steps = begins, total_steps - begins
+        self.losses = list(losses)
+        check_losses(sae, self.losses)
+        self.start_step, self.total_steps = start_step, total_steps - start_step
         self.optim, self.backend = optim, backend
         self.lr = self.rate = optim.lr or learning_rate(
             optim.name,
             sae.d_in,
             sae.d_sae,
             self.total_steps,
-            penalised=sae.sparsity.penalised,
+            needs_penalty=sae.sparsity.needs_penalty,
         )
-        most = max((term.listed(sae) for term in self.objective), default=0)
+        most = max((term.max_dead_latents(sae) for term in self.losses), default=0)
         self.dead = DeadLatents(
             sae.d_sae, dead_after=dead_after, refresh_steps=refresh_steps, most=most
         )
@@ -109,10 +111,10 @@ class Learner(nn.Module):
         if resample_every is not None:
             last = (1 - optim.decay) * total_steps
             self.resampler = Resampler(sae.d_sae, every=resample_every, last=last, seed=seed)
-        self.steered = steered(self.objective)
+        self.controlled_term = controlled_term(self.losses)
         self.controller = None
-        if self.steered is not None:
-            term = self.objective[self.steered]
+        if self.controlled_term is not None:
+            term = self.losses[self.controlled_term]
             self.controller = L0Controller(
                 term.target_l0,
                 term.coefficient,
@@ -121,8 +123,8 @@ class Learner(nn.Module):
                 **term.steering,
             )
         self.register_buffer("step_number", torch.zeros((), dtype=torch.int64), False)
-        self.register_buffer("warm", torch.ones(len(self.objective), dtype=torch.float64), False)
-        self.meter = Meter(self.METERS)
+        self.register_buffer("warm", torch.ones(len(self.losses), dtype=torch.float64), False)
+        self.meter = RunningMeans(self.METERS)
         self.steps = 0
         self.tokens = 0
         self.rule = sae.sparsity
@@ -130,7 +132,7 @@ class Learner(nn.Module):
         self.optimizer = optimizer_for(sae, optim, self.lr)
         if ema is not None and optim.name == "signum":
             raise UserError("model.ema: signum averages its weights itself; leave it out")
-        self.average = None if ema is None else Average(sae, ema)
+        self.average = None if ema is None else WeightAverage(sae, ema)
 
     @torch.no_grad()
     def initialise(self, acts: dict[str, Tensor]) -> None:
@@ -164,7 +166,9 @@ class Learner(nn.Module):
         dtype, site = self.sae.b_dec.dtype, self.sae.site
         return site.pair({h: acts[h].to(dtype) * self.scale[h] for h in site.hooks})
 
-    def forward(self, acts: dict[str, Tensor], run: Run | None = None) -> tuple[Forward, Tensor]:
+    def forward(
+        self, acts: dict[str, Tensor], run: Run | None = None
+    ) -> tuple[ForwardOutput, Tensor]:
         """Codes, prediction and loss of a batch {hook: [batch, width]}, as in training."""
         x, y = self.read_acts(acts)
         encoded = self.sae.encode_training(x, backend=self.backend)
@@ -172,7 +176,7 @@ class Learner(nn.Module):
         residual, squared_error = decode_error(
             encoded.codes, self.sae.W_dec, self.sae.b_dec, target, backend=self.backend
         )
-        forward = Forward(
+        forward = ForwardOutput(
             sae=self.sae,
             x=x,
             target=target,
@@ -189,12 +193,12 @@ class Learner(nn.Module):
         )
         return forward, self._loss(forward)
 
-    def _loss(self, forward: Forward) -> Tensor:
+    def _loss(self, forward: ForwardOutput) -> Tensor:
         loss = 0.0
         for number, term in enumerate(self.schedule()[1:]):
             value = term(forward)
             weight = term.coefficient
-            if number == self.steered:
+            if number == self.controlled_term:
                 weight = self.controller.coefficient()
             if isinstance(term, Penalty):
                 weight = weight * self.warm[number]
@@ -229,33 +233,33 @@ class Learner(nn.Module):
 
         `runs` are the model's passes that gave the batches, for terms that need them.
         """
-        self.set_rate()
-        self.on_device(micro, self.optimizer.step, runs)
-        self.on_host(micro)
+        self.update_schedules()
+        self.device_step(micro, self.optimizer.step, runs)
+        self.host_step(micro)
 
-    def set_rate(self) -> None:
+    def update_schedules(self) -> None:
         """What the schedules say for the coming step: learning rate, penalties, k; its number."""
         self.step_number.fill_(self.steps)
-        done = self.steps - self.begins
+        done = self.steps - self.start_step
         self.rate = self.lr * self.optim.schedule(done, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * group["factor"]
         if self.average is not None:
             self.average.set_share(done)
-        self.sae.sparsity = self.rule.at(done / self.total_steps)
+        self.sae.sparsity = self.rule.at_progress(done / self.total_steps)
         if self.controller is not None:
             self.controller.aim(done / self.total_steps)
-        for number, term in enumerate(self.objective):
+        for number, term in enumerate(self.losses):
             if isinstance(term, Penalty) and done <= term.warmup * self.total_steps:
                 rise = (done + 1) / max(term.warmup * self.total_steps, 1)
                 self.warm[number].fill_(min(rise, 1.0))
 
     def schedule(self) -> tuple:
         """The rule and the terms of the coming step: what a recorded step cannot change."""
-        progress = (self.steps - self.begins) / self.total_steps
-        return (self.sae.sparsity, *(term.at(progress) for term in self.objective))
+        progress = (self.steps - self.start_step) / self.total_steps
+        return (self.sae.sparsity, *(term.at_progress(progress) for term in self.losses))
 
-    def on_device(
+    def device_step(
         self,
         micro: Sequence[dict[str, Tensor]],
         update: Callable[[], Any],
@@ -276,7 +280,7 @@ class Learner(nn.Module):
             if kind in COPIES:
                 self.sae.restrict(copied)
         for forward in done:
-            self.sae.observe(forward.encoded)
+            self.sae.post_step(forward.encoded)
         if self.average is not None:
             self.average.update(self.sae)
         fired = self.dead.count(*(forward.codes for forward in done))
@@ -295,13 +299,13 @@ class Learner(nn.Module):
         )
 
     def _raise_bar(self, by: Tensor) -> None:
-        name, sign = self.rule.bar
+        name, sign = self.rule.threshold_param
         param = getattr(self.sae, name)
         state = self.optimizer.state.get(param, {})
         for tensor in (param.data, *(state[kind] for kind in COPIES if kind in state)):
             tensor += sign * by.to(tensor.dtype)
 
-    def on_host(self, micro: Sequence[dict[str, Tensor]]) -> None:
+    def host_step(self, micro: Sequence[dict[str, Tensor]]) -> None:
         """What a step counts in Python, and what happens every so many steps and waits for the
         device: the list of dead latents, resampling."""
         self.steps += 1
@@ -346,7 +350,7 @@ class Learner(nn.Module):
     def export(self, *, ema: bool = False) -> SAE:
         """The SAE for raw activations: a copy with the scales folded in; with `ema`, the average of
         the weights."""
-        self.sae.sparsity = self.rule.at(1.0)
+        self.sae.sparsity = self.rule.at_progress(1.0)
         (factor, *others) = set(self.scale.values())
         sae = self.average.averaged(self.sae) if ema else self.judged()
         return sae.folded(self.scale if others else factor)
@@ -357,4 +361,6 @@ class Learner(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.steps, self.tokens, self.scale = state["steps"], state["tokens"], state["scale"]
         # The k of the last step, until the next one: `predict` is asked in between.
-        self.sae.sparsity = self.rule.at(max(self.steps - self.begins - 1, 0) / self.total_steps)
+        self.sae.sparsity = self.rule.at_progress(
+            max(self.steps - self.start_step - 1, 0) / self.total_steps
+        )

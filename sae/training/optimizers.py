@@ -8,10 +8,10 @@ import torch
 
 from sae.autoencoder import SAE
 from sae.errors import UserError
-from sae.training.config import OptimConfig
-from sae.training.optim import RowAdam
-from sae.training.rows import along_rows_removed, unit_rows_
+from sae.training.optim_config import OptimConfig
+from sae.training.row_adam import RowAdam
 from sae.training.schedule_free import ScheduleFreeSign
+from sae.training.unit_norm import normalize_rows_, remove_row_component
 
 
 def optimizer_for(sae: SAE, optim: OptimConfig, lr: float) -> torch.optim.Optimizer:
@@ -119,9 +119,9 @@ class MuonAndAdam(torch.optim.Optimizer):
             if p.grad is not None
         ]
         for param in directions:
-            param.grad = along_rows_removed(param.grad, param)
+            param.grad = remove_row_component(param.grad, param)
         for part in self.parts:
             part.step()
         for param in directions:
-            unit_rows_(param)
+            normalize_rows_(param)
         return loss

@@ -97,12 +97,12 @@ class Resampler(nn.Module):
             return silent_for.new_zeros(0), {}
         latents, *values = (torch.cat(some) for some in zip(*found, strict=True))
         new = dict(zip(("W_enc", "b_enc", "W_dec"), values, strict=True))
-        for name, own in sae.sparsity.own().items():
+        for name, own in sae.sparsity.extra_params().items():
             if own.per_latent and own.learns:
                 new[name] = torch.full_like(new["b_enc"], own.start)
         for name, rows in new.items():
             write_rows(name, getattr(sae, name), latents, rows)
-        sae.settle()
+        sae.project()
         self.waiting[latents] = True
         self.resampled += len(latents)
         return latents, new

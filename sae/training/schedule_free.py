@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sae.autoencoder import SAE
-from sae.training.optim import restore_dtypes
-from sae.training.rows import along_rows_removed, unit_rows_
+from sae.training.row_adam import restore_dtypes
+from sae.training.unit_norm import normalize_rows_, remove_row_component
 
 
 class ScheduleFreeSign(torch.optim.Optimizer):
@@ -60,15 +60,15 @@ class ScheduleFreeSign(torch.optim.Optimizer):
         z, x = state["z"], state["x"]
         grad = param.grad.to(wide)
         if group["unit_norm"]:
-            grad = along_rows_removed(grad, param.to(wide))
+            grad = remove_row_component(grad, param.to(wide))
         z.sub_(grad.sign(), alpha=group["lr"])
         if group["unit_norm"]:
-            unit_rows_(z)
+            normalize_rows_(z)
         x.lerp_(z, 1 / state["step"])
         if group["unit_norm"]:
-            unit_rows_(x)
+            normalize_rows_(x)
         y = z.lerp(x, group["momentum"])
-        param.copy_(unit_rows_(y) if group["unit_norm"] else y)
+        param.copy_(normalize_rows_(y) if group["unit_norm"] else y)
 
 
 @torch.no_grad()
@@ -81,5 +81,5 @@ def averaged(sae: SAE, optimizer: torch.optim.Optimizer) -> SAE:
     for name, param in sae.named_parameters():
         if state := optimizer.state.get(param):
             getattr(average, name).copy_(state["x"])
-    average.settle()
+    average.project()
     return average

@@ -1,6 +1,5 @@
 """Sources of activations whose true features are known."""
 
-from sae.worlds.active import Active, Bernoulli, Exact
 from sae.worlds.compositional import Compositional
 from sae.worlds.copula import DenseCopula, FirstCopula, LowRankCopula
 from sae.worlds.directions import Coherent, Directions, Orthogonal, Random
@@ -9,6 +8,7 @@ from sae.worlds.latents import Latents, PrototypeLatents, SparseLatents, SphereL
 from sae.worlds.magnitudes import Constant, HalfNormal, Magnitudes, Uniform
 from sae.worlds.nonlinear import NonlinearMixing
 from sae.worlds.superposition import SparseSuperposition
+from sae.worlds.support import Active, Bernoulli, Exact
 from sae.worlds.toy_model import ToyModel
 from sae.worlds.world import World
 

@@ -7,8 +7,8 @@ import torch
 from torch import Generator, Tensor
 
 from sae.errors import UserError
-from sae.worlds.active import Frequent, Sampler
-from sae.worlds.generator import generator_of
+from sae.worlds.seeding import generator_of
+from sae.worlds.support import Frequent, Sampler
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sae.errors import UserError
-from sae.worlds.generator import generator_of
+from sae.worlds.seeding import generator_of
 
 Samples = Callable[[int, int], Tensor]
 

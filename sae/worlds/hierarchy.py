@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from sae.errors import UserError
-from sae.worlds.active import Active, Sampler
+from sae.worlds.support import Active, Sampler
 
 
 @dataclass(frozen=True, kw_only=True)

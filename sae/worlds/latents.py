@@ -10,8 +10,8 @@ from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
 from sae.errors import UserError
-from sae.worlds.active import Active, Exact
 from sae.worlds.magnitudes import HalfNormal, Magnitudes, Uniform
+from sae.worlds.support import Active, Exact
 from sae.worlds.world import draw_codes
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, leaky_relu, linear, normalize
 
-from sae.worlds.generator import generator_of
+from sae.worlds.seeding import generator_of
 
 Draw = Callable[[int], tuple[Tensor, Tensor]]
 SLOPE = 0.2

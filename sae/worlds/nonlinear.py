@@ -12,10 +12,10 @@ from torch import Tensor
 
 from sae.activations.source import Batch, Counts, Source, Split
 from sae.errors import UserError
-from sae.worlds.generator import SPLITS, generator_of
-from sae.worlds.kept import kept
+from sae.worlds.cache import kept
 from sae.worlds.latents import Latents, SparseLatents, SphereLatents
 from sae.worlds.network import Classifier, Mixing
+from sae.worlds.seeding import SPLITS, generator_of
 from sae.worlds.world import HOOK, as_batch, described
 from sae_kernels.codes import Codes
 
@@ -30,7 +30,7 @@ class NonlinearMixing(Source):
     linear in z. Nothing is linear here before training, and nothing tells f what z is.
 
     The classifier is trained on first use, from these settings alone, which takes half a minute,
-    and kept on disk (`sae.worlds.kept`).
+    and kept on disk (`sae.worlds.cache`).
 
     Args:
         d_in: width of y: n_features of the latents, or less, which makes it superpose them.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from sae.errors import UserError
-from sae.worlds.active import Bernoulli, Exact
 from sae.worlds.magnitudes import Constant, HalfNormal
+from sae.worlds.support import Bernoulli, Exact
 from sae.worlds.world import World
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sae.errors import UserError
 from sae.worlds.directions import Directions, Samples
-from sae.worlds.generator import generator_of
+from sae.worlds.seeding import generator_of
 
 
 def toy_models(

@@ -14,11 +14,11 @@ from torch.nn.functional import embedding_bag
 
 from sae.activations.source import Batch, Counts, Source, Split
 from sae.errors import UserError
-from sae.worlds.active import Active, Bernoulli, Sampler
+from sae.worlds.cache import kept
 from sae.worlds.directions import Directions, Random
-from sae.worlds.generator import SPLITS, generator_of
-from sae.worlds.kept import kept
 from sae.worlds.magnitudes import HalfNormal, Magnitudes
+from sae.worlds.seeding import SPLITS, generator_of
+from sae.worlds.support import Active, Bernoulli, Sampler
 from sae_kernels.codes import Codes
 
 HOOK = "world"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sae.activations import FileText, ModelActivations
-from sae.activations.reader import START, ContextReader
+from sae.activations.context_reader import START, ContextReader
 from sae.activations.tokens import Contexts, Layout, PositionRule
 from sae.errors import UserError
 from tiny_models import FAMILIES, tiny_tokenizer
@@ -108,7 +108,7 @@ def test_small_tokenisation_groups_change_nothing(
     text: FileText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = rows_of(reader("gpt2", text, "packed").take(300))
-    monkeypatch.setattr("sae.activations.reader.GROUP", 1)
+    monkeypatch.setattr("sae.activations.context_reader.GROUP", 1)
     assert rows_of(reader("gpt2", text, "packed").take(300)) == whole
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sae import SAE, UserError
-from sae.autoencoder.objective import FVU, L1
+from sae.autoencoder.losses import FVU, L1
 from sae.autoencoder.sparsity import AbsTopK, TopK
 from sae.training import Learner, OptimConfig
 

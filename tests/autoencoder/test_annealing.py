@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sae import SAE, UserError
-from sae.autoencoder.objective import FVU
-from sae.autoencoder.sites import Autoencode, CrossLayer
+from sae.autoencoder.losses import FVU
+from sae.autoencoder.sites import Autoencoder, CrossLayerTranscoder
 from sae.autoencoder.sparsity import AbsTopK, BatchTopK, TopK
 from sae.training import Learner, OptimConfig
 
@@ -16,7 +16,7 @@ each_rule = pytest.mark.parametrize("rule", [TopK, BatchTopK, AbsTopK])
 
 
 def learner(rule, *, k_start: int | None = 20, k_anneal: float = 0.5) -> Learner:
-    site = Autoencode(hook="h").bind({"h": 9})
+    site = Autoencoder(hook="h").bind({"h": 9})
     some = rule(d_sae=32, k=4, k_start=k_start, k_anneal=k_anneal)
     sae = SAE(9, some, site=site, seed=1, dtype=torch.float64)
     optim = OptimConfig(lr=1e-3)
@@ -31,13 +31,13 @@ def acts(step: int) -> dict[str, torch.Tensor]:
 @each_rule
 def test_k_falls_in_a_line_and_then_stays(rule):
     annealed = rule(d_sae=100, k=4, k_start=64, k_anneal=0.5)
-    at = lambda progress: annealed.at(progress).k
+    at = lambda progress: annealed.at_progress(progress).k
     assert [at(p) for p in (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)] == [64, 49, 34, 19, 4, 4, 4]
     falling = [at(p / 200) for p in range(201)]
     assert all(a >= b for a, b in zip(falling, falling[1:], strict=False))
-    assert annealed.at(1.0) == annealed, "what is saved is the rule that was chosen"
+    assert annealed.at_progress(1.0) == annealed, "what is saved is the rule that was chosen"
     plain = rule(d_sae=100, k=4)
-    assert all(plain.at(p) is plain for p in (0.0, 0.5, 1.0))
+    assert all(plain.at_progress(p) is plain for p in (0.0, 0.5, 1.0))
 
 
 @each_rule
@@ -88,13 +88,13 @@ def test_what_is_exported_has_the_final_k(rule):
 
 
 def test_layers_share_a_falling_k():
-    site = CrossLayer(read=("a", "b"), predict=("c", "d")).bind(dict.fromkeys("abcd", 6))
+    site = CrossLayerTranscoder(read=("a", "b"), predict=("c", "d")).bind(dict.fromkeys("abcd", 6))
     rule = TopK(d_sae=40, k=4, k_start=20, k_anneal=0.5)
     sae = SAE(6, rule, site=site, d_out=12, dtype=torch.float64)
     x = torch.randn(30, 12, generator=torch.Generator().manual_seed(2)).double() * 3
     most = []
     for progress in (0.0, 0.25, 1.0):
-        sae.sparsity = rule.at(progress)
+        sae.sparsity = rule.at_progress(progress)
         most.append(sae.encode(x).values.shape[1])
     assert most == [20, 12, 4]
 

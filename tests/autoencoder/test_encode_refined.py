@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from sae import SAE, UserError
-from sae.autoencoder.sites import Autoencode, Crosscode, CrossLayer, SkipTranscode, Transcode
+from sae.autoencoder.sites import (
+    Autoencoder,
+    Crosscoder,
+    CrossLayerTranscoder,
+    SkipTranscoder,
+    Transcoder,
+)
 from sae.autoencoder.sparsity import (
     AbsTopK,
     BatchTopK,
@@ -74,22 +80,22 @@ def test_reads_the_dtype_of_the_sae():
 
 
 def test_hooks_that_are_read_and_predicted_alike():
-    site = Crosscode(read=("a", "b")).bind({"a": 6, "b": 6})
+    site = Crosscoder(read=("a", "b")).bind({"a": 6, "b": 6})
     sae, x = some(TopK(d_sae=48, k=4), site)
     error = lambda codes: (x - sae.decode(codes)).square().sum()
     assert error(sae.encode(x, refine=2)) < error(sae.encode(x))
 
 
 def test_is_refused_where_it_means_nothing():
-    sae, x = some(TopK(d_sae=48, k=4), Autoencode(hook="a"))
+    sae, x = some(TopK(d_sae=48, k=4), Autoencoder(hook="a"))
     with pytest.raises(UserError, match="refine=-1"):
         sae.encode(x, refine=-1)
-    for kind in (Transcode, SkipTranscode):
+    for kind in (Transcoder, SkipTranscoder):
         site = kind(read="a", predict="b").bind({"a": 12, "b": 12})
         sae, x = some(TopK(d_sae=48, k=4), site)
         with pytest.raises(UserError, match="a -> b predicts something else"):
             sae.encode(x, refine=1)
-    site = CrossLayer(read=("a", "b"), predict=("c", "d")).bind(dict.fromkeys("abcd", 6))
+    site = CrossLayerTranscoder(read=("a", "b"), predict=("c", "d")).bind(dict.fromkeys("abcd", 6))
     sae = SAE(6, TopK(d_sae=48, k=4), site=site, d_out=12)
     with pytest.raises(UserError, match="refine=1"):
         sae.encode(x, refine=1)

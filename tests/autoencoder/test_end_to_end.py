@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from objective_cases import activations, assert_same, gradients, learner, top
+from loss_cases import activations, assert_same, gradients, learner, top
 from torch import Tensor
 
 from sae import SAE, UserError
 from sae.activations import FileText, ModelActivations, Stream
-from sae.autoencoder.objective import FVU, EndToEnd
-from sae.autoencoder.sites import Autoencode, Crosscode, Site, SkipTranscode
+from sae.autoencoder.losses import FVU, EndToEnd
+from sae.autoencoder.sites import Autoencoder, Crosscoder, Site, SkipTranscoder
 from sae.autoencoder.sparsity import TopK
 from sae.training import Learner, OptimConfig
 from tiny_models import save_tiny, some_documents
@@ -18,12 +18,12 @@ from tiny_models import save_tiny, some_documents
 K = 5
 HOOKS = ["layers.2", "layers.0.mlp.in", "layers.0.mlp", "layers.0", "layers.1"]
 SITES: dict[str, tuple[Site, list[str]]] = {  # and the hooks behind what is predicted
-    "autoencode": (Autoencode(hook="layers.0"), ["layers.1", "layers.2"]),
+    "autoencode": (Autoencoder(hook="layers.0"), ["layers.1", "layers.2"]),
     "skip": (
-        SkipTranscode(read="layers.0.mlp.in", predict="layers.0.mlp"),
+        SkipTranscoder(read="layers.0.mlp.in", predict="layers.0.mlp"),
         ["layers.0", "layers.1", "layers.2"],
     ),
-    "crosscode": (Crosscode(read=("layers.2", "layers.0")), ["layers.1"]),
+    "crosscode": (Crosscoder(read=("layers.2", "layers.0")), ["layers.1"]),
 }
 LAYER = {f"layers.{n}": n for n in range(3)}
 TERMS = [EndToEnd(), EndToEnd(kind="ce"), EndToEnd(downstream=0.7)]
@@ -155,7 +155,7 @@ def test_it_stands_beside_other_terms_with_its_coefficient(make_source):
     values, grads = [], []
     for terms in ([FVU()], [EndToEnd()], [FVU(), EndToEnd(coefficient=0.25)]):
         made = learner_on(source, SITES["autoencode"][0], terms[0])
-        made.objective = terms
+        made.losses = terms
         made.warm = torch.ones(len(terms), dtype=torch.float64)
         _, loss = made(batch.acts, batch.run)
         loss.backward()
@@ -174,7 +174,7 @@ def test_micro_batches_bring_their_own_runs(make_source):
     )
     made, other = (learner_on(source, site, EndToEnd()) for _ in range(2))
     made.step(first.acts, second.acts, runs=[first.run, second.run])
-    other.set_rate()
+    other.update_schedules()
     loss = sum(other(batch.acts, batch.run)[1] for batch in (first, second)) / 2
     loss.backward()
     other.optimizer.step()
@@ -221,6 +221,6 @@ def test_refusals(make_source):
         EndToEnd(downstream=-1)
     source = make_source(hooks=["layers.0", "layers.1"])
     batch = next(iter(Stream(source, batch_size=30, block_batches=2, whole=True)))
-    made = learner_on(source, Autoencode(hook="layers.1"), EndToEnd(downstream=1.0))
+    made = learner_on(source, Autoencoder(hook="layers.1"), EndToEnd(downstream=1.0))
     with pytest.raises(UserError, match=r"downstream=1.0 needs activations behind layers.1; add"):
         made(batch.acts, batch.run)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from objective_cases import SITES, activations, check, dense, learner, top
+from loss_cases import SITES, activations, check, dense, learner, top
 
 from sae import UserError
-from sae.autoencoder.objective import FVU, L1, EveryPrefix
-from sae.autoencoder.objective.every_prefix import ranks
+from sae.autoencoder.losses import FVU, L1, EveryPrefix
+from sae.autoencoder.losses.every_prefix import ranks
 from sae.autoencoder.sparsity import AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
 from sae_kernels.codes import Codes
 
@@ -80,7 +80,7 @@ def test_k_that_is_annealed():
     acts = activations()
     for step, k in ((0, 8), (5, 5), (15, 2)):
         made.steps = step
-        made.set_rate()
+        made.update_schedules()
         plain = dense(made, acts)
         value = mean_over_prefixes(plain, top(plain.pre, k), k)
         check(made, EveryPrefix(), acts, value, plain)

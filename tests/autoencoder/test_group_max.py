@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae import SAE, UserError
-from sae.autoencoder.sites import CrossLayer
+from sae.autoencoder.sites import CrossLayerTranscoder
 from sae.autoencoder.sparsity import GroupMax
 
 
@@ -54,7 +54,7 @@ def test_ties_go_to_the_lowest_index(backend):
 
 
 def test_layers_keep_the_size_of_a_group():
-    site = CrossLayer(read=("a", "b"), predict=("c", "d")).bind(dict.fromkeys("abcd", 6))
+    site = CrossLayerTranscoder(read=("a", "b"), predict=("c", "d")).bind(dict.fromkeys("abcd", 6))
     sae = SAE(6, GroupMax(d_sae=40, k=10), site=site, d_out=12, dtype=torch.float64)
     x = torch.randn(50, 12, generator=torch.Generator().manual_seed(1)).double()
     acts = sae.encode(x).to_dense()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from objective_cases import (
+from loss_cases import (
     BANDWIDTH,
     SITES,
     activations,
@@ -17,7 +17,7 @@ from objective_cases import (
 )
 
 from sae import UserError
-from sae.autoencoder.objective import L0
+from sae.autoencoder.losses import L0
 from sae.autoencoder.sparsity import Gated, ReLU
 
 D_SAE = 36

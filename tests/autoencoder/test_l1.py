@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from objective_cases import (
+from loss_cases import (
     BANDWIDTH,
     SITES,
     activations,
@@ -17,7 +17,7 @@ from objective_cases import (
 )
 
 from sae import UserError
-from sae.autoencoder.objective import L1, GateReconstruction
+from sae.autoencoder.losses import L1, GateReconstruction
 from sae.autoencoder.sparsity import Gated, ReLU
 
 D_SAE = 36
@@ -107,10 +107,10 @@ class TestL1:
 
     def test_p_falls_in_steps_after_its_start(self):
         term = L1(p=1.0, p_end=0.2, p_start_at=0.5)
-        assert [term.at(t).p for t in (0.0, 0.5)] == [1.0, 1.0]
-        assert term.at(1.0).p == pytest.approx(0.2)
-        assert term.at(0.75).p == pytest.approx(0.6)
-        seen = [term.at(t / 1000).p for t in range(1001)]
+        assert [term.at_progress(t).p for t in (0.0, 0.5)] == [1.0, 1.0]
+        assert term.at_progress(1.0).p == pytest.approx(0.2)
+        assert term.at_progress(0.75).p == pytest.approx(0.6)
+        seen = [term.at_progress(t / 1000).p for t in range(1001)]
         assert seen == sorted(seen, reverse=True) and len(set(seen)) == 21
 
     @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ class TestL1:
         ids=str,
     )
     def test_wrong_settings_are_refused(self, settings, message):
-        with pytest.raises(UserError, match=f"model.objective L1.{message}"):
+        with pytest.raises(UserError, match=f"model.losses L1.{message}"):
             L1(**settings)
 
     def test_a_penalty_that_large_decoder_rows_evade_is_refused(self):

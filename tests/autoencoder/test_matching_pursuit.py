@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from sae import SAE
-from sae.autoencoder.objective import FVU
-from sae.autoencoder.sites import Autoencode, Transcode
+from sae.autoencoder.losses import FVU
+from sae.autoencoder.sites import Autoencoder, Transcoder
 from sae.autoencoder.sparsity import MatchingPursuit
 from sae.autoencoder.sparsity.matching_pursuit import merged
 from sae.training import Learner, OptimConfig
 
 WIDTHS = {"x": 6, "y": 9}
-SITES = {"Autoencode": Autoencode(hook="x"), "Transcode": Transcode(read="x", predict="y")}
+SITES = {"Autoencoder": Autoencoder(hook="x"), "Transcoder": Transcoder(read="x", predict="y")}
 K, D_SAE = 5, 30
 
 each_site = pytest.mark.parametrize("site", SITES)
@@ -29,7 +29,7 @@ def made(site: str, k: int = K, seed: int = 3) -> SAE:
         for name, parameter in sae.named_parameters():
             if name.startswith("b"):
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator).double()
-        if site == "Transcode":  # norms as folding may leave them
+        if site == "Transcoder":  # norms as folding may leave them
             sae.W_enc *= torch.rand(D_SAE, generator=generator).double() + 0.5
     return sae
 
@@ -112,7 +112,7 @@ def test_the_residual_shrinks_in_every_round():
     x = data()["x"]
     left = []
     for k in range(1, 7):
-        sae = made("Autoencode", k=k)
+        sae = made("Autoencoder", k=k)
         left.append((x - sae(x)).square().sum(1))
     assert all(
         (later <= before + 1e-12).all() for before, later in zip(left, left[1:], strict=False)
@@ -131,14 +131,14 @@ def test_a_step_leaves_directions_at_norm_1_and_W_enc_in_step(site, unit_norm):
     for seed in range(3):
         learner.step(data(seed=seed))
     assert not torch.equal(before, sae.W_dec)
-    directions = sae.W_dec if site == "Autoencode" else sae.W_enc.t()
+    directions = sae.W_dec if site == "Autoencoder" else sae.W_enc.t()
     torch.testing.assert_close(directions.norm(dim=1), torch.ones(D_SAE).double())
-    if site == "Autoencode":
+    if site == "Autoencoder":
         assert torch.equal(sae.W_enc, sae.W_dec.t())
     learner.optimizer.zero_grad()
     _, loss = learner(data(seed=9))
     loss.backward()
-    for name in ("W_dec",) if site == "Autoencode" else ("W_dec", "W_enc"):
+    for name in ("W_dec",) if site == "Autoencoder" else ("W_dec", "W_enc"):
         assert getattr(sae, name).grad is None, f"{name}'s gradient must come in parts"
 
 
@@ -157,7 +157,7 @@ def test_averages_of_weights_pursue_as_training_does(site, ema):
     x, _ = mean.site.pair(data(seed=9))
     trained, used = mean.encode_training(x).codes.to_dense(), mean.encode(x).to_dense()
     torch.testing.assert_close(used, trained, rtol=1e-12, atol=1e-12)
-    directions = mean.W_dec if site == "Autoencode" else mean.W_enc.t()
+    directions = mean.W_dec if site == "Autoencoder" else mean.W_enc.t()
     torch.testing.assert_close(directions.norm(dim=1), torch.ones(D_SAE).double())
 
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from objective_cases import (
+from loss_cases import (
     BATCH,
     SITES,
     activations,
@@ -19,8 +19,8 @@ from objective_cases import (
 )
 
 from sae import UserError
-from sae.autoencoder.objective import FVU, L0, AuxK, Matryoshka
-from sae.autoencoder.objective.matryoshka import drawn_ends
+from sae.autoencoder.losses import FVU, L0, AuxK, Matryoshka
+from sae.autoencoder.losses.matryoshka import drawn_ends
 from sae.autoencoder.sparsity import BatchTopK, JumpReLU, TopK
 
 D_SAE, K = 36, 6
@@ -94,7 +94,7 @@ def test_drawn_prefixes_are_those_of_the_step(site):
     layers, seen = made.sae.site.groups, set()
     for step in (0, 7, 8):
         made.steps = step
-        made.set_rate()
+        made.update_schedules()
         drawn = drawn_ends(D_SAE, 4, 0.5, 5, torch.tensor(step)).tolist()
         plain = dense(made, acts)
         ends = [*drawn, D_SAE]
@@ -174,5 +174,5 @@ def test_a_resumed_run_repeats_its_draws(rule):
     ids=str,
 )
 def test_wrong_settings_are_refused_by_name(settings, message):
-    with pytest.raises(UserError, match=f"model.objective Matryoshka.*{message}"):
+    with pytest.raises(UserError, match=f"model.losses Matryoshka.*{message}"):
         learner(TopK(d_sae=D_SAE, k=K), [Matryoshka(**settings)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from objective_cases import (
+from loss_cases import (
     SITES,
     activations,
     batch_top,
@@ -16,7 +16,7 @@ from objective_cases import (
 )
 
 from sae import UserError
-from sae.autoencoder.objective import FVU, L1, MultiK
+from sae.autoencoder.losses import FVU, L1, MultiK
 from sae.autoencoder.sparsity import BatchTopK, ReLU, TopK
 
 D_SAE, K = 36, 4
@@ -67,7 +67,7 @@ def test_annealed_k_is_multiplied_up_to_all_latents():
     acts = activations()
     for step, k in ((0, 36), (5, 36), (8, 21), (15, 12)):
         made.steps = step
-        made.set_rate()
+        made.update_schedules()
         plain = dense(made, acts)
         check(made, MultiK(factor=3), acts, plain.fvu(top(plain.pre, k)), plain)
 
@@ -82,5 +82,5 @@ def test_annealed_k_is_multiplied_up_to_all_latents():
     ids=["no-k", "too-wide", "factor"],
 )
 def test_what_has_no_second_encoding_is_refused(rule, factor, message):
-    with pytest.raises(UserError, match=f"model.objective MultiK.*{message}"):
+    with pytest.raises(UserError, match=f"model.losses MultiK.*{message}"):
         learner(rule, [FVU(), MultiK(factor=factor), L1()])

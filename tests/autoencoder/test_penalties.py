@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from objective_cases import (
+from loss_cases import (
     activations,
     dense,
     learner,
 )
 
 from sae import UserError
-from sae.autoencoder.objective import FVU, L0, L1, GateReconstruction, Matryoshka
+from sae.autoencoder.losses import FVU, L0, L1, GateReconstruction, Matryoshka
 from sae.autoencoder.sparsity import Gated, JumpReLU, ReLU, TopK
 from sae.training import OptimConfig
-from sae.training.learner import check_objective, steered
+from sae.training.learner import check_losses, controlled_term
 
 D_SAE = 36
 
@@ -36,7 +36,7 @@ class TestWeight:
 
     def test_without_warm_up_it_is_whole_from_the_start(self):
         made = learner(ReLU(d_sae=D_SAE), [L1(warmup=0.0)])
-        made.set_rate()
+        made.update_schedules()
         assert made.warm.tolist() == [1.0]
 
     def test_a_resumed_run_warms_up_from_where_it_was(self):
@@ -46,14 +46,14 @@ class TestWeight:
             made.step(acts)
         resumed = learner(ReLU(d_sae=D_SAE), [FVU(), L1(warmup=0.5)], total_steps=20)
         resumed.load_state_dict(made.state_dict())
-        resumed.set_rate()
+        resumed.update_schedules()
         assert resumed.warm.tolist() == [1.0, 0.5]
 
     def test_the_learner_gives_the_loss_of_the_controllers_coefficient(self):
         made = learner(ReLU(d_sae=D_SAE), [L1(coefficient=0.3, target_l0=2, warmup=0)])
         acts = activations()
         for _ in range(3):
-            made.set_rate()
+            made.update_schedules()
             forward, loss = made(acts)
             want = made.controller.coefficient() * L1()(forward)
             torch.testing.assert_close(loss.detach(), want.detach())
@@ -84,12 +84,12 @@ def test_objectives_that_mean_nothing_are_refused(rule, terms, message):
 
 def test_objectives_that_mean_something():
     quadratic = L0(kind="quadratic", target_l0=3)
-    assert steered([FVU(), quadratic]) is None, "its minimum is the target"
-    assert steered([FVU(), quadratic, L1(target_l0=3)]) == 2
-    assert steered([FVU(), L1()]) is None
+    assert controlled_term([FVU(), quadratic]) is None, "its minimum is the target"
+    assert controlled_term([FVU(), quadratic, L1(target_l0=3)]) == 2
+    assert controlled_term([FVU(), L1()]) is None
     for rule, terms in (
         (TopK(d_sae=8, k=2), [FVU(), L1()]),
         (JumpReLU(d_sae=8), [FVU(), quadratic]),
         (Gated(d_sae=8), [FVU(), L1(target_l0=3), GateReconstruction()]),
     ):
-        check_objective(learner(rule, terms).sae, terms)
+        check_losses(learner(rule, terms).sae, terms)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from objective_cases import activations, check, dense, learner, value_and_gradients
+from loss_cases import activations, check, dense, learner, value_and_gradients
 
 from sae import UserError
-from sae.autoencoder.objective import FVU, L0, L1, AuxK, PreActs
+from sae.autoencoder.losses import FVU, L0, L1, AuxK, PreActs
 from sae.autoencoder.sparsity import AbsTopK, BatchTopK, Gated, JumpReLU, ReLU, TopK
 
 D_SAE = 36
@@ -27,7 +27,7 @@ def case(rule: str, site: str = "autoencode", **settings):
     made.dead.tokens_since_fired[DEAD] = 1000
     made.dead.silent = torch.tensor([0, *DEAD])  # the first has fired since it was listed
     with torch.no_grad():
-        if "threshold" in made.sae.sparsity.own():
+        if "threshold" in made.sae.sparsity.extra_params():
             threshold = made.sae.threshold
             threshold += torch.linspace(-0.7, 1.0, D_SAE) if threshold.dim() else 0.8
     return made, activations()
@@ -97,7 +97,7 @@ def test_the_list_of_dead_latents_is_as_long_as_the_terms_need(terms, most):
     ids=str,
 )
 def test_wrong_settings_are_refused(settings, message):
-    with pytest.raises(UserError, match=f"model.objective PreActs.{message}"):
+    with pytest.raises(UserError, match=f"model.losses PreActs.{message}"):
         PreActs(**settings)
 
 
@@ -107,5 +107,5 @@ def test_signed_activations_are_refused():
 
 
 def test_latents_that_read_one_layer_each_are_refused():
-    with pytest.raises(UserError, match="PreActs does not apply to CrossLayer"):
+    with pytest.raises(UserError, match="PreActs does not apply to CrossLayerTranscoder"):
         learner(TopK(d_sae=D_SAE, k=4), [FVU(), PreActs()], "cross-layer")

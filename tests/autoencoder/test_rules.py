@@ -10,14 +10,14 @@ from torch import Tensor
 
 import sae.autoencoder.sparsity
 from sae import SAE
-from sae.autoencoder.objective import FVU, L0, L1, GateReconstruction, Term
+from sae.autoencoder.losses import FVU, L0, L1, GateReconstruction, LossTerm
 from sae.autoencoder.sites import (
-    Autoencode,
-    Crosscode,
-    CrossLayer,
+    Autoencoder,
+    Crosscoder,
+    CrossLayerTranscoder,
     Site,
-    SkipTranscode,
-    Transcode,
+    SkipTranscoder,
+    Transcoder,
 )
 from sae.autoencoder.sparsity import (
     AbsTopK,
@@ -35,7 +35,7 @@ from sae.training import Learner, OptimConfig
 from sae_kernels import reference
 from sae_kernels.codes import Codes
 
-RULES: dict[str, tuple[Sparsity, list[Term]]] = {
+RULES: dict[str, tuple[Sparsity, list[LossTerm]]] = {
     "TopK": (TopK(d_sae=36, k=6), []),
     "BatchTopK": (BatchTopK(d_sae=36, k=6), []),
     "AbsTopK": (AbsTopK(d_sae=36, k=6), []),
@@ -49,11 +49,11 @@ RULES: dict[str, tuple[Sparsity, list[Term]]] = {
 }
 WIDTHS = {"a": 8, "b": 5, "c": 8, "d": 5}
 SITES: dict[str, Site] = {
-    "Autoencode": Autoencode(hook="a"),
-    "Transcode": Transcode(read="a", predict="b"),
-    "SkipTranscode": SkipTranscode(read="a", predict="b"),
-    "Crosscode": Crosscode(read=("a", "b", "c")),
-    "CrossLayer": CrossLayer(read=("a", "c"), predict=("b", "d")),
+    "Autoencoder": Autoencoder(hook="a"),
+    "Transcoder": Transcoder(read="a", predict="b"),
+    "SkipTranscoder": SkipTranscoder(read="a", predict="b"),
+    "Crosscoder": Crosscoder(read=("a", "b", "c")),
+    "CrossLayerTranscoder": CrossLayerTranscoder(read=("a", "c"), predict=("b", "d")),
 }
 # Each hook in a unit of its own, so that folding has a scale for each; and off the origin.
 UNITS = {"a": 0.01, "b": 3.0, "c": 40.0, "d": 1.0}
@@ -99,7 +99,7 @@ def trained(rule: str, site: str) -> Learner:
 
 
 def test_every_rule_is_here():
-    names = set(sae.autoencoder.sparsity.__all__) - {"Sparsity", "Encoded"}
+    names = set(sae.autoencoder.sparsity.__all__) - {"Sparsity", "EncoderOutput"}
     assert {type(rule).__name__ for rule, _ in RULES.values()} == names
 
 
@@ -170,8 +170,8 @@ def test_saved_and_loaded_gives_the_same_bits(rule, site, tmp_path: Path):
     assert loaded.sparsity == made.sparsity and loaded.site == made.site
     for name, tensor in made.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
-    for name in made.sparsity.own():
-        start = made.sparsity.own()[name].start
+    for name in made.sparsity.extra_params():
+        start = made.sparsity.extra_params()[name].start
         assert (getattr(loaded, name) != start).any(), f"{name} was never learnt"
 
 

@@ -9,13 +9,13 @@ import torch
 
 from sae import SAE, UserError
 from sae.autoencoder.init import geometric_median
-from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import Sparsity, TopK
 
 
 @pytest.fixture
 def sae() -> SAE:
-    sae = SAE(12, TopK(d_sae=40, k=5), site=Autoencode(hook="layers.1"), seed=3)
+    sae = SAE(12, TopK(d_sae=40, k=5), site=Autoencoder(hook="layers.1"), seed=3)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in sae.parameters():
@@ -165,11 +165,11 @@ def test_a_rule_from_outside_the_package_is_saved_and_loaded(tmp_path):
 
 
 def test_site_binds_to_what_is_harvested():
-    assert Autoencode().bind({"layers.3": 8}).hooks == ("layers.3",)
+    assert Autoencoder().bind({"layers.3": 8}).hooks == ("layers.3",)
     with pytest.raises(UserError, match="model.site.hook is not set.*a, b"):
-        Autoencode().bind({"a": 8, "b": 8})
+        Autoencoder().bind({"a": 8, "b": 8})
     with pytest.raises(UserError, match="model.site names c, which is not harvested.*a, b"):
-        Autoencode(hook="c").bind({"a": 8, "b": 8})
+        Autoencoder(hook="c").bind({"a": 8, "b": 8})
 
 
 def test_geometric_median_is_one_and_not_the_mean():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sae import SAE, UserError
-from sae.autoencoder.objective import FVU
-from sae.autoencoder.sites import Autoencode, Transcode
+from sae.autoencoder.losses import FVU
+from sae.autoencoder.sites import Autoencoder, Transcoder
 from sae.autoencoder.sparsity import Unrolled
 from sae.inference.fista import fista, squared_spectral_norm
 from sae.training import Learner, OptimConfig
@@ -17,9 +17,9 @@ D_IN, D_SAE = 7, 20
 
 def made(site: str, *, tied: bool, layers: int = 3) -> SAE:
     rule = Unrolled(d_sae=D_SAE, layers=layers, tied=tied, step=0.2, theta=0.1)
-    bound = Autoencode(hook="x").bind({"x": D_IN})
-    if site == "Transcode":
-        bound = Transcode(read="x", predict="y").bind({"x": D_IN, "y": 5})
+    bound = Autoencoder(hook="x").bind({"x": D_IN})
+    if site == "Transcoder":
+        bound = Transcoder(read="x", predict="y").bind({"x": D_IN, "y": 5})
     sae = SAE(D_IN, rule, site=bound, d_out=bound.d_out, seed=1, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -30,7 +30,7 @@ def made(site: str, *, tied: bool, layers: int = 3) -> SAE:
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("site", ["Autoencode", "Transcode"])
+@pytest.mark.parametrize("site", ["Autoencoder", "Transcoder"])
 def test_codes_and_gradients_are_those_of_the_formula(site, tied, backend):
     sae = made(site, tied=tied)
     x = torch.randn(15, D_IN, generator=torch.Generator().manual_seed(2)).double()
@@ -40,7 +40,7 @@ def test_codes_and_gradients_are_those_of_the_formula(site, tied, backend):
         sae.zero_grad()
         x.grad = None
         if dense:
-            of_x = site == "Autoencode"
+            of_x = site == "Autoencoder"
             pre = (x - sae.b_dec if of_x else x) @ sae.W_enc + sae.b_enc
             D = sae.W_dec if of_x else (sae.W_enc / sae.W_enc.norm(dim=0).pow(2)).t()
             z = pre.relu()
@@ -51,7 +51,7 @@ def test_codes_and_gradients_are_those_of_the_formula(site, tied, backend):
         else:
             z = sae.encode(x, backend=backend).to_dense()
         (z.square().sum() + (z @ sae.W_dec).sum()).backward()
-        read = [p for n, p in sae.named_parameters() if n != "b_dec" or site == "Autoencode"]
+        read = [p for n, p in sae.named_parameters() if n != "b_dec" or site == "Autoencoder"]
         results.append([z, x.grad, *[p.grad.clone() for p in read]])
     assert 0.1 < (z > 0).double().mean() < 0.9
     for got, want in zip(*results, strict=True):
@@ -60,10 +60,10 @@ def test_codes_and_gradients_are_those_of_the_formula(site, tied, backend):
 
 
 def test_parameters_of_its_own():
-    of_latents = lambda sae: {n: tuple(getattr(sae, n).shape) for n in sae.sparsity.own()}
-    assert of_latents(made("Autoencode", tied=True)) == dict.fromkeys(("step", "theta"), (D_SAE,))
+    of_latents = lambda sae: {n: tuple(getattr(sae, n).shape) for n in sae.sparsity.extra_params()}
+    assert of_latents(made("Autoencoder", tied=True)) == dict.fromkeys(("step", "theta"), (D_SAE,))
     names = [f"{name}_{layer}" for name in ("step", "theta") for layer in (1, 2, 3)]
-    assert of_latents(made("Autoencode", tied=False)) == dict.fromkeys(names, (D_SAE,))
+    assert of_latents(made("Autoencoder", tied=False)) == dict.fromkeys(names, (D_SAE,))
 
 
 def test_many_layers_solve_the_lasso():
@@ -84,7 +84,7 @@ def test_many_layers_solve_the_lasso():
 
 def test_elsewhere_one_latent_alone_gives_itself_back():
     """z D W_enc of a single latent is z, so that only what others explain is taken off."""
-    sae = made("Transcode", tied=True)
+    sae = made("Transcoder", tied=True)
     with torch.no_grad():
         sae.W_enc.copy_(torch.zeros(D_IN, D_SAE))
         sae.W_enc[0, 0], sae.W_enc[1, 1] = 3.0, 0.5
@@ -98,7 +98,9 @@ def test_elsewhere_one_latent_alone_gives_itself_back():
 
 def test_needs_a_penalty():
     with pytest.raises(UserError, match="nothing else keeps Unrolled sparse"):
-        Learner(made("Autoencode", tied=True), [FVU()], OptimConfig(), total_steps=3, dead_after=10)
+        Learner(
+            made("Autoencoder", tied=True), [FVU()], OptimConfig(), total_steps=3, dead_after=10
+        )
 
 
 @pytest.mark.parametrize(

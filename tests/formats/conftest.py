@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sae import SAE
-from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import TopK
 
 
@@ -14,7 +14,7 @@ def trained() -> SAE:
     sae = SAE(
         12,
         TopK(d_sae=40, k=5),
-        site=Autoencode(hook="layers.3"),
+        site=Autoencoder(hook="layers.3"),
         metadata={"model": "gpt2", "hook": "layers.3", "context_size": 128, "tokens": 1000},
     )
     torch.manual_seed(0)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from sae.autoencoder import SAE
-from sae.autoencoder.objective import FVU, AuxK
-from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.losses import FVU, AuxK
+from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import TopK
 from sae.training import Learner, OptimConfig
-from sae.training.graph import GraphedStep
+from sae.training.cuda_graph import GraphedStep
 from sae_kernels import reference
 from sae_kernels.adam import square_norm
 from sae_kernels.aux_error import aux_error
@@ -34,7 +34,7 @@ GIB = 2**30
 def learner(d_in: int, d_sae: int, k: int, dtype: torch.dtype, dead: float = 0.05) -> Learner:
     """With AuxK at work on a share of the latents, and gradients clipped."""
     made = Learner(
-        SAE(d_in, TopK(d_sae=d_sae, k=k), site=Autoencode(hook="x"), seed=1, dtype=dtype),
+        SAE(d_in, TopK(d_sae=d_sae, k=k), site=Autoencoder(hook="x"), seed=1, dtype=dtype),
         [FVU(), AuxK()],
         OptimConfig(lr=1e-3, clip_norm=0.1),
         total_steps=100,

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from sae.autoencoder import SAE
-from sae.autoencoder.objective import FVU, AuxK, EveryPrefix, Matryoshka, MultiK, PreActs
-from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.losses import FVU, AuxK, EveryPrefix, Matryoshka, MultiK, PreActs
+from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import TopK
 from sae.training import Learner, OptimConfig
-from sae.training.graph import GraphedStep
+from sae.training.cuda_graph import GraphedStep
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,7 +26,7 @@ TERMS = {
 
 def learner(terms) -> Learner:
     made = Learner(
-        SAE(64, TopK(d_sae=1024, k=8), site=Autoencode(hook="x"), seed=1),
+        SAE(64, TopK(d_sae=1024, k=8), site=Autoencoder(hook="x"), seed=1),
         terms,
         OptimConfig(lr=1e-3),
         total_steps=100,

@@ -6,13 +6,13 @@ from __future__ import annotations
 import torch
 
 from sae import SAE
-from sae.autoencoder.objective import FVU, L1
-from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.losses import FVU, L1
+from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import Unrolled
 from sae.inference import ista, squared_spectral_norm
 from sae.metrics.code_matching import code_mcc_signed
 from sae.training import Learner
-from sae.training.config import OptimConfig
+from sae.training.optim_config import OptimConfig
 from sae.worlds import SparseSuperposition
 
 
@@ -24,7 +24,7 @@ def test_trained_for_a_held_dictionary_it_beats_as_many_steps_of_ista():
     step = 1 / squared_spectral_norm(world.truth)
     rule = Unrolled(d_sae=16, layers=layers, tied=False, step=step, theta=step * penalty)
     learner = Learner(
-        SAE(8, rule, site=Autoencode(hook="x")),
+        SAE(8, rule, site=Autoencoder(hook="x")),
         [FVU(), L1(coefficient=penalty)],
         OptimConfig(lr=5e-3, lr_factors={"W_dec": 0.0, "b_dec": 0.0}),
         total_steps=steps,

@@ -6,7 +6,7 @@ compile error, spilled registers, more shared memory than a block may have, tens
 unused where they were asked for, or a kernel of kernels/_triton_*.py that no case names.
 
 To add a kernel, add a `Case` to the list CASES of ahead/NAME.py, where the kernel's module is
-kernels/_triton_NAME.py. Kernels are named *_kernel; device functions that they call are not. To
+kernels/gpu/NAME.py. Kernels are named *_kernel; device functions that they call are not. To
 compile one module: python tests/kernels/compile_ahead.py NAME.
 
 The grid is cut down to the cases that differ. Sizes are run-time arguments of most kernels, so one
@@ -33,8 +33,9 @@ from triton.runtime.jit import JITFunction
 from ahead import Case
 
 MODULES = sorted(
-    path.stem.removeprefix("_triton_")
-    for path in (Path(__file__).parents[2] / "kernels").glob("_triton_*.py")
+    path.stem
+    for path in (Path(__file__).parents[2] / "kernels" / "gpu").glob("*.py")
+    if path.stem not in ("__init__", "launch", "pre_acts")
 )
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block may have
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
@@ -103,7 +104,7 @@ def faults(case: Case, chip: int) -> tuple[str, list[str]]:
 def main(modules: list[str]) -> int:
     failed = 0
     for module in modules:
-        source = importlib.import_module(f"sae_kernels._triton_{module}")
+        source = importlib.import_module(f"sae_kernels.gpu.{module}")
         kernels = {
             jit(value)
             for name, value in vars(source).items()

@@ -63,11 +63,11 @@ def forbid_waiting() -> Iterator[None]:
 def chunks_of(rows: int, d_sae: int, dtype: torch.dtype, backend: str, monkeypatch) -> None:
     if backend == "triton":
         size = rows * d_sae * dtype.itemsize
-        monkeypatch.setattr("sae_kernels._triton_product.CHUNK_BYTES", size)
-        monkeypatch.setattr("sae_kernels._triton_product.CHUNK_MIN_ROWS", 1)
+        monkeypatch.setattr("sae_kernels.gpu.pre_acts.CHUNK_BYTES", size)
+        monkeypatch.setattr("sae_kernels.gpu.pre_acts.CHUNK_MIN_ROWS", 1)
     else:
-        monkeypatch.setattr("sae_kernels._product.CHUNK_ELEMENTS", 1)
-        monkeypatch.setattr("sae_kernels._product.CHUNK_MIN_ROWS", rows)
+        monkeypatch.setattr("sae_kernels.cpu.pre_acts.CHUNK_ELEMENTS", 1)
+        monkeypatch.setattr("sae_kernels.cpu.pre_acts.CHUNK_MIN_ROWS", rows)
 
 
 def assert_well_formed(codes, dtype: torch.dtype) -> None:

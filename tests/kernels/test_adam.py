@@ -53,7 +53,7 @@ def test_steps_equal_the_reference(backend, dtype, layout):
 @pytest.mark.parametrize("shape", [(37, 63), (1, 5), (50, 2), (3, 777)], ids=str)
 def test_unit_norm_steps_equal_the_reference(backend, dtype, shape, monkeypatch):
     # several chunks, one ragged
-    monkeypatch.setattr("sae_kernels._torch_rows.CHUNK_ELEMENTS", 8 * shape[1])
+    monkeypatch.setattr("sae_kernels.cpu.row_grads.CHUNK_ELEMENTS", 8 * shape[1])
     make = lambda seed: normal(*shape, seed=seed) + 0.25 * (seed == 0)
     results = run(make, backend, dtype, True)
     plain, truth = run(make, "reference", dtype, True), run(make, "reference", torch.float64, True)

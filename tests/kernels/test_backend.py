@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from sae_kernels._backend import resolve
 from sae_kernels.adam import adam_rows_
+from sae_kernels.backend import resolve
 from sae_kernels.decode import decode
 from sae_kernels.encode_topk import encode_topk
 

@@ -73,7 +73,7 @@ def test_ragged_codes(backend, dtype, lengths):
 @each_backend
 def test_rows_wider_than_a_block(backend, monkeypatch):
     if backend == "triton":
-        monkeypatch.setattr("sae_kernels._triton_rows.BLOCK_WIDTH", 16)
+        monkeypatch.setattr("sae_kernels.gpu.row_grads.BLOCK_WIDTH", 16)
     check(fixed((5, 50, 20, 10)), 50, backend, torch.float32)
 
 

@@ -103,7 +103,7 @@ def test_any_lengths(backend, lengths, d_in, d_sae, extra):
 @each_backend
 def test_rows_wider_than_a_block(backend, monkeypatch):
     if backend == "triton":
-        monkeypatch.setattr("sae_kernels._triton_error._BLOCK_WIDTH", 16)
+        monkeypatch.setattr("sae_kernels.gpu.decode_error._BLOCK_WIDTH", 16)
     else:
         monkeypatch.setattr("sae_kernels.decode_error._NORM_ROWS", 2)
     check(fixed((5, 50, 20, 10)), 50, backend, torch.float32)

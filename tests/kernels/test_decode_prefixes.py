@@ -122,11 +122,11 @@ def test_a_batch_of_a_thousand():
 @each_backend
 @each_kind
 def test_many_blocks_of_columns(backend, kind, monkeypatch):
-    monkeypatch.setattr("sae_kernels._torch_prefixes._MIN_COLUMNS", 8)
-    monkeypatch.setattr("sae_kernels._torch_prefixes._CHUNK_ELEMENTS", 0)
+    monkeypatch.setattr("sae_kernels.cpu.decode_prefixes._MIN_COLUMNS", 8)
+    monkeypatch.setattr("sae_kernels.cpu.decode_prefixes._CHUNK_ELEMENTS", 0)
     if backend == "triton":
-        monkeypatch.setattr("sae_kernels._triton_prefixes._CHUNK_ELEMENTS", 300)
-        monkeypatch.setattr("sae_kernels._triton_prefixes._BLOCK_WIDTH", 4)
+        monkeypatch.setattr("sae_kernels.gpu.decode_prefixes._CHUNK_ELEMENTS", 300)
+        monkeypatch.setattr("sae_kernels.gpu.decode_prefixes._BLOCK_WIDTH", 4)
     codes = fixed((3, 21, 12, 4))
     check(codes, *levels_of(codes, kind), 21, backend, torch.float32)
 

@@ -25,8 +25,9 @@ from kernel_cases import (
     settings,
     st,
 )
-from sae_kernels import _torch_compact, reference
+from sae_kernels import reference
 from sae_kernels.codes import Codes
+from sae_kernels.cpu import encode_threshold as cpu_encode_threshold
 from sae_kernels.encode_batch_topk import encode_batch_topk
 from sae_kernels.encode_threshold import encode_threshold
 from sae_kernels.row_grads import RowGrads
@@ -43,7 +44,9 @@ def of_pre(pre: Tensor, k: int, backend: str, rows: int, monkeypatch) -> Codes:
             chunk = slice(start, min(start + rows, batch))
             yield chunk, pre[chunk].to(centred.device)
 
-    owner = "sae_kernels." + ("_torch_compact" if backend == "torch" else "_triton_largest")
+    owner = "sae_kernels." + (
+        "cpu.encode_threshold" if backend == "torch" else "gpu.encode_batch_topk"
+    )
     monkeypatch.setattr(f"{owner}.pre_acts_chunks", chunks)
     monkeypatch.setattr(f"{owner}.design", lambda *_: "vendor", raising=backend == "triton")
     x, W_enc, b_enc = torch.zeros(batch, 1), torch.zeros(1, d_sae), torch.zeros(d_sae)
@@ -142,8 +145,8 @@ def test_exact_whatever_the_rows_and_chunks(backend, kind, k, monkeypatch):
     """Several chunks of rows. With k = 1 some groups of columns are left out, with 20 none."""
     batch, rows, dtype = (23, 3, torch.float32) if backend == "torch" else (5, 2, torch.bfloat16)
     if backend == "triton":  # several programs for each list, of several blocks
-        monkeypatch.setattr("sae_kernels._triton_largest._BLOCK", 64 if k == 1 else 128)
-        monkeypatch.setattr("sae_kernels._triton_largest._BLOCKS", 2)
+        monkeypatch.setattr("sae_kernels.gpu.encode_batch_topk._BLOCK", 64 if k == 1 else 128)
+        monkeypatch.setattr("sae_kernels.gpu.encode_batch_topk._BLOCKS", 2)
     pre = adversarial(kind, batch, 99).to(dtype)
     assert_kept(of_pre(pre, k, backend, rows, monkeypatch), pre, k)
 
@@ -162,9 +165,9 @@ def test_the_keys_of_every_dtype(backend, dtype, monkeypatch):
 def test_no_more_than_n_and_a_chunk_are_held(monkeypatch):
     """Rows that grow: each chunk displaces all that came before it."""
     pre, k, held = adversarial("rows-grow", 40, 99), 5, []
-    largest = _torch_compact._largest
+    largest = cpu_encode_threshold._largest
     monkeypatch.setattr(
-        _torch_compact, "_largest", lambda v, n: held.append(len(v)) or largest(v, n)
+        cpu_encode_threshold, "_largest", lambda v, n: held.append(len(v)) or largest(v, n)
     )
     assert_kept(of_pre(pre, k, "torch", 2, monkeypatch), pre, k)
     assert len(held) > 10 and max(held) <= k * 40 + 2 * 99
@@ -193,7 +196,7 @@ def test_the_fused_product_keeps_the_same(backend, monkeypatch):
     chunks_of(4, 96, torch.bfloat16, backend, monkeypatch)
     runs = []
     for which in ("fused", "vendor"):
-        monkeypatch.setattr("sae_kernels._triton_largest.design", lambda *_, it=which: it)
+        monkeypatch.setattr("sae_kernels.gpu.encode_batch_topk.design", lambda *_, it=which: it)
         codes = encode_batch_topk(*inputs[:3], 1, inputs[3], backend=backend)
         runs.append([codes.values, codes.indices, codes.offsets])
     assert runs[0][0].count_nonzero() == 9
@@ -247,7 +250,9 @@ def test_chunks_of_the_product_do_not_show(backend, monkeypatch):
 
 @each_backend
 def test_autocast_changes_nothing(backend, monkeypatch):
-    monkeypatch.setattr("sae_kernels._product._has_onednn", lambda: False)  # it ignores autocast
+    monkeypatch.setattr(
+        "sae_kernels.cpu.pre_acts._has_onednn", lambda: False
+    )  # it ignores autocast
     at = [t.to(device(backend), torch.float32) / 3 for t in problem(6, 50, 70)]
     want = encode_batch_topk(*at[:3], 5, at[3], backend=backend)
     with torch.autocast(device(backend), dtype=torch.bfloat16):

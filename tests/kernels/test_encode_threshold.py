@@ -251,7 +251,9 @@ def test_chunks_of_rows_do_not_show(backend, monkeypatch):
 
 @each_backend
 def test_autocast_changes_nothing(backend, monkeypatch):
-    monkeypatch.setattr("sae_kernels._product._has_onednn", lambda: False)  # it ignores autocast
+    monkeypatch.setattr(
+        "sae_kernels.cpu.pre_acts._has_onednn", lambda: False
+    )  # it ignores autocast
     at = [t.to(device(backend), torch.float32) / 3 for t in problem(6, 50, 70)]
     want = threshold_outputs(at, None, backend)
     with torch.autocast(device(backend), dtype=torch.bfloat16):

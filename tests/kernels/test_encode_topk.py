@@ -82,7 +82,7 @@ def test_values_and_gradients_of_every_input(backend, dtype, shape):
 def test_ties_go_to_the_lowest_index(backend, k, monkeypatch):
     """Small integers: exact in every order of summation, and full of ties at the k-th place."""
     if backend == "triton":
-        monkeypatch.setattr("sae_kernels._triton_select._BLOCK", 128)  # several blocks a row
+        monkeypatch.setattr("sae_kernels.gpu.encode_topk._BLOCK", 128)  # several blocks a row
     generator = torch.Generator().manual_seed(k)
     x = torch.randint(-1, 2, (37 if backend == "torch" else 8, 3), generator=generator).float()
     W_enc = torch.randint(-1, 2, (300, 3), generator=generator).float().t()
@@ -154,7 +154,9 @@ def test_nan_beside_ties(backend):
 
 @each_backend
 def test_autocast_changes_nothing(backend, monkeypatch):
-    monkeypatch.setattr("sae_kernels._product._has_onednn", lambda: False)  # it ignores autocast
+    monkeypatch.setattr(
+        "sae_kernels.cpu.pre_acts._has_onednn", lambda: False
+    )  # it ignores autocast
     inputs = [t.to(device(backend), torch.float32) for t in problem((6, 50, 70, 5))]
     want = encode_topk(*inputs[:3], 5, inputs[3], backend=backend)
     with torch.autocast(device(backend), dtype=torch.bfloat16):
@@ -181,10 +183,10 @@ def test_chunks_of_rows_do_not_show(backend, monkeypatch):
     inputs = [t.to(device(backend), torch.float64) for t in problem((11, 9, 40, 3))]
     whole = encode_topk(*inputs[:3], 3, inputs[3], backend=backend)
     if backend == "torch":
-        monkeypatch.setattr("sae_kernels._product.CHUNK_ELEMENTS", 1)
-        monkeypatch.setattr("sae_kernels._product.CHUNK_MIN_ROWS", 4)
+        monkeypatch.setattr("sae_kernels.cpu.pre_acts.CHUNK_ELEMENTS", 1)
+        monkeypatch.setattr("sae_kernels.cpu.pre_acts.CHUNK_MIN_ROWS", 4)
     else:
-        monkeypatch.setattr("sae_kernels._triton_product.CHUNK_BYTES", 4 * 40 * 8)  # 4 rows
+        monkeypatch.setattr("sae_kernels.gpu.pre_acts.CHUNK_BYTES", 4 * 40 * 8)  # 4 rows
     parts = encode_topk(*inputs[:3], 3, inputs[3], backend=backend)
     assert active_sets(parts) == active_sets(whole)
     torch.testing.assert_close(parts.to_dense(), whole.to_dense())

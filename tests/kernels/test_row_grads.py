@@ -86,7 +86,9 @@ def updated(dtype: torch.dtype, backend: str, unit_norm: bool, dense: bool, late
 @each_dtype
 @pytest.mark.parametrize("case", ["plain", "unit-norm", "with-dense", "latent-major"])
 def test_update_from_parts_equals_the_reference(backend, dtype, case, monkeypatch):
-    monkeypatch.setattr("sae_kernels._torch_rows.CHUNK_ELEMENTS", 8 * WIDTH)  # a ragged last chunk
+    monkeypatch.setattr(
+        "sae_kernels.cpu.row_grads.CHUNK_ELEMENTS", 8 * WIDTH
+    )  # a ragged last chunk
     options = (case == "unit-norm", case in ("with-dense", "latent-major"), case == "latent-major")
     fast = updated(dtype, backend, *options)
     plain = updated(dtype, "reference", *options)
@@ -99,7 +101,7 @@ def test_update_from_parts_equals_the_reference(backend, dtype, case, monkeypatc
 @each_dtype
 @pytest.mark.parametrize("dense", [False, True], ids=["parts", "and-dense"])
 def test_square_norm(backend, dtype, dense, monkeypatch):
-    monkeypatch.setattr("sae_kernels._torch_rows.CHUNK_ELEMENTS", 8 * WIDTH)
+    monkeypatch.setattr("sae_kernels.cpu.row_grads.CHUNK_ELEMENTS", 8 * WIDTH)
     place = device(backend)
     grads = parts(dtype, place)
     param = start(dtype, place, False)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from sae.activations import Stream
-from sae.lightning.datamodule import Calls
+from sae.lightning.datamodule import BatchGroups
 from sae.worlds import SparseSuperposition
 
 
@@ -10,7 +10,7 @@ def test_calls_are_the_batches_of_the_stream_in_order():
     source.setup()
     make = lambda: Stream(source, batch_size=3, block_batches=2, batches=7)
     want = [next(iter(batch.acts.values())) for batch in make()]
-    calls = Calls(make(), 3)
+    calls = BatchGroups(make(), 3)
     got = list(calls)
     assert [len(some) for some in got] == [3, 3, 1] and len(calls) == 3
     flat = [next(iter(batch.acts.values())) for some in got for batch in some]
@@ -20,7 +20,7 @@ def test_calls_are_the_batches_of_the_stream_in_order():
 def test_calls_resume_behind_the_last_list():
     source = SparseSuperposition(d_in=4, n_features=8, mean_active=2.0)
     source.setup()
-    make = lambda: Calls(Stream(source, batch_size=3, block_batches=2, batches=7), 3)
+    make = lambda: BatchGroups(Stream(source, batch_size=3, block_batches=2, batches=7), 3)
     straight = make()
     lists = iter(straight)
     next(lists)

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from sae.lightning.cli import main
-from sae.lightning.logger import MetricsCSV
+from sae.cli.main import main
+from sae.runs.metrics_csv import MetricsCSV
 
 VALIDATED = ["--trainer.val_check_interval", "4"]
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from sae import SAE, UserError
-from sae.lightning.fit import fit
+from sae.lightning.runner import fit
 
 STEPS = 24
 SETTINGS = {

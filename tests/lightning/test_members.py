@@ -15,10 +15,10 @@ import yaml
 from rich.console import Console
 
 from sae import SAE, UserError
-from sae.lightning import crew
 from sae.lightning.callbacks import Members as MembersTable
-from sae.lightning.fit import fit
-from sae.lightning.member import Member
+from sae.lightning.runner import fit
+from sae.training import parallel_steps as crew
+from sae.training.member import Member
 
 STEPS = 24
 SETTINGS = {
@@ -54,7 +54,7 @@ MEMBERS = {
     "batch": {"model.sae": "BatchTopK", "model.ema": 0.9},
     "jump": {
         "model.sae": "JumpReLU",
-        "model.objective": [
+        "model.losses": [
             "FVU",
             {"class_path": "L0", "init_args": {"target_l0": 4.0}},
         ],
@@ -185,7 +185,7 @@ def test_another_list_of_members_cannot_go_on(together, tmp_path):
         ({"a": {"model.sae.k": 0}}, "k=0"),
         ({"a": {"model.sae.k": "x"}}, "members.a: model.sae.k=x is of the wrong kind"),
         (
-            {"a": {}, "b": {"model.objective": ["EndToEnd"]}},
+            {"a": {}, "b": {"model.losses": ["EndToEnd"]}},
             "members differ in EndToEnd",
         ),
     ],
@@ -202,12 +202,12 @@ def test_sites_and_hooks_may_differ(tmp_path, write_config):
     """On a real, tiny model, and from a checkpoint on."""
     hooks = ["layers.0.mlp.in", "layers.0.mlp", "layers.1"]
     members = {
-        "residual": {"model.site": "Autoencode", "model.site.hook": hooks[2]},
+        "residual": {"model.site": "Autoencoder", "model.site.hook": hooks[2]},
         "transcoder": {
-            "model.site": {"class_path": "Transcode", "init_args": {"read": hooks[0]}},
+            "model.site": {"class_path": "Transcoder", "init_args": {"read": hooks[0]}},
             "model.site.predict": hooks[1],
         },
-        "cross": {"model.site": {"class_path": "Crosscode", "init_args": {"read": hooks[1:]}}},
+        "cross": {"model.site": {"class_path": "Crosscoder", "init_args": {"read": hooks[1:]}}},
     }
     config = yaml.safe_load(write_config(tmp_path, family="llama").read_text())
     config["data"]["source"]["init_args"]["hooks"] = hooks

@@ -13,15 +13,18 @@ import torch
 
 from sae import SAE
 from sae.activations import ActivationModel
-from sae.lightning.fit import fit
+from sae.lightning.runner import fit
 from sae.metrics.examples import read_examples
 
 HOOKS = [f"layers.{layer}.mlp{end}" for layer in (0, 1) for end in (".in", "")]
 SITES = {
-    "Transcode": {"read": HOOKS[2], "predict": HOOKS[3]},
-    "SkipTranscode": {"read": HOOKS[2], "predict": HOOKS[3]},
-    "Crosscode": {"read": f"[{HOOKS[1]}, {HOOKS[3]}]"},
-    "CrossLayer": {"read": f"[{HOOKS[0]}, {HOOKS[2]}]", "predict": f"[{HOOKS[1]}, {HOOKS[3]}]"},
+    "Transcoder": {"read": HOOKS[2], "predict": HOOKS[3]},
+    "SkipTranscoder": {"read": HOOKS[2], "predict": HOOKS[3]},
+    "Crosscoder": {"read": f"[{HOOKS[1]}, {HOOKS[3]}]"},
+    "CrossLayerTranscoder": {
+        "read": f"[{HOOKS[0]}, {HOOKS[2]}]",
+        "predict": f"[{HOOKS[1]}, {HOOKS[3]}]",
+    },
 }
 FILES = ["config.yaml", "metrics.csv", "summary.json", "sae", "checkpoints", "examples.jsonl"]
 FILES += ["density.json", "report.html"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sae import SAE, UserError
-from sae.autoencoder.sites import Transcode
+from sae.autoencoder.sites import Transcoder
 from sae.autoencoder.sparsity import AbsTopK, ReLU, TopK
 from sae.inference import fista
 from sae.metrics.amortisation import amortisation_gap, inference_or_dictionary, penalty_for_l0
@@ -167,7 +167,7 @@ def test_the_split_names_the_dictionary_where_that_is_wrong():
 
 def test_errors_say_what_is_missing():
     z, W = known(20, 12, 6, 2)
-    site = Transcode(read="a", predict="b").bind({"a": 6, "b": 6})
+    site = Transcoder(read="a", predict="b").bind({"a": 6, "b": 6})
     with pytest.raises(UserError, match="a -> b predicts something else"):
         amortisation_gap(SAE(6, TopK(d_sae=12, k=2), site=site), z @ W)
     with pytest.raises(UserError, match="0 rows"):

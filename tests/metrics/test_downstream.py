@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
 from sae import SAE, UserError
-from sae.autoencoder.sites import Crosscode, CrossLayer, SkipTranscode, Transcode
+from sae.autoencoder.sites import Crosscoder, CrossLayerTranscoder, SkipTranscoder, Transcoder
 from sae.autoencoder.sparsity import TopK
 from sae.metrics.downstream import downstream
 
@@ -178,10 +178,12 @@ def test_nothing_to_read_is_the_users_error(make_source, sae, monkeypatch):
 
 HOOKS = ["layers.0.mlp.in", "layers.0.mlp", "layers.1.mlp.in", "layers.1.mlp"]
 SEVERAL = {
-    "transcoder": Transcode(read=HOOKS[2], predict=HOOKS[3]),
-    "skip transcoder": SkipTranscode(read=HOOKS[2], predict=HOOKS[3]),
-    "crosscoder": Crosscode(read=(HOOKS[1], HOOKS[3])),
-    "cross-layer transcoder": CrossLayer(read=(HOOKS[0], HOOKS[2]), predict=(HOOKS[1], HOOKS[3])),
+    "transcoder": Transcoder(read=HOOKS[2], predict=HOOKS[3]),
+    "skip transcoder": SkipTranscoder(read=HOOKS[2], predict=HOOKS[3]),
+    "crosscoder": Crosscoder(read=(HOOKS[1], HOOKS[3])),
+    "cross-layer transcoder": CrossLayerTranscoder(
+        read=(HOOKS[0], HOOKS[2]), predict=(HOOKS[1], HOOKS[3])
+    ),
 }
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from sae.metrics.codes import Firing, density_histogram
+from sae.metrics.firing import Firing, density_histogram
 from sae_kernels.codes import Codes
 
 

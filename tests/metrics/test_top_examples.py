@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from sae import UserError
-from sae.metrics._topn import TopTable
 from sae.metrics.examples import (
     Example,
     LatentExamples,
@@ -16,6 +15,7 @@ from sae.metrics.examples import (
     top_examples,
     write_examples,
 )
+from sae.metrics.top_activations import TopTable
 from sae_kernels.codes import Codes
 
 EVERYTHING = 10**9

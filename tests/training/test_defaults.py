@@ -7,7 +7,7 @@ import math
 import pytest
 
 from sae.autoencoder import SAE
-from sae.autoencoder.objective import FVU, L0, L1
+from sae.autoencoder.losses import FVU, L0, L1
 from sae.autoencoder.sparsity import JumpReLU, ReLU, TopK
 from sae.training import Learner, OptimConfig, defaults
 
@@ -35,7 +35,7 @@ def test_the_learning_rate_lets_rows_turn_by_as_much_in_every_run():
     ],
 )
 def test_the_wanted_l0(rule, terms, l0):
-    assert defaults.wanted_l0(rule, terms) == l0
+    assert defaults.target_l0_of(rule, terms) == l0
 
 
 def test_when_a_latent_is_dead():

@@ -1,4 +1,4 @@
-"""Every site with every sparsity rule and every objective: it trains, resumes, is saved and loaded,
+"""Every site with every sparsity rule and every losses: it trains, resumes, is saved and loaded,
 and its gradients are those of the dense reference; or it is refused."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 import sae.autoencoder.sites
 import sae.autoencoder.sparsity
 from sae import SAE, UserError
-from sae.autoencoder.objective import (
+from sae.autoencoder.losses import (
     FVU,
     L0,
     L1,
@@ -23,12 +23,19 @@ from sae.autoencoder.objective import (
     AuxK,
     EveryPrefix,
     GateReconstruction,
+    LossTerm,
     Matryoshka,
     MultiK,
     PreActs,
-    Term,
 )
-from sae.autoencoder.sites import Autoencode, Crosscode, CrossLayer, Site, SkipTranscode, Transcode
+from sae.autoencoder.sites import (
+    Autoencoder,
+    Crosscoder,
+    CrossLayerTranscoder,
+    Site,
+    SkipTranscoder,
+    Transcoder,
+)
 from sae.autoencoder.sparsity import (
     AbsTopK,
     BatchTopK,
@@ -46,11 +53,11 @@ from sae_kernels import reference
 
 WIDTHS = {"a": 8, "b": 8, "c": 6, "d": 6}
 SITES: list[Site] = [
-    Autoencode(hook="a"),
-    Transcode(read="a", predict="c"),
-    SkipTranscode(read="a", predict="c"),
-    Crosscode(read=("a", "b", "c")),
-    CrossLayer(read=("a", "b"), predict=("c", "d")),
+    Autoencoder(hook="a"),
+    Transcoder(read="a", predict="c"),
+    SkipTranscoder(read="a", predict="c"),
+    Crosscoder(read=("a", "b", "c")),
+    CrossLayerTranscoder(read=("a", "b"), predict=("c", "d")),
 ]
 K = {"d_sae": 48, "k": 4}
 RULES: list[Sparsity] = [
@@ -65,13 +72,13 @@ RULES: list[Sparsity] = [
     Unrolled(d_sae=48),
 ]
 # What keeps a rule sparse where it does not do so itself.
-PENALTIES: dict[str, list[Term]] = {
+PENALTIES: dict[str, list[LossTerm]] = {
     "ReLU": [L1(target_l0=4, decoder_norm=True, p_end=0.5)],
     "JumpReLU": [L0(target_l0=4)],
     "Gated": [L1(target_l0=4), GateReconstruction()],
     "Unrolled": [L0(kind="tanh", target_l0=4)],
 }
-OBJECTIVES: dict[str, list[Term]] = {
+OBJECTIVES: dict[str, list[LossTerm]] = {
     "plain": [MSE(coefficient=0.1)],
     "Matryoshka": [Matryoshka()],
     "Matryoshka-random": [Matryoshka(random=3)],
@@ -83,16 +90,16 @@ OBJECTIVES: dict[str, list[Term]] = {
 STEPS, HALF = 30, 15
 
 
-def refused(site: Site, rule: Sparsity, objective: str) -> str | None:
+def refused(site: Site, rule: Sparsity, losses: str) -> str | None:
     """What the complaint says, or None where the choice is a right one."""
-    grouped, name = isinstance(site, CrossLayer), type(rule).__name__
-    if objective in ("PreActs", "AuxK") and grouped:
-        return f"{objective} does not apply to CrossLayer"
-    if objective == "PreActs" and name == "AbsTopK":
+    grouped, name = isinstance(site, CrossLayerTranscoder), type(rule).__name__
+    if losses in ("PreActs", "AuxK") and grouped:
+        return f"{losses} does not apply to CrossLayerTranscoder"
+    if losses == "PreActs" and name == "AbsTopK":
         return "AbsTopK has none of that kind"
-    if objective == "MultiK" and name in PENALTIES:
+    if losses == "MultiK" and name in PENALTIES:
         return "MultiK needs a rule with k"
-    if objective == "EveryPrefix" and name not in (
+    if losses == "EveryPrefix" and name not in (
         "TopK",
         "AbsTopK",
         "GroupMax",
@@ -113,7 +120,9 @@ def batches() -> list[dict[str, Tensor]]:
 DATA = batches()
 
 
-def learner(site: Site, rule: Sparsity, terms: Sequence[Term], backend: str = "auto") -> Learner:
+def learner(
+    site: Site, rule: Sparsity, terms: Sequence[LossTerm], backend: str = "auto"
+) -> Learner:
     bound = site.bind(WIDTHS)
     sae = SAE(bound.d_in, rule, site=bound, d_out=bound.d_out, dtype=torch.float64, seed=1)
     return Learner(
@@ -144,23 +153,23 @@ def gradients(made: Learner, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_all_that_ships_is_here():
     def names(module):
-        leaves = set(module.__all__) - {"Site", "Sparsity", "Encoded"}
+        leaves = set(module.__all__) - {"Site", "Sparsity", "EncoderOutput"}
         return {name for name in leaves if isinstance(getattr(module, name), type)}
 
     assert {type(site).__name__ for site in SITES} == names(sae.autoencoder.sites)
     assert {type(rule).__name__ for rule in RULES} == names(sae.autoencoder.sparsity)
-    assert set(PENALTIES) == {type(rule).__name__ for rule in RULES if rule.penalised}
+    assert set(PENALTIES) == {type(rule).__name__ for rule in RULES if rule.needs_penalty}
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("losses", OBJECTIVES)
 @pytest.mark.parametrize(
     ("site", "rule"),
     itertools.product(SITES, RULES),
     ids=[f"{type(s).__name__}-{type(r).__name__}" for s, r in itertools.product(SITES, RULES)],
 )
-def test_choice(tmp_path: Path, site: Site, rule: Sparsity, objective: str) -> None:
-    terms = [*OBJECTIVES[objective], *PENALTIES.get(type(rule).__name__, [])]
-    if (complaint := refused(site, rule, objective)) is not None:
+def test_choice(tmp_path: Path, site: Site, rule: Sparsity, losses: str) -> None:
+    terms = [*OBJECTIVES[losses], *PENALTIES.get(type(rule).__name__, [])]
+    if (complaint := refused(site, rule, losses)) is not None:
         with pytest.raises(UserError, match=complaint):
             learner(site, rule, terms)
         return
@@ -179,16 +188,16 @@ def test_choice(tmp_path: Path, site: Site, rule: Sparsity, objective: str) -> N
         errors.append(straight.read()["fvu"])
     assert sum(errors[-5:]) < 0.9 * sum(errors[:5])
     pursuit = isinstance(rule, MatchingPursuit)
-    tied = pursuit and isinstance(site, Autoencode | Crosscode)  # then b_enc is for AuxK alone
+    tied = pursuit and isinstance(site, Autoencoder | Crosscoder)  # then b_enc is for AuxK alone
     for name, parameter in straight.sae.named_parameters():
-        unread = tied and name == "b_enc" and objective not in ("AuxK", "PreActs")
+        unread = tied and name == "b_enc" and losses not in ("AuxK", "PreActs")
         assert unread == torch.equal(parameter, start[name]), name
 
     resumed, dense = learner(site, rule, terms), learner(site, rule, terms, "reference")
     for made in (resumed, dense):
         made.load_state_dict(copy.deepcopy(saved))
     resumed.optimizer.load_state_dict(moments)
-    if objective in ("AuxK", "PreActs"):
+    if losses in ("AuxK", "PreActs"):
         assert resumed.dead.is_dead().any(), "these terms would be 0"
     found, wanted = gradients(resumed, DATA[0]), gradients(dense, DATA[0])
     for name, value in wanted.items():

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from sae import SAE, UserError
-from sae.autoencoder.objective import FVU, L0, MSE, AuxK
-from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.losses import FVU, L0, MSE, AuxK
+from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import JumpReLU, TopK
 from sae.training import Learner, OptimConfig
-from sae.training.dead import DeadLatents
-from sae.training.graph import GraphedStep
+from sae.training.cuda_graph import GraphedStep
+from sae.training.dead_latents import DeadLatents
 from sae_kernels import reference
 from sae_kernels.codes import Codes
 
@@ -23,7 +23,7 @@ OPTIM = OptimConfig(lr=3e-3, warmup=0.3, decay=0.3)
 
 
 def learner(*, dtype=torch.float64, dead_after=96, k_aux=3, refresh_steps=1, total=20) -> Learner:
-    sae = SAE(D_IN, TopK(d_sae=D_SAE, k=K), site=Autoencode(hook="h"), seed=1, dtype=dtype)
+    sae = SAE(D_IN, TopK(d_sae=D_SAE, k=K), site=Autoencoder(hook="h"), seed=1, dtype=dtype)
     return Learner(
         sae,
         [FVU(), AuxK(coefficient=0.5, k_aux=k_aux)],
@@ -277,7 +277,7 @@ def test_micro_batches_are_one_batch_where_losses_are_means_over_tokens(name):
     """In float64: clipping, counters, the steered coefficient and resampling included."""
     whole, parts = (
         Learner(
-            SAE(D_IN, JumpReLU(d_sae=D_SAE), site=Autoencode(hook="h"), dtype=torch.float64),
+            SAE(D_IN, JumpReLU(d_sae=D_SAE), site=Autoencoder(hook="h"), dtype=torch.float64),
             [MSE(), L0(coefficient=1e-2, target_l0=5.0)],
             OptimConfig(name=name, lr=3e-3, clip_norm=0.5),
             total_steps=20,

@@ -9,13 +9,13 @@ import torch
 from torch.nn.functional import cosine_similarity, normalize
 
 from sae import SAE, UserError
-from sae.autoencoder.objective import FVU, L0, AuxK
-from sae.autoencoder.sites import Autoencode, CrossLayer, SkipTranscode
+from sae.autoencoder.losses import FVU, L0, AuxK
+from sae.autoencoder.sites import Autoencoder, CrossLayerTranscoder, SkipTranscoder
 from sae.autoencoder.sparsity import JumpReLU, TopK
 from sae.training import Learner, OptimConfig
-from sae.training.graph import GraphedStep
-from sae.training.optim import RowAdam
+from sae.training.cuda_graph import GraphedStep
 from sae.training.optimizers import optimizer_for
+from sae.training.row_adam import RowAdam
 from sae.training.schedule_free import ScheduleFreeSign
 
 D_IN, D_SAE = 6, 20
@@ -23,7 +23,7 @@ NAMES = ("adam", "adamw", "signum", "muon")
 
 
 def autoencoder(rule=None, *, dtype=torch.float64, site=None) -> SAE:
-    site = (site or Autoencode(hook="a")).bind(dict.fromkeys("abcd", D_IN))
+    site = (site or Autoencoder(hook="a")).bind(dict.fromkeys("abcd", D_IN))
     rule = rule or TopK(d_sae=D_SAE, k=4)
     return SAE(site.d_in, rule, site=site, d_out=site.d_out, seed=1, dtype=dtype)
 
@@ -84,7 +84,7 @@ def test_adamw_is_torch_adamw_on_what_decays(unit_norm):
     optim = OptimConfig(
         name="adamw", lr=1e-2, weight_decay=0.5, warmup=0, decay=0, unit_norm=unit_norm
     )
-    site = SkipTranscode(read="a", predict="b")
+    site = SkipTranscoder(read="a", predict="b")
     made = learner(optim, autoencoder(site=site), [FVU()])
     twin = Twin(made)
     decaying = {"W_enc", "W_skip"} | (set() if unit_norm else {"W_dec"})
@@ -302,7 +302,7 @@ def test_defaults():
 
 
 def test_groups_that_may_not_write_stay_silent_in_copies_too():
-    site = CrossLayer(read=("a", "b"), predict=("c", "d"))
+    site = CrossLayerTranscoder(read=("a", "b"), predict=("c", "d"))
     for name, dtype in (("adam", torch.bfloat16), ("signum", torch.float32)):
         sae = autoencoder(site=site, dtype=dtype)
         made = run(learner(OptimConfig(name=name, lr=1e-2), sae, [FVU()]), range(5))

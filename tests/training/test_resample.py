@@ -9,8 +9,14 @@ import torch
 from torch.nn.functional import normalize
 
 from sae import SAE, UserError
-from sae.autoencoder.objective import FVU, L0, L1, AuxK, GateReconstruction
-from sae.autoencoder.sites import Autoencode, Crosscode, CrossLayer, SkipTranscode, Transcode
+from sae.autoencoder.losses import FVU, L0, L1, AuxK, GateReconstruction
+from sae.autoencoder.sites import (
+    Autoencoder,
+    Crosscoder,
+    CrossLayerTranscoder,
+    SkipTranscoder,
+    Transcoder,
+)
 from sae.autoencoder.sparsity import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from sae.training import Learner, OptimConfig
 from sae.training.resample import Resampler, drawn
@@ -26,26 +32,26 @@ RULES = {
     "Gated": (Gated(d_sae=D_SAE), [FVU(), GateReconstruction(), L1(coefficient=1e-3)]),
 }
 SITES = {
-    "Autoencode": Autoencode(hook="a"),
-    "Transcode": Transcode(read="a", predict="b"),
-    "SkipTranscode": SkipTranscode(read="a", predict="b"),
-    "Crosscode": Crosscode(read=("a", "b")),
-    "CrossLayer": CrossLayer(read=("a", "b"), predict=("c", "d")),
+    "Autoencoder": Autoencoder(hook="a"),
+    "Transcoder": Transcoder(read="a", predict="b"),
+    "SkipTranscoder": SkipTranscoder(read="a", predict="b"),
+    "Crosscoder": Crosscoder(read=("a", "b")),
+    "CrossLayerTranscoder": CrossLayerTranscoder(read=("a", "b"), predict=("c", "d")),
 }
-CASES = [(rule, "Autoencode") for rule in RULES] + [("TopK", site) for site in list(SITES)[1:]]
-CASES += [("JumpReLU", "CrossLayer"), ("Gated", "SkipTranscode")]
+CASES = [(rule, "Autoencoder") for rule in RULES] + [("TopK", site) for site in list(SITES)[1:]]
+CASES += [("JumpReLU", "CrossLayerTranscoder"), ("Gated", "SkipTranscoder")]
 DEAD = [1, 5, 6, 13, 22]  # of both groups where there are two
 
 
-def learner(rule="TopK", site="Autoencode", *, dtype=torch.float64, seed=0, every=10, total=100):
-    sparsity, objective = RULES[rule]
+def learner(rule="TopK", site="Autoencoder", *, dtype=torch.float64, seed=0, every=10, total=100):
+    sparsity, losses = RULES[rule]
     site = SITES[site].bind(dict.fromkeys("abcd", WIDTH))
     if site.groups > 1:
-        objective = [term for term in objective if not isinstance(term, AuxK)]
+        losses = [term for term in losses if not isinstance(term, AuxK)]
     sae = SAE(site.d_in, sparsity, site=site, d_out=site.d_out, seed=1, dtype=dtype)
     made = Learner(
         sae,
-        objective,
+        losses,
         OptimConfig(lr=3e-3),
         total_steps=total,
         dead_after=10**6,
@@ -78,7 +84,7 @@ def state_of(made: Learner) -> dict[tuple[str, str], torch.Tensor]:
     """Every tensor with a row a latent, parameters and moments, copied."""
     tensors = {}
     for name, param in made.sae.named_parameters():
-        if name in ("W_enc", "b_enc", "W_dec", *made.sae.sparsity.own()):
+        if name in ("W_enc", "b_enc", "W_dec", *made.sae.sparsity.extra_params()):
             tensors[name, "value"] = rows(name, param).clone()
             for kind in ("exp_avg", "exp_avg_sq"):
                 tensors[name, kind] = rows(name, made.optimizer.state[param][kind]).clone()
@@ -110,8 +116,8 @@ def expected(made: Learner, acts, tokens: dict[int, int]) -> dict[str, torch.Ten
         new["W_enc"].append(length * direction)
         new["b_enc"].append(bias)
         new["W_dec"].append(writes)
-    for name in sae.sparsity.learnt():
-        start = sae.sparsity.own()[name].start
+    for name in sae.sparsity.learned_params():
+        start = sae.sparsity.extra_params()[name].start
         new[name] = [torch.tensor(start).double()] * len(DEAD)
     return {name: torch.stack(values) for name, values in new.items()}
 
@@ -295,15 +301,15 @@ def world() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("objective", "resample_every", "revives"),
+    ("losses", "resample_every", "revives"),
     [([FVU()], None, False), ([FVU()], 20, True), ([FVU(), AuxK(coefficient=1.0)], None, True)],
     ids=["neither", "resampling", "AuxK"],
 )
-def test_half_of_the_latents_come_back_to_life(world, objective, resample_every, revives):
+def test_half_of_the_latents_come_back_to_life(world, losses, resample_every, revives):
     train, held_out = world
     made = Learner(
-        SAE(32, TopK(d_sae=128, k=4), site=Autoencode(hook="world")),
-        objective,
+        SAE(32, TopK(d_sae=128, k=4), site=Autoencoder(hook="world")),
+        losses,
         OptimConfig(lr=4e-3),
         total_steps=STEPS,
         dead_after=2048,

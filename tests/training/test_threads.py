@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae.autoencoder import SAE
-from sae.autoencoder.objective import (
+from sae.autoencoder.losses import (
     FVU,
     L0,
     L1,
@@ -16,7 +16,7 @@ from sae.autoencoder.objective import (
     Matryoshka,
     PreActs,
 )
-from sae.autoencoder.sites import Autoencode
+from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import (
     AbsTopK,
     BatchTopK,
@@ -30,7 +30,7 @@ from sae.autoencoder.sparsity import (
 )
 from sae.metrics.fvu import FVU as HeldOutFVU
 from sae.training import Learner, OptimConfig
-from sae_kernels._sum import square_norm_of, steady_sum
+from sae_kernels.deterministic_sum import deterministic_sum, square_norm_of
 
 # 512 x 384 numbers are more than the 32,768 from which torch splits a sum between threads.
 D_IN, D_SAE, BATCH, STEPS = 384, 512, 512, 4
@@ -62,7 +62,7 @@ def learnt(case: str, threads: int) -> dict[str, object]:
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(BATCH, D_IN, generator=generator) for _ in range(STEPS)]
     one = Learner(
-        SAE(D_IN, rule, site=Autoencode(hook="x").bind({"x": D_IN})),
+        SAE(D_IN, rule, site=Autoencoder(hook="x").bind({"x": D_IN})),
         terms,
         OptimConfig(**optim),
         total_steps=STEPS,
@@ -93,11 +93,11 @@ def test_sums_are_right_and_do_not_depend_on_threads():
     found = []
     for threads in (1, 2, 7):
         torch.set_num_threads(threads)
-        found.append(steady_sum(values).item())
+        found.append(deterministic_sum(values).item())
     assert len(set(found)) == 1
     assert found[0] == pytest.approx(values.double().sum().item(), abs=1e-2)
     exact = torch.arange(100_003, dtype=torch.float64)
-    assert steady_sum(exact).item() == 100_002 * 100_003 / 2
-    assert steady_sum(exact[:5].reshape(1, 5)).item() == 10
+    assert deterministic_sum(exact).item() == 100_002 * 100_003 / 2
+    assert deterministic_sum(exact[:5].reshape(1, 5)).item() == 10
     assert square_norm_of(torch.tensor([[3.0, 4.0], [1.0, 2.0]])).item() == pytest.approx(30)
     assert square_norm_of(torch.tensor([3.0, -4.0])).item() == 25

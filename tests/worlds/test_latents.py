@@ -15,7 +15,7 @@ from sae.worlds import (
     SparseLatents,
     SphereLatents,
 )
-from sae.worlds.generator import generator_of
+from sae.worlds.seeding import generator_of
 
 SIZE = 20_000
 

@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy, leaky_relu
 
 from sae.errors import UserError
 from sae.worlds import Compositional, NonlinearMixing, SparseLatents, SphereLatents
-from sae.worlds.generator import generator_of
-from sae.worlds.kept import folder, kept
+from sae.worlds.cache import folder, kept
 from sae.worlds.network import Classifier, Mixing
+from sae.worlds.seeding import generator_of
 
 SMALL = {"classes": 12, "widths": [16, 16], "steps": 60, "batch_size": 64, "lr": 5e-3}
 

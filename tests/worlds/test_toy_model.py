@@ -7,7 +7,7 @@ import torch
 
 from sae.errors import UserError
 from sae.worlds import Bernoulli, ToyModel, Uniform, World
-from sae.worlds.kept import folder
+from sae.worlds.cache import folder
 from sae.worlds.toy_model import dimensions_per_feature, toy_models
 
 

@@ -24,7 +24,7 @@ from sae.worlds import (
     World,
 )
 from sae.worlds.directions import coherence, welch_bound
-from sae.worlds.generator import generator_of
+from sae.worlds.seeding import generator_of
 
 COUNT = 40_000
 

@@ -1,8 +1,15 @@
 """What is read and what is predicted. Adding a site: one file here, its test, one line below."""
 
-from sae.autoencoder.sites.autoencode import Autoencode
+from sae.autoencoder.sites.autoencoder import Autoencoder
 from sae.autoencoder.sites.base import Site
-from sae.autoencoder.sites.crosscode import Crosscode, CrossLayer
-from sae.autoencoder.sites.transcode import SkipTranscode, Transcode
+from sae.autoencoder.sites.crosscoder import Crosscoder, CrossLayerTranscoder
+from sae.autoencoder.sites.transcoder import SkipTranscoder, Transcoder
 
-__all__ = ["Autoencode", "CrossLayer", "Crosscode", "Site", "SkipTranscode", "Transcode"]
+__all__ = [
+    "Autoencoder",
+    "CrossLayerTranscoder",
+    "Crosscoder",
+    "Site",
+    "SkipTranscoder",
+    "Transcoder",
+]

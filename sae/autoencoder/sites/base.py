@@ -11,11 +11,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from sae.autoencoder.family import Family
+from sae.autoencoder.registry import Registered
 from sae.errors import UserError
 
 
-class Site(Family, ABC, family="model.site"):
+class Site(Registered, ABC, family="model.site"):
     """Which activations are read and which are predicted from their codes.
 
     Several hooks stand side by side: x is [batch, sum of the widths read], y [batch, sum of the

@@ -1,7 +1,7 @@
 """Which latents fire. Adding a rule: one file here, its test, one line below."""
 
 from sae.autoencoder.sparsity.abs_topk import AbsTopK
-from sae.autoencoder.sparsity.base import Encoded, Sparsity
+from sae.autoencoder.sparsity.base import EncoderOutput, Sparsity
 from sae.autoencoder.sparsity.batch_topk import BatchTopK
 from sae.autoencoder.sparsity.gated import Gated
 from sae.autoencoder.sparsity.group_max import GroupMax
@@ -14,7 +14,7 @@ from sae.autoencoder.sparsity.unrolled import Unrolled
 __all__ = [
     "AbsTopK",
     "BatchTopK",
-    "Encoded",
+    "EncoderOutput",
     "Gated",
     "GroupMax",
     "JumpReLU",

@@ -8,7 +8,7 @@ from sae.autoencoder.sparsity.annealing import annealed_k, check_annealing
 from sae.autoencoder.sparsity.base import Sparsity, check_k
 from sae.autoencoder.weights import Weights
 from sae_kernels.codes import Codes
-from sae_kernels.encode_chosen import encode_chosen, largest
+from sae_kernels.encode_dense_rule import encode_dense_rule, largest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,9 @@ class AbsTopK(Sparsity):
             return pre.gather(1, indices), indices
 
         w = weights
-        return encode_chosen(x, w.W_enc, w.b_enc, choose, w.pre_bias, backend=backend)
+        return encode_dense_rule(x, w.W_enc, w.b_enc, choose, w.pre_bias, backend=backend)
 
-    def at(self, progress: float) -> "AbsTopK":
+    def at_progress(self, progress: float) -> "AbsTopK":
         return annealed_k(self, progress)
 
     @property

@@ -8,14 +8,14 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-from sae.autoencoder.family import Family
-from sae.autoencoder.weights import Own, Weights
+from sae.autoencoder.registry import Registered
+from sae.autoencoder.weights import ExtraParam, Weights
 from sae.errors import UserError
 from sae_kernels.codes import Codes
 
 
 @dataclass
-class Encoded:
+class EncoderOutput:
     """What a rule hands to training.
 
     Args:
@@ -29,45 +29,47 @@ class Encoded:
     codes: Codes
     gates: Tensor | None = None
     gate_codes: Codes | None = None
-    parts: list[Encoded] = field(default_factory=list)
+    parts: list[EncoderOutput] = field(default_factory=list)
 
 
-class Sparsity(Family, ABC, family="model.sae"):
+class Sparsity(Registered, ABC, family="model.sae"):
     """Which of the `d_sae` latents fire on an activation, and how strongly."""
 
     d_sae: int
 
-    bar: ClassVar[tuple[str, int]] = ("b_enc", -1)
+    threshold_param: ClassVar[tuple[str, int]] = ("b_enc", -1)
     """The parameter that says how much it takes to fire, and the sign with which it takes more."""
 
     @abstractmethod
     def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
         """Sparse codes of `x` [batch, d_in], differentiable in the weights."""
 
-    def encode_training(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Encoded:
+    def encode_training(
+        self, x: Tensor, weights: Weights, *, backend: str = "auto"
+    ) -> EncoderOutput:
         """The same for training, where that differs."""
-        return Encoded(self.encode(x, weights, backend=backend))
+        return EncoderOutput(self.encode(x, weights, backend=backend))
 
-    def own(self) -> dict[str, Own]:
+    def extra_params(self) -> dict[str, ExtraParam]:
         """Parameters beside W_enc, b_enc, W_dec and b_dec."""
         return {}
 
-    def learnt(self) -> set[str]:
+    def learned_params(self) -> set[str]:
         """Names of its own parameters that learn by gradient."""
-        return {name for name, own in self.own().items() if own.learns}
+        return {name for name, own in self.extra_params().items() if own.learns}
 
-    def observe(self, encoded: Encoded, weights: Weights) -> None:
+    def post_step(self, encoded: EncoderOutput, weights: Weights) -> None:
         """Change what does not learn by gradient, in place; called after each step."""
 
-    def settle(self, weights: Weights) -> None:
+    def project(self, weights: Weights) -> None:
         """Bring weights back to what the rule allows, in place; called after each step, and on
         averages of weights."""
 
-    def at(self, progress: float) -> Self:
+    def at_progress(self, progress: float) -> Self:
         """The rule as it is at a share of the run, from 0 to 1."""
         return self
 
-    def part(self, n: int) -> Self:
+    def per_group(self, n: int) -> Self:
         """The rule for one of `n` equal groups of latents, each with its share of what may fire."""
         some = {"d_sae": self.d_sae // n}
         for name in ("k", "k_start"):
@@ -75,7 +77,7 @@ class Sparsity(Family, ABC, family="model.sae"):
                 some[name] = max(1, getattr(self, name) // n)
         return replace(self, **some)
 
-    def check_parts(self, n: int) -> None:
+    def check_per_group(self, n: int) -> None:
         """Raises UserError where `n` groups cannot have equal shares."""
         for name in ("d_sae", "k"):
             value = getattr(self, name, 0)
@@ -86,7 +88,7 @@ class Sparsity(Family, ABC, family="model.sae"):
                 )
 
     @property
-    def penalised(self) -> bool:
+    def needs_penalty(self) -> bool:
         """Whether nothing but a penalty in the objective keeps latents from firing."""
         return False
 

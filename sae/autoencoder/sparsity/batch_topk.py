@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sae.autoencoder.sparsity.annealing import annealed_k, check_annealing
-from sae.autoencoder.sparsity.base import Encoded, Sparsity, check_k
-from sae.autoencoder.weights import Own, Weights
+from sae.autoencoder.sparsity.base import EncoderOutput, Sparsity, check_k
+from sae.autoencoder.weights import ExtraParam, Weights
 from sae_kernels.codes import Codes
 from sae_kernels.encode_batch_topk import encode_batch_topk
 from sae_kernels.encode_threshold import encode_threshold
@@ -38,26 +38,30 @@ class BatchTopK(Sparsity):
         check_k(self.k, self.d_sae)
         check_annealing(self)
 
-    def own(self) -> dict[str, Own]:
-        return {"threshold": Own(0.0, learns=False, wide=True)}
+    def extra_params(self) -> dict[str, ExtraParam]:
+        return {"threshold": ExtraParam(0.0, learns=False, wide=True)}
 
     def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
         w = weights
-        threshold = w.own["threshold"]
+        threshold = w.extra["threshold"]
         return encode_threshold(
             x, w.W_enc, w.b_enc, w.pre_bias, threshold=threshold, backend=backend
         )
 
-    def encode_training(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Encoded:
+    def encode_training(
+        self, x: Tensor, weights: Weights, *, backend: str = "auto"
+    ) -> EncoderOutput:
         w = weights
-        return Encoded(encode_batch_topk(x, w.W_enc, w.b_enc, self.k, w.pre_bias, backend=backend))
+        return EncoderOutput(
+            encode_batch_topk(x, w.W_enc, w.b_enc, self.k, w.pre_bias, backend=backend)
+        )
 
-    def observe(self, encoded: Encoded, weights: Weights) -> None:
-        values, threshold = encoded.codes.values.detach(), weights.own["threshold"]
+    def post_step(self, encoded: EncoderOutput, weights: Weights) -> None:
+        values, threshold = encoded.codes.values.detach(), weights.extra["threshold"]
         least = torch.where(values > 0, values, torch.inf).min().to(threshold.dtype)
         # The least that fired is to fire again, and what equals a threshold does not exceed it.
         least = torch.where(least.isfinite(), least.nextafter(torch.zeros_like(least)), threshold)
         threshold.copy_(torch.where(threshold == 0, least, threshold.lerp(least, RATE)))
 
-    def at(self, progress: float) -> "BatchTopK":
+    def at_progress(self, progress: float) -> "BatchTopK":
         return annealed_k(self, progress)

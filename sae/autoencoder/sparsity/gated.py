@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sae.autoencoder.sparsity.base import Encoded, Sparsity, check_width
-from sae.autoencoder.weights import Own, Weights
+from sae.autoencoder.sparsity.base import EncoderOutput, Sparsity, check_width
+from sae.autoencoder.weights import ExtraParam, Weights
 from sae_kernels.codes import Codes
 from sae_kernels.encode_gated import encode_gated
 
@@ -26,19 +26,21 @@ class Gated(Sparsity):
     def __post_init__(self) -> None:
         check_width(self.d_sae)
 
-    def own(self) -> dict[str, Own]:
-        return {"r_mag": Own(0.0, power=0), "b_mag": Own(0.0)}
+    def extra_params(self) -> dict[str, ExtraParam]:
+        return {"r_mag": ExtraParam(0.0, power=0), "b_mag": ExtraParam(0.0)}
 
     def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
         return self.encode_training(x, weights, backend=backend).codes
 
-    def encode_training(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Encoded:
+    def encode_training(
+        self, x: Tensor, weights: Weights, *, backend: str = "auto"
+    ) -> EncoderOutput:
         w = weights
         codes, gate_codes = encode_gated(
-            x, w.W_enc, w.b_enc, w.own["b_mag"], w.own["r_mag"], w.pre_bias, backend=backend
+            x, w.W_enc, w.b_enc, w.extra["b_mag"], w.extra["r_mag"], w.pre_bias, backend=backend
         )
-        return Encoded(codes, gate_codes=gate_codes)
+        return EncoderOutput(codes, gate_codes=gate_codes)
 
     @property
-    def penalised(self) -> bool:
+    def needs_penalty(self) -> bool:
         return True

@@ -9,7 +9,7 @@ from sae.autoencoder.sparsity.base import Sparsity, check_k
 from sae.autoencoder.weights import Weights
 from sae.errors import UserError
 from sae_kernels.codes import Codes
-from sae_kernels.encode_chosen import encode_chosen
+from sae_kernels.encode_dense_rule import encode_dense_rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class GroupMax(Sparsity):
 
     def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
         w = weights
-        return encode_chosen(x, w.W_enc, w.b_enc, self._choose, w.pre_bias, backend=backend)
+        return encode_dense_rule(x, w.W_enc, w.b_enc, self._choose, w.pre_bias, backend=backend)
 
     def _choose(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         size = self.d_sae // self.k

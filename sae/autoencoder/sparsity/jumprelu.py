@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sae.autoencoder.sparsity.base import Encoded, Sparsity, check_width
-from sae.autoencoder.weights import Own, Weights
+from sae.autoencoder.sparsity.base import EncoderOutput, Sparsity, check_width
+from sae.autoencoder.weights import ExtraParam, Weights
 from sae.errors import UserError
 from sae_kernels.codes import Codes
 from sae_kernels.encode_threshold import encode_jumprelu, encode_threshold
@@ -31,7 +31,7 @@ class JumpReLU(Sparsity):
     bandwidth: float = 0.5
     threshold: float = 0.1
 
-    bar: ClassVar[tuple[str, int]] = ("threshold", 1)
+    threshold_param: ClassVar[tuple[str, int]] = ("threshold", 1)
 
     def __post_init__(self) -> None:
         check_width(self.d_sae)
@@ -40,24 +40,26 @@ class JumpReLU(Sparsity):
         if not self.threshold >= 0:
             raise UserError(f"model.sae.threshold={self.threshold} must not be negative")
 
-    def own(self) -> dict[str, Own]:
-        return {"threshold": Own(self.threshold, wide=True)}
+    def extra_params(self) -> dict[str, ExtraParam]:
+        return {"threshold": ExtraParam(self.threshold, wide=True)}
 
     def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
         w = weights
-        threshold = w.own["threshold"]
+        threshold = w.extra["threshold"]
         return encode_threshold(
             x, w.W_enc, w.b_enc, w.pre_bias, threshold=threshold, backend=backend
         )
 
-    def encode_training(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Encoded:
+    def encode_training(
+        self, x: Tensor, weights: Weights, *, backend: str = "auto"
+    ) -> EncoderOutput:
         w = weights
         codes, gates = encode_jumprelu(
-            x, w.W_enc, w.b_enc, w.own["threshold"], w.pre_bias, bandwidth=self.bandwidth,
+            x, w.W_enc, w.b_enc, w.extra["threshold"], w.pre_bias, bandwidth=self.bandwidth,
             backend=backend,
         )  # fmt: skip
-        return Encoded(codes, gates)
+        return EncoderOutput(codes, gates)
 
     @property
-    def penalised(self) -> bool:
+    def needs_penalty(self) -> bool:
         return True

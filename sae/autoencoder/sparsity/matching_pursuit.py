@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae.autoencoder.sparsity.base import Encoded, Sparsity, check_k
+from sae.autoencoder.sparsity.base import EncoderOutput, Sparsity, check_k
 from sae.autoencoder.weights import Weights
 from sae_kernels.codes import Codes
 from sae_kernels.decode import decode
@@ -50,12 +50,14 @@ class MatchingPursuit(Sparsity):
             share = 1 / w.W_enc.square().sum(0)
         return self._pursue(x, w.W_enc, w.b_enc, _turned(w.W_enc), share, backend)
 
-    def encode_training(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Encoded:
+    def encode_training(
+        self, x: Tensor, weights: Weights, *, backend: str = "auto"
+    ) -> EncoderOutput:
         w = weights
         if w.pre_bias is None:
-            return Encoded(self.encode(x, w, backend=backend))
+            return EncoderOutput(self.encode(x, w, backend=backend))
         reads = _turned(w.W_dec)
-        return Encoded(self._pursue(x - w.pre_bias, reads, None, w.W_dec, None, backend))
+        return EncoderOutput(self._pursue(x - w.pre_bias, reads, None, w.W_dec, None, backend))
 
     def _pursue(
         self,
@@ -84,7 +86,7 @@ class MatchingPursuit(Sparsity):
         return merged(torch.cat(values, dim=1), torch.cat(indices, dim=1), self.d_sae)
 
     @torch.no_grad()
-    def settle(self, weights: Weights) -> None:
+    def project(self, weights: Weights) -> None:
         w = weights
         least = 1e-12  # a row of zeros stays one
         if w.pre_bias is None:

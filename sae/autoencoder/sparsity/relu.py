@@ -27,5 +27,5 @@ class ReLU(Sparsity):
         return encode_threshold(x, weights.W_enc, weights.b_enc, weights.pre_bias, backend=backend)
 
     @property
-    def penalised(self) -> bool:
+    def needs_penalty(self) -> bool:
         return True

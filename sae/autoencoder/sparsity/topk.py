@@ -35,5 +35,5 @@ class TopK(Sparsity):
         w = weights
         return encode_topk(x, w.W_enc, w.b_enc, self.k, w.pre_bias, backend=backend)
 
-    def at(self, progress: float) -> "TopK":
+    def at_progress(self, progress: float) -> "TopK":
         return annealed_k(self, progress)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sae.autoencoder.sparsity.base import Sparsity, check_width
-from sae.autoencoder.weights import Own, Weights
+from sae.autoencoder.weights import ExtraParam, Weights
 from sae.errors import UserError
 from sae_kernels.codes import Codes
 from sae_kernels.encode_unrolled import encode_unrolled
@@ -52,18 +52,18 @@ class Unrolled(Sparsity):
         """What a parameter is called in each layer."""
         return [name if self.tied else f"{name}_{layer}" for layer in range(1, self.layers + 1)]
 
-    def own(self) -> dict[str, Own]:
-        steps = {name: Own(self.step, power=0) for name in self._names("step")}
-        return steps | {name: Own(self.theta) for name in self._names("theta")}
+    def extra_params(self) -> dict[str, ExtraParam]:
+        steps = {name: ExtraParam(self.step, power=0) for name in self._names("step")}
+        return steps | {name: ExtraParam(self.theta) for name in self._names("theta")}
 
     def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
         w = weights
-        steps, thetas = ([w.own[name] for name in self._names(n)] for n in ("step", "theta"))
+        steps, thetas = ([w.extra[name] for name in self._names(n)] for n in ("step", "theta"))
         D = None if w.pre_bias is None else w.W_dec
         return encode_unrolled(
             x, w.W_enc, w.b_enc, D, steps, thetas, w.pre_bias, backend=backend
         )  # fmt: skip
 
     @property
-    def penalised(self) -> bool:
+    def needs_penalty(self) -> bool:
         return True

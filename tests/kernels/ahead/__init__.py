@@ -1,4 +1,4 @@
-"""What is compiled ahead of time, one file for each kernels/_triton_*.py; see compile_ahead.py."""
+"""What is compiled ahead of time, one file for each kernels/gpu/*.py; see compile_ahead.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`_triton_adam`: a whole row of d_in elements a program with unit_norm, else a block of it.
+"""`gpu.adam`: a whole row of d_in elements a program with unit_norm, else a block of it.
 
 Whole rows are 1024 wide at d_in = 768 and 4096 at 2304 and 4096. Blocks are of 512 where the
 gradient has parts, and of 1024 where a tensor is taken as one long row.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton.language as tl
 
 from ahead import CHIPS, Case
-from ahead.rows import constants, pair_part, row_part
-from sae_kernels import _triton_adam
+from ahead.row_grads import constants, pair_part, row_part
+from sae_kernels.gpu import adam as gpu_adam
 
 SCALARS = ("rate", "root_scale", "beta1", "beta2", "eps", "step")
 OPTIONAL = ("master_ptr", "dense_ptr", "scale_ptr", "hyper_ptr")
@@ -58,7 +58,7 @@ def case(
         fixed["width"] = width
         del types["width"]
     return Case(
-        kernel=_triton_adam._adam_kernel,
+        kernel=gpu_adam._adam_kernel,
         types=types,
         constants=fixed,
         num_warps=num_warps,

@@ -1,0 +1,1 @@
+"""CPU halves of the ops, in plain PyTorch."""

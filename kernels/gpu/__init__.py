@@ -1,0 +1,1 @@
+"""GPU halves of the ops, in Triton."""

@@ -1,0 +1,77 @@
+"""What the prediction does to the model it stands in (Braun et al. 2024, 2405.12241)."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sae.autoencoder.losses.base import ForwardOutput, LossTerm, spread
+from sae.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndToEnd(LossTerm):
+    """The language model runs on with the prediction in place of the activations, wherever these
+    count: a mean over the positions whose next token is real text, in nats.
+
+    Batches are of whole contexts then, and the model runs twice a step to its end, all contexts of
+    a batch at once; logits take some 5 * batch_size * vocabulary numbers. Codes are those of the
+    clean activations, also where several hooks are predicted.
+
+    Args:
+        coefficient: weight in the loss.
+        kind: `kl`: KL(clean || spliced) of the next-token distributions; `ce`: cross-entropy of the
+            spliced one.
+        downstream: weight, beside it, of the FVU of activations behind what is predicted: the mean
+            over the further hooks of `data.source.hooks`.
+    """
+
+    coefficient: float = 1.0
+    kind: Literal["kl", "ce"] = "kl"
+    downstream: float = 0.0
+
+    full_contexts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("kl", "ce"):
+            raise UserError(f"model.losses EndToEnd.kind={self.kind!r}; give kl or ce")
+        if self.downstream < 0:
+            raise UserError(
+                f"model.losses EndToEnd.downstream={self.downstream} is negative; give 0 or more"
+            )
+
+    def __call__(self, forward: ForwardOutput) -> Tensor:
+        sae, run = forward.sae, forward.run
+        if run is None:
+            raise UserError(
+                "model.losses EndToEnd runs a language model, and this batch comes without one; "
+                "read it from a Stream with whole=True"
+            )
+        y_hat = sae.decode(forward.codes, forward.x, backend=forward.backend)
+        parts = sae.site.split(y_hat).items()
+        logits, behind = run({hook: part / forward.scale[hook] for hook, part in parts})
+        log_q = _wide(logits).log_softmax(-1)
+        if self.kind == "kl":
+            log_p = _wide(run.logits).log_softmax(-1)
+            loss = F.kl_div(log_q, log_p, log_target=True, reduction="sum")
+        else:
+            loss = F.nll_loss(log_q, run.targets, reduction="sum")
+        loss = loss / max(len(run.targets), 1)
+        if not self.downstream:
+            return loss
+        if not behind:
+            raise UserError(
+                f"model.losses EndToEnd.downstream={self.downstream} needs activations behind "
+                f"{', '.join(sae.site.predicts)}; add later modules to data.source.hooks"
+            )
+        errors = [
+            (_wide(run.acts[hook]) - _wide(x)).square().sum() / spread(_wide(run.acts[hook]))
+            for hook, x in behind.items()
+        ]
+        return loss + self.downstream * sum(errors) / len(errors)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

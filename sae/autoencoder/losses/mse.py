@@ -1,0 +1,22 @@
+"""Squared error as most papers write it."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sae.autoencoder.losses.base import ForwardOutput, LossTerm
+
+
+@dataclass(frozen=True, kw_only=True)
+class MSE(LossTerm):
+    """|y - y_hat|^2, summed over the width and averaged over the batch. Activations are scaled to
+    norm sqrt(d_in) on average, so it starts at about d_in.
+
+    Args:
+        coefficient: weight in the loss.
+    """
+
+    coefficient: float = 1.0
+
+    def __call__(self, forward: ForwardOutput) -> Tensor:
+        return forward.squared_error / len(forward.x)

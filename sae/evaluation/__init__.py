@@ -1,0 +1,1 @@
+"""Evaluation of trained SAEs: which metrics apply, baselines, intervals and the diagnosis."""

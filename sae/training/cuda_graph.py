@@ -1,0 +1,90 @@
+"""A training step recorded once as a CUDA graph, and replayed.
+
+At d_sae of 32,768 and less the kernels of a step take less time than Python takes to launch them.
+A replay launches all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sae.errors import UserError
+from sae.training.learner import Learner
+from sae.training.row_adam import RowAdam
+
+
+class GraphedStep:
+    """`Learner.step` for a batch size that does not change; the same numbers, bit by bit.
+
+    The first steps run as usual, for kernels are tuned and moments made then; they are real steps.
+    The step is recorded anew when the list of dead latents changes its length, or a schedule what
+    is computed (k, the exponent of a penalty).
+
+    Args:
+        learner: on a CUDA device, with `RowAdam`. Raises UserError on any other, or with another.
+    """
+
+    WARM_UP = 3
+
+    def __init__(self, learner: Learner) -> None:
+        if not isinstance(learner.optimizer, RowAdam):
+            raise UserError(
+                f"model.cuda_graph=true is for adam and adamw, not {learner.optim.name}; leave it "
+                "out"
+            )
+        device = learner.sae.W_dec.device
+        if device.type != "cuda":
+            raise UserError(f"model.cuda_graph=true needs a CUDA device, this one is {device}")
+        self.learner, self.stream = learner, torch.cuda.Stream(device)
+        learner.optimizer.hyper = [
+            torch.zeros(7, dtype=torch.float64, device=device)
+            for _ in learner.optimizer.param_groups
+        ]
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.recorded: tuple | None = None
+        self.micro: list[dict[str, Tensor]] = []
+        self.silent = learner.dead.silent
+
+    def __call__(self, *micro: dict[str, Tensor]) -> None:
+        """As `Learner.step`."""
+        learner = self.learner
+        if learner.steps < self.WARM_UP or not learner.optimizer.state:
+            self._on_own_stream(lambda: learner.step(*micro))
+            return
+        shapes = tuple((n, tuple(t.shape), t.dtype) for acts in micro for n, t in acts.items())
+        learner.update_schedules()
+        key = (shapes, len(learner.dead.silent), *learner.schedule())
+        if key != self.recorded:
+            self.micro = [{name: t.clone() for name, t in acts.items()} for acts in micro]
+            self.silent = learner.dead.silent.clone()
+        for own, acts in zip(self.micro, micro, strict=True):
+            for name, tensor in acts.items():
+                own[name].copy_(tensor)
+        self.silent.copy_(learner.dead.silent)
+        learner.dead.silent = self.silent
+        if key != self.recorded:
+            self._record()
+            self.recorded = key
+        learner.optimizer.replay = self.graph.replay
+        try:
+            learner.optimizer.step()
+        finally:
+            learner.optimizer.replay = None
+        learner.host_step(micro)
+
+    def _record(self) -> None:
+        """Recording runs nothing: state is what it was, also for who reads it from Python."""
+        torch.cuda.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=self.stream):
+            self.learner.device_step(self.micro, self.learner.optimizer.apply)
+
+    def _on_own_stream(self, call: Callable[[], None]) -> None:
+        # Autograd's accumulation into leaves remembers the stream of its first use.
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            call()
+        torch.cuda.current_stream().wait_stream(self.stream)

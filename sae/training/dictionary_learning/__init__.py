@@ -1,0 +1,1 @@
+"""Dictionary learning without gradients: alternating sparse coding and dictionary updates."""

@@ -1,0 +1,161 @@
+"""Batches of whole contexts: what is in them, how they are reached again, and the model run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+
+import pytest
+import torch
+
+from sae.activations import Batch, Contexts, ModelActivations, Stream
+from sae.activations.full_contexts import shared_out
+from sae.errors import UserError
+from sae.worlds import SparseSuperposition
+
+Make = Callable[..., ModelActivations]
+SIZE, BATCHES, CONTEXT = 40, 5, 16
+
+
+def stream(source: ModelActivations, seed: int = 3) -> Stream:
+    return Stream(source, batch_size=SIZE, block_batches=BATCHES, seed=seed, whole=True)
+
+
+def places(batch: Batch) -> list[tuple[int, int]]:
+    return list(zip(batch.document.tolist(), batch.position.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("packing", ["packed", "document"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_block_is_handed_out_whole_in_an_order_of_its_own(
+    make_source: Make, family: str, packing: str
+) -> None:
+    batches = list(islice(stream(make_source(family, packing=packing)), 3 * BATCHES))
+    source, seen = make_source(family, packing=packing), []
+    for index in range(3):
+        contexts = source.train_contexts(index, SIZE * BATCHES)
+        rows = contexts.counts.split(1)
+        in_order = [
+            [
+                (int(d), int(p))
+                for d, p in zip(c.document[c.counts], c.position[c.counts], strict=True)
+            ]
+            for c in (contexts.rows(slice(i, i + 1)) for i in range(len(rows)))
+        ]
+        mine = batches[BATCHES * index : BATCHES * (index + 1)]
+        handed_out = [place for batch in mine for place in places(batch)]
+        order = torch.randperm(len(in_order), generator=stream(source)._generator(index))
+        assert handed_out == sum((in_order[i] for i in order.tolist()), [])
+        begun = 0
+        for i, batch in enumerate(mine):  # the share of i begins behind i * SIZE positions
+            assert i * SIZE <= begun < i * SIZE + CONTEXT
+            begun += len(batch)
+        assert len(mine[-1]) < SIZE + 2 * CONTEXT
+        seen.append(handed_out)
+    assert source.counts.kept == sum(map(len, seen)) and source.counts.tail == 0
+    other = list(islice(stream(make_source(family, packing=packing), seed=4), BATCHES))
+    assert [places(b) for b in other] != [places(b) for b in batches[:BATCHES]]
+
+
+def test_shares_have_every_context_once_and_none_is_empty() -> None:
+    counted = torch.tensor([9, 10, 1, 8, 2])
+    counts = torch.arange(10) < counted[:, None]
+    contexts = Contexts(*[counts.long()] * 2, counts, *[counts.long()] * 2, counted[:, None])
+    late = 0
+    for seed in range(20):
+        order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
+        shares = shared_out(contexts, 10, 2, torch.Generator().manual_seed(seed))
+        assert torch.equal(torch.cat([share.start for share in shares])[:, 0], counted[order])
+        assert [share.counts.sum().item() for share in shares] == [
+            share.start.sum().item() for share in shares
+        ]
+        assert len(shares) == 2 and all(map(len, shares))
+        late += int(counted[order][:-1].sum() >= 20)  # the last one begins behind 2 * 10
+    assert late > 0
+
+
+def test_batch_t_is_the_same_however_it_is_reached(make_source: Make) -> None:
+    straight = stream(make_source("llama"))
+    batches = list(islice(straight, 12))
+    halfway = stream(make_source("llama"))
+    list(islice(halfway, 7))
+    resumed = stream(make_source("llama"))
+    resumed.load_state_dict(halfway.state_dict())
+    resumed.first_block()
+    assert resumed._first is None, "a block is kept that no iteration takes up"
+    for got, want in zip(islice(resumed, 5), batches[7:], strict=True):
+        assert places(got) == places(want)
+        assert torch.equal(got.acts["layers.1"], want.acts["layers.1"])
+        assert torch.equal(got.run.logits, want.run.logits)
+
+
+@pytest.mark.parametrize("packing", ["packed", "document"])
+def test_activations_and_logits_are_the_models(make_source: Make, packing: str) -> None:
+    source = make_source("llama", packing=packing, hooks=["layers.2", "layers.0"])
+    for batch in islice(stream(source), 3):
+        run = batch.run
+        whole = source.model.model(
+            run.tokens, attention_mask=run.attention_mask, output_hidden_states=True
+        )
+        for hook, layer in (("layers.0", 1), ("layers.1", 2)):
+            if hook in batch.acts:
+                want = whole.hidden_states[layer][run.where]
+                torch.testing.assert_close(batch.acts[hook], want)
+        assert torch.equal(run.tokens[run.where], batch.token)
+        real = run.attention_mask.bool() & (run.tokens > 2)  # behind <s>, </s> and <unk>
+        torch.testing.assert_close(run.logits, whole.logits[:, :-1][real[:, 1:]])
+        assert torch.equal(run.targets, run.tokens[:, 1:][real[:, 1:]])
+        assert len(run.targets) < real.numel()
+
+
+def test_positions_left_out_after_the_model_ran_are_not_replaced(make_source: Make) -> None:
+    source = make_source("llama", outlier_norm=1.1)
+    everything = list(islice(stream(make_source("llama")), BATCHES))
+    kept = 0
+    for batch, full in zip(islice(stream(source), BATCHES), everything, strict=True):
+        norm = full.acts["layers.1"].norm(dim=1)
+        inside = norm <= 1.1 * norm.median()
+        assert places(batch) == places(full.rows(inside.nonzero().squeeze(1)))
+        assert torch.equal(batch.run.acts["layers.1"], batch.acts["layers.1"])
+        assert torch.equal(batch.run.tokens[batch.run.where], batch.token)
+        kept += len(batch)
+    counts = source.counts
+    assert counts.kept == kept and counts.outliers == sum(map(len, everything)) - kept > 0
+
+
+def test_the_run_puts_predictions_in_place_and_lets_gradients_through(make_source: Make) -> None:
+    source = make_source("llama", hooks=["layers.2", "layers.0", "layers.1"])
+    hooks_there = lambda: sum(len(module._forward_hooks) for module in source.model.model.modules())
+    run, before = next(iter(stream(source))).run, hooks_there()
+    acts = run.acts["layers.1"]
+    logits, behind = run({"layers.1": acts})
+    torch.testing.assert_close(logits, run.logits)
+    assert list(behind) == ["layers.2"]
+    torch.testing.assert_close(behind["layers.2"], run.acts["layers.2"])
+
+    prediction = (2 * acts).requires_grad_()
+    logits, behind = run({"layers.1": prediction})
+    assert (logits - run.logits).abs().max() > 1e-3
+    (logits.square().sum() + behind["layers.2"].sum()).backward()
+    assert (prediction.grad.abs().amax(dim=1) > 0).all()
+    assert not any(p.requires_grad or p.grad is not None for p in source.model.model.parameters())
+    assert hooks_there() == before
+
+
+def test_what_moves_and_what_is_cut(make_source: Make) -> None:
+    batch = next(iter(stream(make_source("llama"))))
+    assert batch.to("cpu").run is batch.run is not None
+    assert batch.rows(slice(0, 3)).run is None
+
+
+def test_refusals(make_source: Make) -> None:
+    with pytest.raises(UserError, match=r"predicts no tokens; use a model with a next-token head"):
+        stream(make_source("bert"))
+    with pytest.raises(UserError, match=r"data.batch_size=14 is less than the 15 tokens"):
+        Stream(make_source("llama"), batch_size=14, block_batches=2, whole=True)
+    world = SparseSuperposition(d_in=4, n_features=8, mean_active=2.0)
+    world.setup()
+    with pytest.raises(ValueError, match="for the split to train on"):
+        Stream(make_source("llama"), split="held_out", batch_size=20, block_batches=2, whole=True)
+    with pytest.raises(UserError, match="data.source=SparseSuperposition has none"):
+        Stream(world, batch_size=14, block_batches=2, whole=True)

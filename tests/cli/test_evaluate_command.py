@@ -1,0 +1,122 @@
+"""`evaluate`: runs with one fault each, trained, and what it says of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sae import SAE
+from sae.autoencoder.sparsity import AbsTopK, TopK
+from sae.cli.evaluate import measured
+from sae.cli.main import main
+from sae.evaluation.evaluate import evaluate
+from sae.evaluation.similarity import Judge
+from sae.metrics.capacity import capacity, effective_dimension, largest_k
+from sae.worlds import SparseSuperposition
+
+SETTINGS = {
+    "name": "r",
+    "model": {"sae": {"class_path": "TopK", "init_args": {"d_sae": 64, "k": 3}}},
+    "data": {
+        "source": {
+            "class_path": "SparseSuperposition",
+            "init_args": {"d_in": 32, "n_features": 64, "mean_active": 3.0},
+        },
+        "batch_size": 512,
+        "block_batches": 8,
+        "held_out_tokens": 2048,
+    },
+    "trainer": {"max_steps": 300, "val_check_interval": 300, "accelerator": "cpu"},
+    "checkpoint_every": 300,
+}
+FAULTS = {
+    "encoder": [],
+    "dictionary": ["--trainer.max_steps=20", "--trainer.val_check_interval=20"],
+    "k": ["--model.sae.k=16", "--data.source.d_in=16"],
+    "width": ["--model.sae.d_sae=256", "--model.dead_after=2000"],
+    "data": ["--data.source.mean_active=64", "--model.sae.k=8"],
+}
+
+
+def trained(folder: Path, *changes: str) -> Path:
+    (folder / "c.yaml").write_text(yaml.safe_dump(SETTINGS))
+    assert main(["fit", "--config", str(folder / "c.yaml"), "--runs", str(folder), *changes]) == 0
+    return folder / "r"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_fault_of_a_run_is_found(tmp_path, capsys, monkeypatch, fault):
+    run = trained(tmp_path, *FAULTS[fault])
+    capsys.readouterr()
+    judges, of = [], Judge.of
+    monkeypatch.setattr(Judge, "of", lambda source: judges.append(source) or of(source))
+    assert main(["evaluate", str(run)]) == 0
+    assert len(judges) == 1  # for the run and all of its controls
+    said = capsys.readouterr().out
+    found = json.loads((run / "evaluation.json").read_text())
+    parts = [finding["part"] for finding in found["findings"]]
+    assert fault in parts, (parts, found)
+    assert all(f"{finding['part']}: {finding['says']}" in said for finding in found["findings"])
+    summary = json.loads((run / "summary.json").read_text())
+    dead = [found[f"dead_fraction{end}"] for end in ("_low", "", "_high")]
+    assert dead == sorted(dead) and dead[1] == pytest.approx(summary["dead_fraction"])
+    if fault == "encoder":
+        assert parts == ["encoder"]
+        assert found["dictionary_mcc_signed"] > 0.9
+        assert found["frozen_decoder.dictionary_mcc_signed"] < 0.6
+        assert found["fvu"] < 0.5 * found["gaussian.fvu"]
+        assert found["fewer.l0"] <= 2.0 < found["l0"] <= 3.0 < found["more.l0"] <= 6.0
+        assert found["gap.fvu_best"] < found["gap.fvu"]
+        assert found["fvu_low"] < found["gap.fvu"] < found["fvu_high"]
+        assert found["code_mcc_best"] > found["code_mcc_own"]
+        assert found["fvu"] == pytest.approx(summary["held_out"]["fvu"])
+        for heading in ("this", "frozen", "noise", "the L0", "dictionary MCC", "chance", "MIS"):
+            assert heading in said
+        assert found["fvu_high"] < found["fvu_chance"] == 1
+        assert found["dictionary_mcc_signed_low"] > found["dictionary_mcc_signed_chance"]
+        # What is judged by the truth is so for a control on the same data, and for no other.
+        assert found["mis"] > found["frozen_decoder.mis"] > found["mis_chance"]
+        assert found["support_f1_low"] > found["frozen_decoder.support_f1_high"]
+        assert "gaussian.mis" not in found and "gaussian.code_mcc" not in found
+        before = {key: value for key, value in found.items() if "." not in key}
+        assert main(["evaluate", str(run), "--controls", "false", "--tokens", "2048"]) == 0
+        alone = json.loads((run / "evaluation.json").read_text())
+        assert not [key for key in alone if key.startswith("gaussian")]
+        assert {k: v for k, v in alone.items() if "." not in k} == before
+
+
+def test_what_all_rows_say_stands_above_what_those_kept_do():
+    world = SparseSuperposition(d_in=16, n_features=32, mean_active=2.0)
+    sae = SAE(16, TopK(d_sae=32, k=3))
+    found = measured(sae, world, 9000, 5, Judge())
+    plain = evaluate(sae, world, max_tokens=9000, seed=5)
+    assert {name: found[name] for name in plain} == plain
+    assert found["tokens"] == 9000 and found["fvu_low"] < found["fvu"] < found["fvu_high"]
+    room = capacity(16, 32, found["l0"])
+    assert (found["delta"], found["margin"]) == (room.delta, room.margin)
+    assert found["largest_k"] == room.largest_k < largest_k(16, 32 // 2)
+    (x,) = world.block("held_out", 0, 4096, 5).acts.values()
+    spread = effective_dimension(torch.cov(x.double().T))
+    assert found["effective_dimension"] == pytest.approx(spread, rel=0.05)
+    signed = measured(SAE(16, AbsTopK(d_sae=32, k=3)), world, 500, 5, Judge())
+    assert signed["delta"] == capacity(16, 32, signed["l0"], non_negative=False).delta
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nowhere"], "nowhere holds no finished run"),
+        (["nowhere", "--controls", "maybe"], "--controls maybe; give true or false"),
+        (["nowhere", "--tokens", "0"], "--tokens 0 is not a number"),
+        ([], "evaluate: "),
+        (["a", "--wrong", "1"], "--wrong"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(value) or "nothing",
+)
+def test_bad_input_is_one_line(capsys, args, message):
+    assert main(["evaluate", *args]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,70 @@
+"""`identify` on the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from sae.cli.main import main
+
+WORLD = {
+    "class_path": "sae.worlds.NonlinearMixing",
+    "init_args": {
+        "d_in": 3,
+        "latents": {"class_path": "SphereLatents", "init_args": {"n_features": 3, "kappa": 6.0}},
+        "classes": 3,
+        "widths": [8],
+        "steps": 20,
+        "batch_size": 32,
+    },
+}
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "world.yaml"
+    sae = {"class_path": "TopK", "init_args": {"d_sae": 4, "k": 1}}
+    trainer = {"max_steps": 1, "accelerator": "cpu"}
+    text = {"model": {"sae": sae}, "data": {"source": WORLD}, "trainer": trainer}
+    file.write_text(yaml.safe_dump(text))
+    return file
+
+
+def test_prints_a_table_and_writes_json(config, tmp_path, capsys):
+    out = tmp_path / "found.json"
+    line = ["identify", "--config", str(config), "--samples=400", "--json", str(out)]
+    assert main([*line, "--data.source.classes", "4"]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert found["samples"] == 400 and found["source"]["classes"] == 4
+    for name in ("z_to_y", "y_to_z_untrained", "x_to_z", "cross_seed", "orthogonality_error"):
+        assert f"{found[name]:.3f}" in printed, name
+    assert main(line) == 0
+    assert "WARNING: 3 classes cannot tell 3 latents apart" in capsys.readouterr().out
+    assert json.loads(out.read_text())["source"]["classes"] == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ([], "identify needs --config FILE"),
+        (["--config", "CONFIG", "--samples", "many"], "--samples many"),
+        (["--config", "CONFIG", "--samples", "6"], "6 and 6 samples of 3 dimensions"),
+        (["--config", "CONFIG", "--json", "/no/where/x.json"], "there is no folder /no/where"),
+        (["--config", "CONFIG", "--data.source", "World"], "data.source=World has no network"),
+        (["--config", "CONFIG", "--data.source.steps", "0"], "steps=0"),
+    ],
+)
+def test_bad_input_is_one_line(config, capsys, flags, named):
+    assert main(["identify", *(str(config) if f == "CONFIG" else f for f in flags)]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("error: ") and named in said[0]
+
+
+def test_help_ends_well(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["identify", "--help"])
+    assert done.value.code == 0 and "--samples" in capsys.readouterr().out

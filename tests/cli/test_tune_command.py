@@ -1,0 +1,111 @@
+"""A sweep through Ray Tune, on this machine."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sae.cli.main import main
+from sae.cli.tune import tune
+from sae.errors import UserError
+from sae.lightning.runner import fit
+
+SETTINGS = {
+    "name": "r",
+    "model": {
+        "sae": {"class_path": "TopK", "init_args": {"d_sae": 64, "k": 4}},
+        "optim": {"unit_norm": False},
+    },
+    "data": {
+        "source": {
+            "class_path": "SparseSuperposition",
+            "init_args": {"d_in": 16, "n_features": 64, "mean_active": 3.0},
+        },
+        "batch_size": 64,
+        "block_batches": 4,
+        "held_out_tokens": 256,
+    },
+    "trainer": {
+        "max_steps": 16,
+        "log_every_n_steps": 4,
+        "val_check_interval": 4,
+        "accelerator": "cpu",
+    },
+    "checkpoint_every": 8,
+}
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as handle:
+        return [
+            {k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")}
+            for row in csv.DictReader(handle)
+        ]
+
+
+def write(folder: Path) -> Path:
+    (folder / "c.yaml").write_text(yaml.safe_dump(SETTINGS))
+    return folder / "c.yaml"
+
+
+@pytest.mark.slow
+def test_groups_are_trials_of_which_the_worse_and_the_broken_end_early(
+    tmp_path, monkeypatch, capsys
+):
+    ray = pytest.importorskip("ray", reason="needs ray[tune], which is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    args = ["tune", "--config", str(write(tmp_path)), "--members-per-trial", "2", "--stop-early"]
+    args += ["--grid", "model.optim.lr=0.01,0.003,1e-9,2e-9,1e12,1e13"]
+    args += ["--cpus-per-trial", str(os.cpu_count())]  # one trial after another
+    assert main(args) == 1  # a trial failed
+    assert not ray.is_initialized()
+
+    good, slow, broken = (tmp_path / f"runs/r-sweep/wave-{number}" for number in (1, 2, 3))
+    table = {row["member"]: row for row in rows(tmp_path / "runs/r-sweep/sweep.csv")}
+    for name in ("lr=0.01", "lr=0.003"):
+        summary = json.loads((good / name / "summary.json").read_text())
+        assert summary["steps"] == 16 and not table[name]["stopped"]
+        assert table[name]["held_out_fvu"] == str(summary["held_out"]["fvu"])
+        assert summary["learning_rate"] == float(name.partition("=")[2])
+    for name in ("lr=1e-09", "lr=2e-09"):
+        assert table[name]["stopped"] == "stopped early by Ray" and table[name]["steps"] == "4"
+    assert (slow / "summary.json").is_file()  # and it is done with
+    for name in ("lr=1e+12", "lr=1e+13"):
+        assert "failed" in table[name]["stopped"] and "diverged" in table[name]["stopped"]
+    assert not (broken / "summary.json").exists()  # it is tried again on `tune --resume`
+    best = yaml.safe_load((tmp_path / "runs/r-sweep/best.yaml").read_text())
+    assert best["model"]["optim"]["lr"] == 0.01
+
+    # In a worker of Ray's as anywhere else, to the last bit.
+    assert fit(["--config", str(good / "lr=0.01/config.yaml"), "--runs", str(tmp_path)]) == 0
+    assert rows(tmp_path / "lr=0.01/metrics.csv") == rows(good / "lr=0.01/metrics.csv")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--grid", "model.sae.k=2,4", "--stop-early"], r"model.sae.k the least sparse would"),
+        (["--grid", "model.sae.k=2,4", "--members-per-trial", "0"], "--members-per-trial 0; give"),
+    ],
+)
+def test_bad_input(flags, says, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="needs ray[tune], which is not installed")
+    with pytest.raises(UserError, match=says):
+        tune(["--config", str(write(tmp_path)), "--runs", str(tmp_path), *flags])
+    assert [file.name for file in tmp_path.iterdir()] == ["c.yaml"]
+
+
+def test_without_ray(tmp_path, monkeypatch, capsys):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "ray" else find(n))
+    assert main(["tune", "--grid", "model.sae.k=2,4"]) == 2
+    assert "pip install 'ray[tune]'" in capsys.readouterr().err

@@ -1,0 +1,260 @@
+"""Weights & Biases sweeps: the real `wandb sweep` and `wandb agent`, of which only the server is
+stood in for, run real trials."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lightning.pytorch.loggers.logger import DummyLogger
+
+import sae.lightning.runner
+from sae.cli.config import Settings
+from sae.errors import UserError
+from sae.lightning.runner import STOPPED, fit
+
+pytest.importorskip("wandb", reason="needs wandb, which is not installed")
+from wandb.sdk.launch.sweeps.utils import (
+    create_sweep_command,
+    create_sweep_command_args,
+    load_sweep_config,
+)
+
+REPO = Path(__file__).resolve().parents[2]
+SWEEPS = sorted((REPO / "configs/sweeps").glob("*.yaml"))
+WORLD = {
+    "model": {"sae": {"class_path": "TopK", "init_args": {"d_sae": 64, "k": 4}}},
+    "data": {
+        "source": {
+            "class_path": "SparseSuperposition",
+            "init_args": {"d_in": 16, "n_features": 64, "mean_active": 3.0},
+        },
+        "batch_size": 64,
+        "block_batches": 4,
+        "held_out_tokens": 256,
+    },
+    "trainer": {"max_steps": 12, "log_every_n_steps": 4, "accelerator": "cpu"},
+}
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_a_shipped_sweep_asks_for_settings_that_there_are(file, monkeypatch):
+    """The command as an agent makes it, with the first and the last value of every parameter."""
+    monkeypatch.chdir(REPO)
+    asked = load_sweep_config(str(file))
+    assert asked["metric"] == {"name": "held_out_fvu", "goal": "minimize"}
+    for end, name in ((0, "first"), (-1, "last")):
+        monkeypatch.setenv("WANDB_RUN_ID", name)
+        values = {
+            key: (of.get("values") or [of["min"], of["max"]])[end]
+            for key, of in asked["parameters"].items()
+        }
+        flags = create_sweep_command_args({"args": {k: {"value": v} for k, v in values.items()}})
+        command = create_sweep_command(list(asked["command"]))
+        assert command[:4] == ["${env}", "${interpreter}", "${program}", "fit"]
+        assert asked["program"] == "train.py" and command[-1] == "${args}"
+        settings = Settings([*command[4:-1], *flags["args"]], lambda config: {})
+        assert settings.config.name == name and settings.config.wandb == "online"
+        assert len(settings.recipes) == (4 if file.stem == "packed" else 1)
+        for config in settings.alone.values():
+            found = {
+                key: config.model.sae.init_args[key.split(".")[-1]]
+                if key.startswith("model.sae.")
+                else config[key]
+                for key in values
+            }
+            assert found == values
+        assert len({r.optim.lr for r in settings.recipes.values()}) == len(settings.recipes)
+
+
+def test_a_name_that_speaks_of_nothing(monkeypatch):
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    with pytest.raises(UserError, match=r"name=\$WANDB_RUN_ID .* not set"):
+        Settings(
+            ["--config", str(REPO / "configs/default.yaml"), "--name=$WANDB_RUN_ID"],
+            lambda config: {},
+        )
+
+
+class Recorder(DummyLogger):
+    """Keeps the rows; at `stop_at` it sends what an agent sends to a trial that fell behind."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        super().__init__()
+        self.rows, self.stop_at = [], stop_at
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.rows.append((step, dict(metrics)))
+        if step == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def recorded(folder: Path, monkeypatch, logger: Recorder, **changes: Any) -> int:
+    (folder / "c.yaml").write_text(yaml.safe_dump({**WORLD, **changes}))
+    monkeypatch.setattr(sae.lightning.runner, "_loggers", lambda config, run: [logger])
+    return fit(["--config", str(folder / "c.yaml"), "--runs", str(folder), "--name", "run"])
+
+
+def test_loggers_get_the_final_figures(tmp_path, monkeypatch):
+    logger = Recorder()
+    assert recorded(tmp_path, monkeypatch, logger) == 0
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    step, row = logger.rows[-1]
+    assert step == 12
+    held_out = {f"held_out_{name}": value for name, value in summary["held_out"].items()}
+    assert row == held_out | {"dead_fraction": summary["dead_fraction"]}
+
+
+def test_of_several_those_of_the_best_stand_alone_too(tmp_path, monkeypatch):
+    logger = Recorder()
+    members = {"k=1": {"model.sae.k": 1}, "k=8": {"model.sae.k": 8}, "k=2": {"model.sae.k": 2}}
+    assert recorded(tmp_path, monkeypatch, logger, members=members) == 0
+    row, fvu = logger.rows[-1][1], {}
+    for name in members:
+        summary = json.loads((tmp_path / f"run/{name}/summary.json").read_text())
+        fvu[name] = summary["held_out"]["fvu"]
+        assert row[f"{name}/held_out_fvu"] == fvu[name]
+        assert row[f"{name}/dead_fraction"] == summary["dead_fraction"]
+    assert min(fvu, key=fvu.get) == "k=8" and len(set(fvu.values())) == 3
+    assert row["held_out_fvu"] == fvu["k=8"] and row["held_out_l0"] == row["k=8/held_out_l0"]
+
+
+@pytest.mark.parametrize("agent", [True, False])
+def test_a_trial_that_an_agent_stops_has_not_failed(agent, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
+    if agent:
+        monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    assert recorded(tmp_path, monkeypatch, Recorder(stop_at=4)) == (0 if agent else STOPPED)
+    assert not (tmp_path / "run/summary.json").exists()
+    assert (tmp_path / "run/checkpoints/step=4.ckpt").is_file()
+
+
+class Server(ThreadingHTTPServer):
+    """What of api.wandb.ai a sweep needs: it keeps the sweep that is made, and answers the
+    heartbeats of an agent with one trial after another, then with the end."""
+
+    def __init__(self, trials: list[dict[str, Any]]) -> None:
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.orders = [
+            {"type": "run", "run_id": f"trial{number}", "program": "train.py"}
+            | {"args": {key: {"value": value} for key, value in trial.items()}}
+            for number, trial in enumerate(trials)
+        ]
+        self.sweep: dict[str, Any] | None = None
+
+    def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        if "upsertSweep" in query:
+            project = {"name": variables["projectName"], "entity": {"name": "me"}}
+            self.sweep = yaml.safe_load(variables["config"])
+            return {
+                "upsertSweep": {
+                    "sweep": {"id": "U3c=", "name": "sweep1", "project": project},
+                    "configValidationWarnings": [],
+                }
+            }
+        if "SweepWithRuns" in query:
+            sweep = {"id": "U3c=", "config": yaml.safe_dump(self.sweep), "runs": {"edges": []}}
+            return {"project": {"sweep": sweep}}
+        if "createAgent" in query:
+            return {"createAgent": {"agent": {"id": "QWc="}}}
+        if "agentHeartbeat" in query:
+            busy = json.loads(variables["runState"])
+            orders = [] if busy else [self.orders.pop(0)] if self.orders else [{"type": "exit"}]
+            return {"agentHeartbeat": {"agent": {"id": "QWc="}, "commands": json.dumps(orders)}}
+        assert "viewer" in query, query
+        viewer = {"id": "VXNlcjox", "username": "me", "entity": "me", "flags": "{}"}
+        return {"viewer": viewer | {"teams": {"edges": []}}}
+
+
+class _Answers(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        data = self.server.answer(asked["query"], asked.get("variables") or {})
+        body = json.dumps({"data": data}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def serve() -> Iterator[Any]:
+    servers = []
+
+    def start(trials: list[dict[str, Any]]) -> Server:
+        servers.append(Server(trials))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def wandb(folder: Path, server: Server, *words: str) -> str:
+    """Run the `wandb` command in `folder`; its output."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        [sys.executable, "-m", "wandb", *words],
+        cwd=folder,
+        env={
+            **{k: v for k, v in os.environ.items() if not k.startswith("WANDB_")},
+            "PATH": path,  # the agent starts `python`
+            "OMP_NUM_THREADS": "1",
+            "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}",
+            "WANDB_API_KEY": "0" * 40,
+            "WANDB_MODE": "offline",
+            "WANDB_ERROR_REPORTING": "false",
+            "WANDB__SERVICE_WAIT": "90",  # a loaded machine takes long to start its helper
+            "WANDB_CONFIG_DIR": str(folder / ".config"),
+            "WANDB_CACHE_DIR": str(folder / ".cache"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_an_agent_runs_the_trials_of_a_shipped_sweep(serve, tmp_path):
+    """As they are shipped, but for the config, which is here of a small world."""
+    (tmp_path / "configs/sweeps").mkdir(parents=True)
+    shutil.copy(REPO / "train.py", tmp_path)
+    shutil.copy(REPO / "configs/sweeps/grid.yaml", tmp_path / "configs/sweeps")
+    (tmp_path / "configs/default.yaml").write_text(yaml.safe_dump(WORLD))
+    trials = [{"model.sae.d_sae": 64, "model.sae.k": 2}, {"model.sae.d_sae": 96, "model.sae.k": 5}]
+    server = serve(trials)
+    assert "wandb agent me/sae/sweep1" in wandb(
+        tmp_path, server, "sweep", "configs/sweeps/grid.yaml"
+    )
+    wandb(tmp_path, server, "agent", "me/sae/sweep1")
+    assert not server.orders
+    for number, trial in enumerate(trials):
+        run = tmp_path / f"runs/trial{number}"
+        summary = json.loads((run / "summary.json").read_text())
+        assert {"model.sae.d_sae": summary["d_sae"], "model.sae.k": summary["k"]} == trial
+        assert summary["steps"] == WORLD["trainer"]["max_steps"]
+        (file,) = run.glob(f"wandb/offline-run-*-trial{number}/run-trial{number}.wandb")
+        written = file.read_bytes()
+        assert b"sweep1" in written  # the run is one of the sweep's
+        for name in ("fvu", "l0", "dictionary_mcc_signed"):
+            assert f"held_out_{name}".encode() in written
+            assert str(summary["held_out"][name]).encode() in written

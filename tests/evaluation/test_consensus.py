@@ -1,0 +1,190 @@
+"""What several seeds agree on, worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sae import SAE, UserError
+from sae.autoencoder.sites import SkipTranscoder
+from sae.autoencoder.sparsity import BatchTopK, Gated, GroupMax, JumpReLU, MatchingPursuit, TopK
+from sae.evaluation.consensus import consensus
+
+D_IN = 8
+
+
+def of(W_dec: torch.Tensor, rule=None, *, W_enc: torch.Tensor | None = None, **values) -> SAE:
+    """An SAE of these rows, tied where nothing else is said."""
+    sae = SAE(W_dec.shape[1], rule or TopK(d_sae=len(W_dec), k=2), dtype=W_dec.dtype)
+    with torch.no_grad():
+        sae.W_dec.copy_(W_dec)
+        sae.W_enc.copy_((W_dec if W_enc is None else W_enc).T)
+        for name, value in values.items():
+            getattr(sae, name).copy_(torch.as_tensor(value, dtype=W_dec.dtype))
+    return sae
+
+
+def permuted(sae: SAE, order: torch.Tensor) -> SAE:
+    copy = SAE(sae.d_in, sae.sparsity, dtype=sae.b_dec.dtype)
+    state = sae.state_dict()
+    for name, tensor in state.items():
+        if name == "W_enc":
+            state[name] = tensor[:, order]
+        elif tensor.dim() and name != "b_dec":
+            state[name] = tensor[order]
+    copy.load_state_dict(state)
+    return copy
+
+
+def turned(degrees: float) -> torch.Tensor:
+    """A direction in the plane of the first two axes of four."""
+    angle = math.radians(degrees)
+    return torch.tensor([math.cos(angle), math.sin(angle), 0, 0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        TopK(d_sae=24, k=3),
+        BatchTopK(d_sae=24, k=3),
+        JumpReLU(d_sae=24),
+        Gated(d_sae=24),
+        MatchingPursuit(d_sae=24, k=3),
+    ],
+)
+def test_of_permuted_copies_is_the_first_of_them(rule):
+    generator = torch.Generator().manual_seed(0)
+    first = SAE(D_IN, rule, seed=1)
+    with torch.no_grad():
+        for tensor in first.state_dict().values():
+            tensor += 0.1 * torch.randn(tensor.shape, generator=generator).abs()
+        first.project()
+    orders = [torch.randperm(24, generator=generator) for _ in range(2)]
+    agreed = consensus([first, *(permuted(first, order) for order in orders)])
+    assert agreed.sparsity == rule
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(agreed.state_dict()[name], tensor, rtol=1e-6, atol=1e-7)
+    assert agreed.stability.tolist() == pytest.approx([1.0] * 24)
+    x = torch.randn(50, D_IN, generator=generator)
+    torch.testing.assert_close(agreed(x), first(x), rtol=1e-5, atol=1e-6)
+
+
+def test_means_by_hand():
+    """Two seeds of two latents: one shared at cosine .8, in another order; one at right angles."""
+    eye = torch.eye(4, dtype=torch.float64)
+    near = torch.tensor([0.8, 0.6, 0, 0], dtype=torch.float64)
+    a = of(torch.stack([eye[0], eye[2]]), b_enc=[1.0, 7.0], b_dec=[0.0, 2, 0, 0])
+    b = of(torch.stack([eye[3], 3 * near]), b_enc=[7.0, 2.0], b_dec=[4.0, 0, 0, 0])
+    agreed = consensus([a, b])
+    assert (agreed.d_sae, agreed.sparsity.k) == (1, 1)  # not 2 of 1
+    # (1, 0) + (.8, .6) = (1.8, .6), of length sqrt(3.6); rows are 1 and 3 long.
+    expected = torch.tensor([[1.8, 0.6, 0, 0]], dtype=torch.float64) / math.sqrt(3.6) * 2
+    torch.testing.assert_close(agreed.W_dec.data, expected)
+    torch.testing.assert_close(agreed.W_enc.data[:, 0], (eye[0] + 3 * near) / 2)
+    assert agreed.b_enc.tolist() == [1.5] and agreed.b_dec.tolist() == [2, 1, 0, 0]
+    assert agreed.stability.tolist() == pytest.approx([0.8])
+
+
+def test_the_rule_is_kept_to():
+    """MatchingPursuit's encoder is its decoder; a mean of two at cosine .8 is shorter."""
+    a, b = (of(turned(angle)[None], MatchingPursuit(d_sae=1, k=1)) for angle in (0, 36.87))
+    agreed = consensus([a, b])
+    assert torch.equal(agreed.W_enc, agreed.W_dec.T)
+    assert agreed.W_dec.norm().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("at_least", "found"), [(None, [0, 1]), (2, [0, 1]), (3, [0])])
+def test_a_latent_of_one_seed_is_left_out(at_least, found):
+    """Latent 0 all three have, 1 two have, 2 and 3 (axes of their own) one each."""
+    eye = torch.eye(6)
+    saes = [of(eye[[0, 1, 2]]), of(eye[[3, 0, 1]]), of(eye[[4, 5, 0]])]
+    agreed = consensus(saes, at_least=at_least)
+    assert torch.equal(agreed.W_dec.data, eye[found])
+    assert torch.equal(agreed.W_enc.data, eye[found].T)
+    again = consensus(saes[::-1], at_least=at_least)  # now the pair is found from the second seed
+    assert torch.equal(again.W_dec.data, eye[found])
+
+
+def test_every_two_must_agree_in_decoder_and_in_encoder():
+    """At 0, 40 and -40 degrees: the outer two are at cosine cos 80 = .17 of each other."""
+    fan = [of(turned(angle)[None], TopK(d_sae=1, k=1)) for angle in (0, 40, -40)]
+    with pytest.raises(UserError, match="no latent is shared by 3 of 3 seeds at cosine 0.7"):
+        consensus(fan, at_least=3)
+    pair = consensus(fan)  # the last leaves
+    torch.testing.assert_close(pair.W_dec.data, turned(20)[None])
+    assert pair.stability.tolist() == pytest.approx([math.cos(math.radians(40))])
+    assert consensus(fan, at_least=3, threshold=0.17).d_sae == 1
+    # From seed 1 on: 0 is used up with nobody else, so 1 and 2 cannot have it twice.
+    apart = [of(turned(0)[None], TopK(d_sae=1, k=1), W_enc=turned(a)[None]) for a in (0, 90, 0)]
+    assert consensus(apart).W_enc.data[:, 0].tolist() == [1, 0, 0, 0]
+    with pytest.raises(UserError, match="no latent"):
+        consensus(apart[:2])
+
+
+def test_who_agrees_with_fewest_goes_first():
+    """Around 0 degrees: 30, 35 and -44. The last agrees with the first alone."""
+    fan = [of(turned(angle)[None], TopK(d_sae=1, k=1)) for angle in (0, -44, 30, 35)]
+    agreed = consensus(fan)
+    mean = (turned(0) + turned(30) + turned(35)) / 3
+    torch.testing.assert_close(agreed.W_dec.data[0], mean / mean.norm())
+    cosines = [math.cos(math.radians(a)) for a in (30, 35, 5)]
+    assert agreed.stability.tolist() == pytest.approx([sum(cosines) / 3])
+
+
+def test_what_is_not_of_one_latent_is_averaged_over_all():
+    rows = torch.eye(3)
+    site = SkipTranscoder(read="a", predict="b").bind({"a": 3, "b": 3})
+    saes = [SAE(3, BatchTopK(d_sae=3, k=2, k_start=3, k_anneal=0.5), site=site) for _ in range(2)]
+    for number, sae in enumerate(saes):
+        with torch.no_grad():
+            sae.W_dec.copy_(rows[[0, 1, 2]] if number else rows[[2, 0, 1]])
+            sae.W_enc.copy_(sae.W_dec.T)
+            sae.W_skip.copy_(torch.arange(9.0).view(3, 3) * number)
+            sae.b_dec.copy_(torch.arange(3.0) * number)
+            sae.threshold.fill_(number)
+        sae.metadata = {"model": "m", "seed": number, "run": f"r{number}"}
+    agreed = consensus(saes)
+    assert torch.equal(agreed.W_skip.data, torch.arange(9.0).view(3, 3) / 2)
+    assert agreed.b_dec.tolist() == [0, 0.5, 1] and agreed.threshold.tolist() == [0.5] * 3
+    assert agreed.sparsity == BatchTopK(d_sae=3, k=2)
+    assert agreed.metadata == {
+        "model": "m",
+        "consensus_of": ["r0", "r1"],
+        "seeds": [0, 1],
+        "threshold": 0.7,
+        "at_least": 2,
+    }
+
+
+def test_it_is_saved_and_loaded_as_any(tmp_path):
+    agreed = consensus([of(torch.eye(4)), of(torch.eye(4))])
+    agreed.save(tmp_path / "c")
+    again = SAE.load(tmp_path / "c")
+    assert again.stability.tolist() == [1.0] * 4 and again.metadata == agreed.metadata
+    assert torch.equal(again(torch.ones(2, 4)), agreed(torch.ones(2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("saes", "options", "words"),
+    [
+        ([of(torch.eye(4))], {}, "two autoencoders or more"),
+        ([of(torch.eye(4)), of(torch.eye(4), TopK(d_sae=4, k=3))], {}, "seed only"),
+        ([of(torch.eye(4))] * 2, {"at_least": 3}, "at_least=3; give 2 to 2"),
+        ([of(torch.eye(4))] * 2, {"at_least": 1}, "at_least=1; give 2 to 2"),
+        ([of(torch.eye(4), GroupMax(d_sae=4, k=2))] * 2, {}, "GroupMax goes by the place"),
+    ],
+)
+def test_what_has_no_consensus(saes, options, words):
+    with pytest.raises(UserError, match=words):
+        consensus(saes, **options)
+
+
+def test_sites_that_share_their_latents_out():
+    from sae.autoencoder.sites import CrossLayerTranscoder
+
+    site = CrossLayerTranscoder(read=["a", "b"], predict=["c", "d"]).bind(dict.fromkeys("abcd", 4))
+    saes = [SAE(site.d_in, TopK(d_sae=4, k=2), site=site, d_out=site.d_out)] * 2
+    with pytest.raises(UserError, match="CrossLayerTranscoder goes by the place"):
+        consensus(saes)

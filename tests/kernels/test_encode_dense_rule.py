@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from test_encode_topk import NAMES, problem
+from torch import Tensor
+
+from encoder_cases import TRITON_ONLY, chunks_of, forbid_waiting
+from kernel_cases import (
+    active_sets,
+    assert_as_good,
+    device,
+    each_backend,
+    each_dtype,
+    each_shape,
+    leaves,
+    normal,
+)
+from sae_kernels import reference
+from sae_kernels.encode_dense_rule import encode_dense_rule, largest
+from sae_kernels.encode_topk import encode_topk
+from sae_kernels.row_grads import RowGrads
+
+
+def signed(k: int, floor: float = 0.0):
+    """The k of largest |pre|, with their signs; 0 where |pre| is at most floor."""
+
+    def choose(pre: Tensor) -> tuple[Tensor, Tensor]:
+        indices = pre.abs().sort(dim=1, descending=True, stable=True).indices[:, :k]
+        values = pre.gather(1, indices)
+        return torch.where(values.abs() <= floor, 0, values), indices
+
+    return choose
+
+
+def on_support(inputs: list[Tensor], indices: Tensor, floor: float = 0.0) -> Tensor:
+    """Plain torch on a support that is given: what autograd makes of the values alone."""
+    x, W_enc, b_enc, b_dec = inputs
+    values = ((x - b_dec) @ W_enc + b_enc).gather(1, indices)
+    return torch.where(values.abs() > floor, values, 0)
+
+
+@each_backend
+@each_dtype
+@each_shape
+def test_values_and_gradients_of_every_input(backend, dtype, shape):
+    inputs, k = problem(shape), shape[3]
+    cotangent = normal(shape[0], shape[2], seed=9)
+    support = reference.encode_dense_rule(*inputs[:3], signed(k), inputs[3])
+    assert shape[0] == 1 or (support.values < 0).any() and (support.values > 0).any()
+
+    fast_in = leaves(*inputs, dtype=dtype, device=device(backend))
+    fast = encode_dense_rule(*fast_in[:3], signed(k), fast_in[3], backend=backend)
+    assert fast.values.dtype == dtype and fast.indices.dtype == torch.int64
+    assert fast.values.shape == fast.indices.shape == (shape[0], k)
+    if dtype != torch.bfloat16 or backend != "triton":  # where the product is rounded first
+        assert active_sets(fast) == active_sets(support)
+
+    indices = fast.indices.cpu()
+    weights = cotangent.gather(1, indices)
+    results = []
+    for kind in (torch.float64, dtype):
+        at = leaves(*inputs, dtype=kind)
+        values = on_support(at, indices)
+        results.append([values, *torch.autograd.grad((values * weights.to(kind)).sum(), at)])
+    truth, plain = results
+    weights = weights.to(fast.values.device, dtype)
+    grads = torch.autograd.grad((fast.values * weights).sum(), fast_in)
+    for name, got, same, true in zip(
+        ["values", *NAMES], [fast.values, *grads], plain, truth, strict=True
+    ):
+        assert_as_good(got, same, true, name)
+    assert grads[1].t().is_contiguous(), "W_enc's gradient must be latent-major"
+
+
+@each_backend
+def test_equals_the_reference_and_empty_slots_get_no_gradient(backend):
+    inputs = problem((9, 8, 60, 12))
+    results = []
+    for which in (backend, "reference"):
+        at = leaves(*inputs, dtype=torch.float64, device=device(which))
+        codes = encode_dense_rule(*at[:3], signed(12, floor=5.0), at[3], backend=which)
+        cotangent = normal(9, 60, seed=4).to(codes.values.device).gather(1, codes.indices)
+        loss = (codes.values * cotangent).sum() + codes.values.pow(2).sum()
+        results.append([codes.to_dense(), *torch.autograd.grad(loss, at)])
+        ones = torch.ones_like(codes.values)
+        again = encode_dense_rule(*at[:3], signed(12, floor=5.0), at[3], backend=which)
+        (d_b_enc,) = torch.autograd.grad(again.values, at[2], ones)
+        assert (codes.values == 0).any() and (codes.values < 0).any()
+        assert d_b_enc.tolist() == (codes.to_dense() != 0).sum(0).tolist()
+    for name, got, want in zip(["codes", *NAMES], *results, strict=True):
+        assert_as_good(got, want, want.cpu(), name)
+
+
+@each_backend
+def test_gradients_in_parts_sum_to_the_whole(backend):
+    inputs = problem((7, 6, 40, 5))
+    grads = []
+    for deferring in (False, True):
+        at = leaves(*inputs, dtype=torch.float64, device=device(backend))
+        if deferring:
+            at[1].row_grads = RowGrads()
+        for seed in (5, 6):  # two backward passes add up
+            codes = encode_dense_rule(at[0] * seed, *at[1:3], signed(5), at[3], backend=backend)
+            assert (codes.values < 0).any()
+            codes.values.square().sum().backward()
+        grads.append([t.grad for t in at])
+        if deferring:
+            assert at[1].grad is None
+            grads[1][1] = reference.gradient(at[1].t().shape, None, at[1].row_grads).t()
+    for name, want, got in zip(NAMES, *grads, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10, msg=name)
+
+
+@each_backend
+def test_chunks_of_rows_do_not_show_and_are_bounded(backend, monkeypatch):
+    inputs = [t.to(device(backend), torch.float64) for t in problem((11, 9, 40, 3))]
+    whole = encode_dense_rule(*inputs[:3], signed(3), inputs[3], backend=backend)
+    chunks_of(4, 40, torch.float64, backend, monkeypatch)
+    seen, choose = [], signed(3)
+
+    def spy(pre: Tensor) -> tuple[Tensor, Tensor]:
+        assert not torch.is_grad_enabled()
+        seen.append(len(pre))
+        return choose(pre)
+
+    parts = encode_dense_rule(*inputs[:3], spy, inputs[3], backend=backend)
+    assert seen == [4, 4, 3]
+    assert active_sets(parts) == active_sets(whole)
+    torch.testing.assert_close(parts.to_dense(), whole.to_dense())
+
+
+@each_backend
+def test_two_runs_give_the_same_bits(backend):
+    runs = []
+    for _ in range(2):
+        at = leaves(*problem((7, 50, 77, 13)), dtype=torch.float32, device=device(backend))
+        codes = encode_dense_rule(*at[:3], signed(13), at[3], backend=backend)
+        runs.append(
+            [codes.values, codes.indices, *torch.autograd.grad(codes.values.square().sum(), at)]
+        )
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@each_backend
+def test_empty_batch(backend):
+    at = leaves(*problem((0, 4, 30, 3)), dtype=torch.float32, device=device(backend))
+    codes = encode_dense_rule(*at[:3], signed(3), at[3], backend=backend)
+    assert codes.values.shape == codes.indices.shape == (0, 3)
+    assert all((g == 0).all() for g in torch.autograd.grad(codes.values.sum(), at))
+
+
+@each_backend
+def test_autocast_changes_nothing(backend, monkeypatch):
+    monkeypatch.setattr(
+        "sae_kernels.cpu.pre_acts._has_onednn", lambda: False
+    )  # it ignores autocast
+    inputs = [t.to(device(backend), torch.float32) for t in problem((6, 50, 70, 5))]
+    want = encode_dense_rule(*inputs[:3], signed(5), inputs[3], backend=backend)
+    with torch.autocast(device(backend), dtype=torch.bfloat16):
+        got = encode_dense_rule(*inputs[:3], signed(5), inputs[3], backend=backend)
+    assert torch.equal(got.to_dense(), want.to_dense())
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda pre: (pre[:, :2], pre[:, :3].long()),
+        lambda pre: (pre[:1], pre[:1].long()),
+        lambda pre: (pre[:, 0], pre[:, 0].long()),
+    ],
+    ids=["two-widths", "rows", "one-dimension"],
+)
+def test_what_is_no_choice_is_refused(choose):
+    x, W_enc, b_enc, _ = problem((4, 5, 30, 3))
+    with pytest.raises(ValueError, match=r"of 4 rows.*both must be \[rows, k\]"):
+        encode_dense_rule(x, W_enc, b_enc, choose)
+
+
+@each_backend
+@pytest.mark.parametrize("rule", ["encode_topk", "encode_chosen"])
+def test_nan_is_kept_and_gets_no_gradient(backend, rule):
+    inputs = problem((6, 5, 60, 3))
+    inputs[2][7] = float("nan")
+    inputs[2][8:] -= 12
+    x, W_enc, b_enc, b_dec = leaves(*inputs, dtype=torch.float64, device=device(backend))
+    if rule == "encode_topk":  # its mask is the same, of values that are not negative
+        codes = encode_topk(x, W_enc, b_enc, 12, b_dec, backend=backend)
+    else:
+        codes = encode_dense_rule(x, W_enc, b_enc, signed(40, 9.0), b_dec, backend=backend)
+    values, indices = codes.values.detach().cpu(), codes.indices.cpu()
+    assert values.isnan().sum() == 6 and (indices[values.isnan()] == 7).all()
+    fires = (values > 0) | (values < 0)
+    assert fires.any() and (values == 0).any()
+    ones = torch.ones_like(codes.values)
+    grad = torch.autograd.grad(codes.values, b_enc, ones)[0].cpu()
+    assert grad.tolist() == torch.bincount(indices[fires], minlength=60).tolist()
+
+
+@each_backend
+@pytest.mark.parametrize("k", [1, 5, 64, 300])
+def test_largest_breaks_ties_from_the_left(backend, k, monkeypatch):
+    if backend == "triton":
+        monkeypatch.setattr("sae_kernels.gpu.encode_topk._BLOCK", 128)  # several blocks a row
+    generator = torch.Generator().manual_seed(k)
+    scores = torch.randint(0, 5, (9, 300), generator=generator).double()
+    scores[3] = 2.0
+    scores[4, 17] = float("nan")
+    got = largest(scores.to(device(backend)), k, backend=backend).cpu()
+    want = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    assert got.dtype == torch.int64 and got.shape == (9, k)
+    for row, mine, true in zip(scores, got.tolist(), want.tolist(), strict=True):
+        assert len(set(mine)) == k
+        positive = lambda some, row=row: {i for i in some if not row[i] <= 0}
+        assert positive(mine) == positive(true)
+    assert torch.equal(largest(scores, k, backend="reference"), want)
+
+
+@TRITON_ONLY
+def test_never_waits_for_the_device(backend):
+    def choose(pre: Tensor) -> tuple[Tensor, Tensor]:
+        indices = largest(pre.abs(), 5, backend=backend)
+        return pre.gather(1, indices), indices
+
+    at = leaves(*problem((5, 4, 300, 5)), dtype=torch.float32, device=device(backend))
+    encode_dense_rule(*at[:3], choose, at[3], backend=backend)  # kernels are compiled
+    with forbid_waiting():
+        codes = encode_dense_rule(*at[:3], choose, at[3], backend=backend)
+        torch.autograd.grad(codes.values.square().sum(), at)

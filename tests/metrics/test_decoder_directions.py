@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+import torch
+
+from sae.metrics.decoder_directions import (
+    c_dec,
+    c_dec_chance,
+    c_dec_of_latents,
+    dictionary_chance,
+    dictionary_mcc_chance,
+    dictionary_mcc_signed,
+    matched_cosines_signed,
+    mmcs,
+    mmcs_of_latents,
+    mmcs_uniqueness,
+    s_n,
+    uniqueness_of_latents,
+)
+
+
+def unit(rows, width, seed):
+    x = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+    return x / x.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize(("d_sae", "features"), [(5, 5), (6, 4), (4, 6)], ids=str)
+def test_mcc_is_the_best_assignment_there_is(d_sae, features):
+    W_dec, truth = unit(d_sae, 3, 0), unit(features, 3, 1)
+    cosines = (truth @ W_dec.T).double()
+    if d_sae < features:
+        cosines = cosines.T
+    best = max(
+        sum(cosines[i, j].item() for i, j in enumerate(chosen))
+        for chosen in permutations(range(cosines.shape[1]), len(cosines))
+    )
+    assert dictionary_mcc_signed(W_dec, truth) == pytest.approx(best / features, abs=1e-6)
+
+
+def test_a_permuted_and_scaled_copy_scores_one_and_its_negative_does_not():
+    truth = unit(16, 8, 0)
+    W_dec = truth[torch.randperm(16)] * torch.linspace(0.1, 9, 16)[:, None]
+    assert dictionary_mcc_signed(W_dec, truth) == pytest.approx(1, abs=1e-6)
+    assert dictionary_mcc_signed(-torch.eye(8), torch.eye(8)) == 0
+
+
+def test_features_without_a_latent_count_zero():
+    truth = torch.eye(8)
+    assert dictionary_mcc_signed(truth[:6], truth) == 0.75
+    assert dictionary_mcc_signed(torch.cat([truth[:6], torch.zeros(4, 8)]), truth) == 0.75
+
+
+@pytest.mark.parametrize(("features", "width", "expected"), [(16, 8, 0.519), (32, 16, 0.466)])
+def test_chance_level(features, width, expected):
+    levels = [dictionary_mcc_chance(unit(features, width, s), features, seed=s) for s in range(10)]
+    assert sum(levels) / 10 == pytest.approx(expected, abs=0.02)
+    assert levels[0] == dictionary_mcc_chance(unit(features, width, 0), features, seed=0)
+
+
+def test_mmcs_lets_features_share_a_latent():
+    truth = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    W_dec = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+    assert mmcs(W_dec, truth) == pytest.approx((1 + 0.8 + 0) / 3)
+    assert mmcs_uniqueness(W_dec, truth) == 0.5
+    # All three nearest to the first feature, though two of them are some feature's nearest.
+    W_dec = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.95, 0.05]])
+    assert mmcs_uniqueness(W_dec, truth) == pytest.approx(1 / 3)
+    assert mmcs_uniqueness(truth, truth) == 1
+
+
+def test_mmcs_of_latents_is_a_precision():
+    # Of two latents one is on a feature, and one at 45 degrees to the nearest of three.
+    W_dec = torch.tensor([[2.0, 0, 0], [1, 1, 0]])
+    assert mmcs_of_latents(W_dec, torch.eye(3)) == pytest.approx((1 + 0.5**0.5) / 2)
+
+
+def test_c_dec_is_the_mean_of_the_pairs(monkeypatch):
+    # Unit rows (1, 0), (-.6, .8), (0, -1): |cos| .6, 0 and .8.
+    W_dec = torch.tensor([[1.0, 0], [-3, 4], [0, -2]])
+    assert c_dec(W_dec) == pytest.approx(1.4 / 3)
+    assert c_dec(torch.eye(5)) == 0
+    random = unit(100, 64, 0)
+    level = c_dec(random)
+    assert level == pytest.approx((2 / torch.pi / 64) ** 0.5, rel=0.03)
+    monkeypatch.setattr("sae.metrics.decoder_directions._ROWS", 7)
+    assert c_dec(random) == pytest.approx(level, abs=1e-12)
+
+
+def test_s_n_is_the_n_th_largest_projection_of_a_row():
+    x, b_dec = torch.tensor([[2.0, 1], [4, 5]]), torch.tensor([1.0, 1])
+    # x - b_dec: (1, 0) and (3, 4). Projections on (1, 0), (0, 1) and (.6, .8): 1, 0, .6; 3, 4, 5.
+    W_dec = torch.tensor([[1.0, 0], [0, 7], [3, 4]])
+    found = [s_n(x, W_dec, b_dec, n) for n in range(3)]
+    assert found == pytest.approx([5, 3, 0.6])  # of 5, 4, 3, 1, .6, 0: those at 0, 2 and 4
+
+
+def test_units_of_which_scores_are_means():
+    truth = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    W_dec = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
+    # (1, 0) and (0, 1) have a latent, (.8, .6) none: its cosines would win .6 or .8, not 1.
+    assert matched_cosines_signed(W_dec, truth).tolist() == pytest.approx([1, 0, 1])
+    # Nearest to latents: feature 0 twice, feature 2 once.
+    W_dec = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.99, 0.1]])
+    assert uniqueness_of_latents(W_dec, truth).tolist() == [0.5, 1, 0.5]
+    W_dec = torch.tensor([[1.0, 0], [-3, 4], [0, -2]])  # |cos| .6, 0 and .8
+    assert c_dec_of_latents(W_dec).tolist() == pytest.approx([0.3, 0.7, 0.4])
+
+
+def test_chance_of_any_score():
+    truth, seen = unit(6, 4, 0), []
+
+    def score(W_dec, found):
+        seen.append(W_dec)
+        assert found is truth
+        return float(len(seen))
+
+    assert dictionary_chance(score, truth, 9, draws=3) == 2
+    assert [tuple(W_dec.shape) for W_dec in seen] == [(9, 4)] * 3
+    assert not torch.equal(seen[0], seen[1])
+    assert dictionary_chance(mmcs, truth, 9) > dictionary_mcc_chance(truth, 9)
+    assert c_dec_chance(64) == pytest.approx(c_dec(unit(1000, 64, 0)), rel=0.01)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sae.metrics.interpretability import (
+    cosine_similarity,
+    intruder_detection,
+    label_agreement,
+    machine_interpretability,
+)
+
+
+def world(n=2000, features=6, seed=0):
+    """True codes, one or two features a sample."""
+    generator = torch.Generator().manual_seed(seed)
+    active = torch.rand(n, features, generator=generator) < 0.25
+    return active * torch.rand(n, features, generator=generator).add(0.5)
+
+
+def test_similarities():
+    embedding = torch.tensor([[3.0, 4], [8, 6], [0, 0]])
+    a, b = torch.tensor([[0, 0, 1]]), torch.tensor([[0, 1, 2]])
+    assert cosine_similarity(embedding)(a, b).tolist() == [pytest.approx([1, 0.96, 0])]
+    labels = torch.tensor([[1, 5], [1, 6], [2, 7]])
+    assert label_agreement(labels)(a, b).tolist() == [[1, 0.5, 0]]
+    assert label_agreement(labels[:, 0])(a, b).tolist() == [[1, 1, 0]]
+
+
+def test_latents_that_are_one_feature_score_one_and_random_ones_chance():
+    z = world()
+    alike = cosine_similarity(z)
+    assert machine_interpretability(3 * z, alike).min() > 0.85
+    assert intruder_detection(3 * z, alike).min() > 0.85
+    shuffled = z[torch.randperm(2000, generator=torch.Generator().manual_seed(1))]
+    scores = machine_interpretability(shuffled, alike, tasks=200)
+    assert scores.mean().item() == pytest.approx(0.5, abs=0.05)
+    assert intruder_detection(shuffled, alike, tasks=200).mean().item() == pytest.approx(
+        0.2, abs=0.04
+    )
+
+
+def test_mis_of_a_latent_whose_label_it_is():
+    # The latent fires on the 48 of 192 samples with label 1 and no others: s(q+, E+) = 1, s(q+, E-)
+    # = 0, s(q-, E+) = 0, s(q-, E-) = 1, so D+ - D- = 2 in every task.
+    labels = (torch.arange(192) < 48).long()
+    codes = (labels * torch.arange(192).add(1)).float()[:, None]
+    agree = label_agreement(labels)
+    assert machine_interpretability(codes, agree).tolist() == [1]
+    expected = 1 / (1 + math.exp(-0.16 * 2))
+    found = machine_interpretability(codes, agree, alpha=0.16)
+    assert found.item() == pytest.approx(expected)
+    # Nothing to tell them apart by: ties, which count one half.
+    same = label_agreement(torch.zeros(192))
+    assert machine_interpretability(codes, same).tolist() == [0.5]
+    assert intruder_detection(codes, agree).tolist() == [1]
+    assert intruder_detection(codes, same).tolist() == pytest.approx([1 / 5])
+    # Labels the other way around within the latent: the intruder is like most of them.
+    assert intruder_detection(codes, lambda a, b: -agree(a, b)).tolist() == [0]
+
+
+def test_the_query_is_the_least_extreme_and_none_explains_itself():
+    # Of 40 samples a quarter is the top, 10 to 19, so every task explains with the nine strongest
+    # and asks for the weakest of them, 10; of the bottom, 20 to 29, the highest is asked for, 29.
+    codes = torch.full((40, 1), 0.5)
+    codes[10:20, 0] = torch.arange(1.0, 11)
+    codes[20:30, 0] = torch.arange(-11.0, -1)
+    asked = []
+
+    def similarity(a, b):
+        asked.append((a, b))
+        return (b - a).double()
+
+    machine_interpretability(codes, similarity, tasks=3)
+    assert {(a.unique().item(), *sorted(b[0].tolist())) for a, b in asked} == {
+        (10, *range(11, 20)),
+        (10, *range(20, 29)),
+        (29, *range(11, 20)),
+        (29, *range(20, 29)),
+    }
+
+
+def test_latents_that_fire_too_rarely_are_left_out():
+    z = world(400, 3)
+    z[:, 1] = 0
+    z[:36, 1] = 1
+    scores = machine_interpretability(z, cosine_similarity(z), latents=[1, 0])
+    assert math.isnan(scores[0]) and not math.isnan(scores[1])
+    assert not math.isnan(
+        machine_interpretability(z, cosine_similarity(z), latents=[1], references=8)
+    )
+    z[3:, 1] = 0
+    assert math.isnan(intruder_detection(z, cosine_similarity(z), latents=[1]))
+
+
+def test_scores_are_functions_of_the_seed_and_not_of_the_other_latents():
+    z, noise = world(300), world(300, seed=5)
+    for score in (machine_interpretability, intruder_detection):
+        found = score(noise, cosine_similarity(z))
+        assert torch.equal(found, score(noise, cosine_similarity(z)))
+        assert torch.equal(found[[4, 2]], score(noise, cosine_similarity(z), latents=[4, 2]))
+        assert not torch.equal(found, score(noise, cosine_similarity(z), seed=1))
+        twice = score(noise[:, [2, 2]], cosine_similarity(z), tasks=50)  # each has its own tasks
+        assert twice[0] != twice[1]

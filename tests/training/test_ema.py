@@ -1,0 +1,110 @@
+"""The average of the weights beside the weights."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from sae import SAE, UserError
+from sae.autoencoder.losses import FVU, L0
+from sae.autoencoder.sites import Autoencoder
+from sae.autoencoder.sparsity import JumpReLU
+from sae.training import Learner, OptimConfig
+
+D_IN, D_SAE, DECAY = 6, 20, 0.7
+
+
+def learner(*, dtype=torch.float64, unit_norm=True, **optim) -> Learner:
+    sae = SAE(D_IN, JumpReLU(d_sae=D_SAE), site=Autoencoder(hook="a"), seed=1, dtype=dtype)
+    made = Learner(
+        sae,
+        [FVU(), L0(coefficient=1e-2)],
+        OptimConfig(lr=3e-2, unit_norm=unit_norm, **optim),
+        total_steps=20,
+        dead_after=10**6,
+        resample_every=10,
+        ema=DECAY,
+    )
+    made.initialise(batch(0, 256, dtype))
+    return made
+
+
+def batch(number: int, size: int = 32, dtype=torch.float64) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    return {"a": torch.randn(size, D_IN, generator=generator, dtype=torch.float64).to(dtype) + 0.5}
+
+
+@pytest.mark.parametrize("unit_norm", [True, False])
+def test_weighs_each_step_by_its_age_and_the_start_not_at_all(unit_norm):
+    made, seen = learner(unit_norm=unit_norm), []
+    for number in range(6):
+        made.step(batch(number))
+        seen.append({n: t.clone() for n, t in made.sae.state_dict().items()})
+    average = made.average.averaged(made.sae)
+    shares = [DECAY ** (5 - number) for number in range(6)]
+    for name, value in average.state_dict().items():
+        mean = sum(s * t[name].double() for s, t in zip(shares, seen, strict=True)) / sum(shares)
+        if name == "W_dec" and unit_norm:
+            assert (mean.norm(dim=1) < 1 - 1e-6).any(), "or norms need not be restored"
+            mean = mean / mean.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(value.double(), mean, rtol=1e-6, atol=1e-9, msg=name)
+    assert {"threshold", "b_enc"} <= set(seen[0]) and not torch.equal(average.b_enc, made.sae.b_enc)
+    exported = made.export(ema=True)
+    torch.testing.assert_close(
+        exported(batch(9)["a"]) * made.scale["a"], average(batch(9)["a"] * made.scale["a"])
+    )
+
+
+def test_does_not_touch_what_is_trained():
+    with_it, without = learner(), learner()
+    without.average = None
+    for number in range(4):
+        with_it.step(batch(number))
+        without.step(batch(number))
+        with_it.export(ema=True)
+    for (name, a), b in zip(
+        with_it.sae.state_dict().items(), without.sae.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_resumed_run_ends_with_the_same_bits(dtype):
+    straight = learner(dtype=dtype)
+    for number in range(10):
+        if number == 4:
+            saved = copy.deepcopy((straight.state_dict(), straight.optimizer.state_dict()))
+        straight.step(batch(number, dtype=dtype))
+    resumed = learner(dtype=dtype)
+    resumed.load_state_dict(saved[0])
+    resumed.optimizer.load_state_dict(saved[1])
+    for number in range(4, 10):
+        resumed.step(batch(number, dtype=dtype))
+    ends = [made.export(ema=True).state_dict() for made in (straight, resumed)]
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+    assert straight.average.W_dec.dtype == torch.float32
+
+
+def test_resampled_latents_are_averaged_from_then_on():
+    made = learner()
+    for number in range(3):
+        made.step(batch(number))
+    made.dead.tokens_since_fired[[2, 7]] = 10**7
+    before = made.average.W_enc.clone()
+    made.resample(batch(5))
+    others = [n for n in range(D_SAE) if n not in (2, 7)]
+    assert torch.equal(made.average.W_enc[:, [2, 7]], made.sae.W_enc[:, [2, 7]])
+    assert torch.equal(made.average.W_enc[:, others], before[:, others])
+    assert torch.equal(made.average.threshold[[2, 7]], made.sae.threshold[[2, 7]])
+
+
+def test_what_cannot_be_averaged_is_refused():
+    with pytest.raises(UserError, match="model.ema: signum averages"):
+        learner(name="signum")
+    sae = SAE(D_IN, JumpReLU(d_sae=D_SAE))
+    for decay in (0.0, 1.0):
+        with pytest.raises(UserError, match=f"model.ema={decay}"):
+            Learner(sae, [FVU(), L0()], OptimConfig(), total_steps=5, dead_after=5, ema=decay)
