@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from typing import Any, ClassVar, Self
 
+from sae import legacy
 from sae.errors import UserError
 
 
@@ -34,9 +35,9 @@ class Registered:
     def from_dict(cls, saved: dict[str, Any]) -> Self:
         """Rebuild from `to_dict`; raises UserError on an unknown class or field."""
         fields = dict(saved)
-        name = fields.pop("class", None)
+        name = legacy.class_name(str(fields.pop("class", None)))
         if name not in cls.registry:
-            near = difflib.get_close_matches(str(name), cls.registry, n=1) or sorted(cls.registry)
+            near = difflib.get_close_matches(name, cls.registry, n=1) or sorted(cls.registry)
             raise UserError(
                 f"{cls.family} {name!r} is not known; did you mean {near[0]}? "
                 f"A class of your own must be imported before it is loaded."

@@ -21,6 +21,7 @@ import sae.autoencoder.sites
 import sae.autoencoder.sparsity
 import sae.worlds  # noqa: F401
 import sae_configs
+from sae import legacy
 from sae.cli.config_errors import readable
 from sae.errors import UserError
 from sae.lightning.datamodule import ActivationDataModule
@@ -83,6 +84,13 @@ def _stream_trainer(settings: dict[str, Any], parts: dict[str, list[Any]]) -> Tr
     )
 
 
+class ConfigParser(LightningArgumentParser):
+    """A parser that also reads configs written with names that have since changed."""
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        return super().parse_string(legacy.config_text(content), *args, **kwargs)
+
+
 class Settings(LightningCLI):
     """A LightningCLI that only parses and builds: what is done with it is `fit`'s business.
 
@@ -105,6 +113,7 @@ class Settings(LightningCLI):
                 datamodule_class=ActivationDataModule,
                 save_config_callback=None,
                 trainer_class=make_trainer,
+                parser_class=ConfigParser,
                 seed_everything_default=False,
                 parser_kwargs={
                     "exit_on_error": False,
@@ -126,7 +135,7 @@ class Settings(LightningCLI):
             raise
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args([legacy.flag(arg) for arg in args])
         # A sweep's agent tells a trial its name in the environment, and in no other way.
         self.config.name = os.path.expandvars(self.config.name)
         if "$" in self.config.name:

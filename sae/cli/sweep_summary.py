@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
+from sae import legacy
 from sae.browser.sweep_page import write_sweep_report
 from sae.files import write_text
 from sae.lightning.artifacts import printed
@@ -74,7 +75,7 @@ def gather(folder: Path, keys: list[str], waves: list[dict[str, dict[str, Any]]]
 def _write_best(folder: Path, swept: SweepResults) -> dict[str, list[Trained]]:
     """A config that `fit` takes for the best at each L0, `best-l0-16.yaml` and so on; `best.yaml`
     is the one of the lowest error, which with several L0s is most likely at the highest."""
-    base = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    base = legacy.config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     groups = swept.best()
     found = {f"best-l0-{_number(seeds[0].l0)}.yaml": seeds for seeds in groups}
     if groups:
@@ -83,7 +84,7 @@ def _write_best(folder: Path, swept: SweepResults) -> dict[str, list[Trained]]:
     for file, seeds in found.items():
         member = seeds[0]
         place = folder / member.folder
-        config = yaml.safe_load(RunDir(place).config.read_text(encoding="utf-8"))
+        config = legacy.config(yaml.safe_load(RunDir(place).config.read_text(encoding="utf-8")))
         config |= {"name": f"{swept.name}-{Path(file).stem}", "runs": base["runs"]}
         says = (
             f"# {member.name} of {swept.name}: held-out FVU {member.fvu:.4f} at L0 {member.l0:.1f},"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from sae import legacy
 from sae.errors import UserError
 
 
@@ -110,12 +111,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
         try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+            saved = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:  # a damaged archive raises a dozen kinds
             raise UserError(
                 f"checkpoint {path} cannot be read: it is truncated or not one of ours "
                 f"({type(error).__name__}); remove it to go on from the one before"
             ) from error
+        return legacy.checkpoint(saved)
 
 
 def _free(folder: Path) -> bool:
