@@ -26,6 +26,7 @@ ARROWS = {
     "sae.sweep": set(),
     "sae.browser": {"sae.metrics", "sae.runs", "sae.sweep"},
     "sae.training": {
+        "sae.activations",
         "sae.autoencoder",
         "sae.inference",
         "sae.metrics",
@@ -36,7 +37,6 @@ ARROWS = {
         "sae.activations",
         "sae.autoencoder",
         "sae.inference",
-        "sae.lightning",  # to be removed: held-out batches
         "sae.metrics",
         "sae.training",
         "sae_kernels",
@@ -46,7 +46,6 @@ ARROWS = {
         "sae.autoencoder",
         "sae.cli",  # to be removed
         "sae.evaluation",
-        "sae.lightning",  # to be removed
         "sae.metrics",
         "sae.runs",
         "sae.training",
@@ -78,7 +77,7 @@ ARROWS = {
         "sae_configs",
     },
 }
-ABOVE_THE_STEP = {"sae.lightning", "sae.cli", "sae.runs"}
+ABOVE_THE_STEP = {"sae.lightning", "sae.cli"}
 ONLY_THERE = {"lightning", "wandb", "ray", "jsonargparse", "pytorch_lightning"}
 ONLY_IN_KERNELS = {"triton"}
 

@@ -1,5 +1,6 @@
 """Text to tokens to a frozen model to a stream of activations. Knows nothing of autoencoders."""
 
+from sae.activations.activation_data import ActivationData, HeldOutBatches
 from sae.activations.builtin_text import BuiltinText
 from sae.activations.model import ActivationModel, ModelOutput
 from sae.activations.model_activations import ModelActivations
@@ -9,12 +10,14 @@ from sae.activations.text import FileText, HuggingFaceText, Text
 from sae.activations.tokens import Contexts, PositionRule
 
 __all__ = [
+    "ActivationData",
     "ActivationModel",
     "Batch",
     "BuiltinText",
     "Contexts",
     "Counts",
     "FileText",
+    "HeldOutBatches",
     "HuggingFaceText",
     "ModelActivations",
     "ModelOutput",

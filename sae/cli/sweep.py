@@ -165,8 +165,9 @@ def wave(
 ) -> int:
     """One run; from its last checkpoint where it has one. Returns the exit code."""
     others = lambda changes: json.dumps({k: v for k, v in changes.items() if k != grid.SEED})
-    halving = Halving({n: others(c) for n, c in members.items()}) if stop_early else None
-    options = {"halving": halving, "sweep": folder, "callbacks": callbacks}
+    if stop_early:
+        callbacks = [*callbacks, Halving({n: others(c) for n, c in members.items()})]
+    options = {"sweep": folder, "callbacks": callbacks}
     if run.checkpoints():
         return train(["--config", str(run.config)], run, **options)
     args = ["--config", str(folder / "config.yaml"), "--runs", str(folder)]

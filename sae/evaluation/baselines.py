@@ -12,12 +12,11 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from sae.activations import Source, Stream
+from sae.activations import ActivationData, Source
 from sae.autoencoder import SAE
 from sae.autoencoder.losses import Penalty
 from sae.evaluation import baseline_sources as controls
-from sae.lightning.datamodule import ActivationDataModule
-from sae.training import Learner
+from sae.training import loop
 from sae.training.train_config import TrainConfig
 
 T = TypeVar("T")
@@ -86,7 +85,7 @@ def _with_l0(recipe: TrainConfig, factor: float) -> TrainConfig | None:
     return _changed(recipe, losses=[other if t is term else t for t in terms])
 
 
-def train(found: list[Baseline], data: ActivationDataModule, steps: int, device: Any) -> None:
+def train(found: list[Baseline], data: ActivationData, steps: int, device: Any) -> None:
     """Fill in every sibling's `sae`. Those of one source learn side by side from one stream."""
     by_source: dict[int, list[Baseline]] = {}
     for sibling in found:
@@ -94,35 +93,16 @@ def train(found: list[Baseline], data: ActivationDataModule, steps: int, device:
     for group in by_source.values():
         source = group[0].source
         source.setup(device)
-        stream = Stream(
-            source,
-            split="train",
-            batch_size=data.batch_size,
-            block_batches=data.block_batches,
-            seed=data.seed,
-            batches=steps * data.accumulate,
-        )
-        learners = [_learner(some.recipe, data, source, steps, device, stream) for some in group]
-        batches = iter(stream)
+        stream = data.train_stream(steps, source=source)
+        learners = [
+            some.recipe.build_learner(source.widths, data.batch_size, steps).to(device)
+            for some in group
+        ]
         says = ", ".join(some.says.replace("\n", " ") for some in group)
-        for micro in _progress(zip(*[batches] * data.accumulate, strict=True), steps, says):
-            for learner in learners:
-                learner.step(*(batch.acts for batch in micro))
+        for _ in _progress(loop.train(learners, stream, accumulate=data.accumulate), steps, says):
+            pass
         for sibling, learner in zip(group, learners, strict=True):
             sibling.sae = learner.export()
-
-
-def _learner(
-    recipe: TrainConfig,
-    data: ActivationDataModule,
-    source: Source,
-    steps: int,
-    device: Any,
-    stream: Stream,
-) -> Learner:
-    learner = recipe.build_learner(source.widths, data.batch_size, steps).to(device)
-    learner.initialise(stream.first_block().to(device).acts)
-    return learner
 
 
 def _progress(batches: Iterable[T], steps: int, says: str) -> Iterator[T]:

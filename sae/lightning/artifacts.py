@@ -24,12 +24,10 @@ from sae.lightning.datamodule import ActivationDataModule
 from sae.lightning.module import SAEModule
 from sae.lightning.seed_agreement import AcrossSeeds
 from sae.lightning.seed_agreement import table as seeds_table
-from sae.metrics.examples import top_examples, write_examples
+from sae.metrics.examples import EXAMPLE_TOKENS, top_examples, write_examples
 from sae.metrics.firing import Firing
 from sae.runs.run_dir import RunDir
 from sae.training.member import Member
-
-EXAMPLE_TOKENS = 65536
 
 
 def finish(

@@ -27,13 +27,13 @@ class SAEModule(L.LightningModule):
     Raises UserError where members need different batches.
 
     Attributes:
-        after_judging: called with this module when all have been judged on held-out activations
-            and their rows are written.
+        after_validation: functions called with this module after each validation, when the
+            held-out metrics of all members have been written.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
         super().__init__()
-        self.after_judging: list[Callable[[SAEModule], None]] = []
+        self.after_validation: list[Callable[[SAEModule], None]] = []
         self.members = nn.ModuleList(members)
         for name, says in (
             ("accumulate", "model.accumulate"),
@@ -162,20 +162,20 @@ class SAEModule(L.LightningModule):
         for member, row in rows.items():
             self.write(member, row)
         self._judged_at = self.steps
-        for look in self.after_judging:
-            look(self)
+        for function in self.after_validation:
+            function(self)
         return list(rows.values())
 
     @property
-    def judge_every(self) -> int:
-        """Steps between two looks at held-out activations."""
+    def validate_every(self) -> int:
+        """Steps between two validations."""
         return self.trainer.val_check_interval * self.trainer.datamodule.steps_per_call
 
     @torch.inference_mode()
     def make_up(self) -> None:
         """Judge on held-out activations now, where that was due at the step of a checkpoint and
         was not done: the checkpoint of a step is written before, and a kill can come between."""
-        if not self.steps or self.steps % self.judge_every or self._judged_at == self.steps:
+        if not self.steps or self.steps % self.validate_every or self._judged_at == self.steps:
             return
         self.on_validation_epoch_start()
         for number, batch in enumerate(self.trainer.datamodule.val_dataloader()):

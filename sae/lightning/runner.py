@@ -21,9 +21,9 @@ from sae.files import write_text
 from sae.lightning import seed_agreement as seeds
 from sae.lightning.artifacts import finish
 from sae.lightning.callbacks import Members, ProgressBarWithMetrics, ProgressLines, SaveCheckpoints
-from sae.lightning.halving import Halving
+from sae.lightning.checkpoint_io import SafeCheckpointIO
 from sae.lightning.module import SAEModule
-from sae.runs.run_dir import RunDir, SafeCheckpointIO
+from sae.runs.run_dir import RunDir
 from sae.training.member import Member
 
 STOPPED = 130
@@ -39,7 +39,6 @@ def train(
     args: list[str],
     folder: RunDir | None,
     *,
-    halving: Halving | None = None,
     sweep: Path | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> int:
@@ -49,7 +48,6 @@ def train(
     Args:
         args: settings, `--config` among them.
         folder: of the run to resume, at its last checkpoint; None: of a new one.
-        halving: what stops the worse members on the way.
         sweep: folder of the sweep that this is a wave of, which says what was found.
         callbacks: Lightning's, besides those of every run.
     """
@@ -79,10 +77,7 @@ def train(
     across = None
     if found := seeds.groups(settings.alone):
         across = seeds.AcrossSeeds(found, run.path, resume_step=step)
-        trainer.callbacks.append(across)
-        module.after_judging.append(across.judged)
-    if halving is not None:
-        module.after_judging.append(halving)
+        trainer.callbacks.insert(0, across)
 
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 

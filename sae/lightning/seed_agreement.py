@@ -127,7 +127,10 @@ class AcrossSeeds(Callback):
                 "pw_mcc_signed_chance": pw_mcc_signed_chance(*starts[0].shape),
             }
 
-    def judged(self, module: SAEModule) -> None:
+    def setup(self, trainer: Trainer, pl_module: SAEModule, stage: str) -> None:
+        pl_module.after_validation.append(self.compare_live_members)
+
+    def compare_live_members(self, module: SAEModule) -> None:
         """Write a row of each group that is compared on the way."""
         for group, members in self.live(module).items():
             if _cheap(members):

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from sae.autoencoder import SAE
 
 
+EXAMPLE_TOKENS = 65_536
+"""Held-out tokens that a run's examples are chosen from."""
+
+
 @dataclass(frozen=True)
 class Example:
     """A window of text around the place where a latent fires strongest in its context.

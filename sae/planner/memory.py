@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 import torch
 from torch._subclasses import FakeTensorMode
 
+from sae.activations import ActivationData
 from sae.autoencoder.losses import EveryPrefix, Matryoshka
 from sae.autoencoder.sparsity import Unrolled
 from sae.cli.config import Settings
 from sae.errors import UserError
-from sae.lightning.datamodule import ActivationDataModule
 from sae.planner.system import free_bytes
 from sae.training import Learner
 from sae.training.parallel_steps import worth
@@ -130,7 +130,7 @@ def optimiser_bytes(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> in
     return param.numel() * param.itemsize * (1 if group["by_muon"] else 2)
 
 
-def shared_of(data: ActivationDataModule, whole: bool, device: str = "cpu") -> Shared:
+def shared_of(data: ActivationData, whole: bool, device: str = "cpu") -> Shared:
     """What the stream holds; `data.source` is set up. `whole`: whether a term runs the model on."""
     source = data.source
     itemsize = getattr(getattr(source, "model", None), "dtype", torch.float32).itemsize
@@ -229,7 +229,7 @@ def _too_large(
     name: str,
     recipe: TrainConfig,
     one: MemoryEstimate,
-    data: ActivationDataModule,
+    data: ActivationData,
     shared: int,
     have: str,
 ) -> UserError:

@@ -18,12 +18,11 @@ import torch._dynamo  # every optimiser imports it at its first step: part of th
 from sae.activations import Batch, ModelActivations, Stream
 from sae.cli.config import Settings
 from sae.evaluation.evaluate import evaluate
-from sae.lightning.artifacts import EXAMPLE_TOKENS
 from sae.metrics.downstream import downstream
-from sae.metrics.examples import top_examples, write_examples
+from sae.metrics.examples import EXAMPLE_TOKENS, top_examples, write_examples
 from sae.metrics.firing import Firing
 from sae.metrics.fvu import FVU
-from sae.runs.run_dir import SafeCheckpointIO
+from sae.runs.checkpoint import save_checkpoint
 from sae.training import Learner
 from sae.training.train_config import TrainConfig
 
@@ -149,8 +148,7 @@ class Pilot:
         saved = {"learner": learner.state_dict(), "optimiser": learner.optimizer.state_dict()}
         folder = Path(self.settings.config.runs)
         with tempfile.TemporaryDirectory(dir=folder if folder.is_dir() else None) as folder:
-            write = SafeCheckpointIO().save_checkpoint
-            checkpoint = self.time(lambda: write(saved, Path(folder) / "pilot.ckpt"))
+            checkpoint = self.time(lambda: save_checkpoint(saved, Path(folder) / "pilot.ckpt"))
         return Timed(first, step, validation, checkpoint, self._finishes[key])
 
     def _step(self, learner: Learner, recipe: TrainConfig, at: int) -> float:

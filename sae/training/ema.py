@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sae.autoencoder import SAE
 from sae.errors import UserError
 from sae.training.resample import write_rows
-from sae.training.unit_norm import normalize_rows_
+from sae.training.row_adam import normalize_rows_
 
 
 class WeightAverage(nn.Module):

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sae.errors import UserError
-from sae.training.schedule import warmup_decay
 
 OPTIMIZERS = ("adam", "adamw", "signum", "muon")
 
@@ -73,3 +72,16 @@ class OptimConfig:
         if self.name == "signum":
             return 1.0
         return warmup_decay(step, total, warmup=self.warmup, decay=self.decay)
+
+
+def warmup_decay(step: int, total: int, *, warmup: float, decay: float) -> float:
+    """Return the factor on the learning rate at `step` (counted from 0) of `total`.
+
+    It rises linearly from 1/n to 1 over the first `warmup` share of the run (n steps), and falls
+    linearly towards 0 over the last `decay` share, so that the last step still changes weights.
+    """
+    rising = warmup * total
+    falling = decay * total
+    up = (step + 1) / rising if rising > step + 1 else 1.0
+    down = (total - step) / falling if falling > total - step else 1.0
+    return up * down

@@ -9,9 +9,8 @@ import torch
 from sae.autoencoder import SAE
 from sae.errors import UserError
 from sae.training.optim_config import OptimConfig
-from sae.training.row_adam import RowAdam
+from sae.training.row_adam import RowAdam, normalize_rows_, remove_row_component
 from sae.training.schedule_free import ScheduleFreeSign
-from sae.training.unit_norm import normalize_rows_, remove_row_component
 
 
 def optimizer_for(sae: SAE, optim: OptimConfig, lr: float) -> torch.optim.Optimizer:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from sae.autoencoder import SAE
-from sae.training.row_adam import restore_dtypes
-from sae.training.unit_norm import normalize_rows_, remove_row_component
+from sae.training.row_adam import normalize_rows_, remove_row_component, restore_dtypes
 
 
 class ScheduleFreeSign(torch.optim.Optimizer):

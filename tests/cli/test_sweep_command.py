@@ -195,7 +195,7 @@ def _checkpoint_of_step_12(tmp_path: Path) -> Path:
     config = write(folder)
     args = ["sweep", "--config", str(config), "--runs", str(folder), *GRID, "--stop-early"]
     kept = folder / "step=12.ckpt"
-    from sae.runs.run_dir import SafeCheckpointIO
+    from sae.lightning.checkpoint_io import SafeCheckpointIO
 
     saved = SafeCheckpointIO.save_checkpoint
 

@@ -110,7 +110,7 @@ def test_step_equals_the_dense_twin(k_aux, clip_norm):
 
 
 def _lr(ours: Learner) -> float:
-    from sae.training.schedule import warmup_decay
+    from sae.training.optim_config import warmup_decay
 
     return OPTIM.lr * warmup_decay(ours.steps, 20, warmup=OPTIM.warmup, decay=OPTIM.decay)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sae.training.schedule import warmup_decay
+from sae.training.optim_config import warmup_decay
 
 
 def test_rises_stays_and_falls():
