@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unittest.mock
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -58,21 +59,60 @@ def leaves(*tensors: Tensor, dtype: torch.dtype, device: str = "cpu") -> list[Te
     return [t.detach().to(device, dtype).clone().requires_grad_() for t in tensors]
 
 
-def assert_as_good(fast: Tensor, plain: Tensor, truth: Tensor, what: str) -> None:
-    """The error may be twice that of plain torch in the same dtype, plus one rounding of the
-    largest value.
+def assert_as_good(
+    fast: Tensor, plain: Tensor | Sequence[Tensor], truth: Tensor, what: str
+) -> None:
+    """Assert that `fast` loses at most twice what plain PyTorch loses in the same dtype.
 
-    `truth` is float64 torch. A float64 fast path is held to 16 roundings of it.
+    One rounding of the largest value is allowed on top. A float64 result is held to 16 roundings.
+
+    Args:
+        fast: The result under test.
+        plain: Plain PyTorch's result in the same dtype. Several, if the op's sums can be written in
+            plain PyTorch in orders that lose differently: the worst of them counts. BLAS chooses
+            the order inside a product, so a single one makes the tolerance depend on the processor.
+        truth: The result of plain PyTorch in float64.
+        what: A name for the message.
     """
-    assert fast.dtype == plain.dtype and fast.shape == truth.shape, what
-    fast, plain, truth = (t.detach().cpu() for t in (fast, plain, truth))
-    eps = torch.finfo(plain.dtype).eps * (16 if plain.dtype == torch.float64 else 1)
+    plains = [plain] if isinstance(plain, Tensor) else plain
+    assert all(fast.dtype == p.dtype for p in plains) and fast.shape == truth.shape, what
+    fast, truth, *plains = (t.detach().cpu() for t in (fast, truth, *plains))
+    eps = torch.finfo(fast.dtype).eps * (16 if fast.dtype == torch.float64 else 1)
     scale = truth.abs().max().item() if truth.numel() else 0.0
     error = (fast.double() - truth).abs()
-    allowed = 2 * (plain.double() - truth).abs().max().item() if truth.numel() else 0.0
+    allowed = max(2 * (p.double() - truth).abs().max().item() if p.numel() else 0.0 for p in plains)
     assert not (~(error <= allowed + eps * scale)).any(), (
         f"{what}: error {error.max():.3e}, allowed {allowed:.3e} + {eps * scale:.3e}"
     )
+
+
+def tokens_first(W_enc: Tensor, d_pre: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the gradient of b_dec from one plain product in `dtype`, summed in fp32 or wider.
+
+    An encoder's backward pass sums over the tokens first (`encoder_backward`), where autograd sums
+    over the latents first; the two orders lose differently. This is the second of the `plain`
+    results for `assert_as_good`.
+
+    Args:
+        W_enc: Encoder weights, shape [d_in, d_sae].
+        d_pre: Exact gradients of the pre-activations, summed over the tokens, shape [d_sae].
+        dtype: The dtype under test.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    return -(W_enc.to(dtype).to(wide) @ d_pre.to(wide)).to(dtype)
+
+
+def sum_over_tokens(codes: Codes, weights: Tensor, table: Tensor) -> Tensor:
+    """Return plain PyTorch's sum of weight * table[token] for each latent, term after term.
+
+    A dense product adds in blocks and loses less on a long list of tokens. Shape [d_sae, d]; summed
+    in fp32 or wider and rounded once.
+    """
+    wide = torch.promote_types(table.dtype, torch.float32)
+    pairs = codes.by_latent()
+    terms = weights.detach().flatten().to(wide)[:, None] * table.to(wide)[pairs.token_of_slot]
+    rows = terms.new_zeros(codes.d_sae, table.shape[1])
+    return rows.index_add_(0, codes.indices.flatten(), terms).to(table.dtype)
 
 
 def active_sets(codes: Codes) -> list[set[int]]:

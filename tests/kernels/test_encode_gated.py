@@ -24,6 +24,7 @@ from kernel_cases import (
     normal,
     settings,
     st,
+    tokens_first,
 )
 from sae_kernels import reference
 from sae_kernels.encode_gated import encode_gated
@@ -63,6 +64,9 @@ def test_values_and_gradients_of_every_input(backend, dtype, shape):
             assert results[0][3].t().is_contiguous(), "W_enc's gradient must be latent-major"
             offsets = codes.offsets.cpu()
     assert torch.equal(offsets, codes.offsets)
+    d_b_gate, d_b_mag = results[2][4:6]
+    d_pre = d_b_gate + inputs[4].exp() * d_b_mag
+    results[1][-1] = [results[1][-1], tokens_first(inputs[1], d_pre, dtype)]
     for name, got, same, true in zip(["codes", "gates", *NAMES], *results, strict=True):
         assert_as_good(got, same, true, name)
 

@@ -48,16 +48,16 @@ def members(bits: str, chips=(90,)) -> Case:
     return select(bits, types, chips=chips)
 
 
-def row(bits: str, **constants) -> Case:
+def row(bits: str, chips=(90,), **constants) -> Case:
     """The elements of a row without groups."""
     types = {"values_ptr": f"*{bits}", "indices_ptr": "*i64"}
     types |= {name: "i32" for name in SIZES if name not in constants}
-    return select(bits, types, groups_ptr=None, **constants)
+    return select(bits, types, chips=chips, groups_ptr=None, **constants)
 
 
 CASES = [
     *(make("i16", CHIPS) for make in (group_max, groups, members)),
-    *(make(bits) for bits in ("i32", "i64") for make in (group_max, groups, members)),
-    *(row(bits) for bits in KEYS),
+    *(make(bits, CHIPS) for bits in ("i32", "i64") for make in (group_max, groups, members)),
+    *(row(bits, chips=CHIPS) for bits in KEYS),
     row("i32", BLOCK=1, width=1, k=1),
 ]
