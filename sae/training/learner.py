@@ -48,6 +48,20 @@ def controlled_term(losses: Sequence[LossTerm]) -> int | None:
     return found[0] if found else None
 
 
+def loss_columns(losses: Sequence[LossTerm]) -> tuple[str, ...]:
+    """Return the name under which each term of the loss is logged: `loss_fvu`, `loss_auxk`, ...
+
+    The logged value is the term times its coefficient, so the columns add up to `loss`. A second
+    term of the same class is `loss_l1_2`.
+    """
+    names: list[str] = []
+    for term in losses:
+        name = f"loss_{type(term).__name__.lower()}"
+        same = sum(type(term) is type(other) for other in losses[: len(names)])
+        names.append(f"{name}_{same + 1}" if same else name)
+    return tuple(names)
+
+
 class Learner(nn.Module):
     """An SAE, its optimiser, its counters, and the step that changes them.
 
@@ -124,7 +138,8 @@ class Learner(nn.Module):
             )
         self.register_buffer("step_number", torch.zeros((), dtype=torch.int64), False)
         self.register_buffer("warm", torch.ones(len(self.losses), dtype=torch.float64), False)
-        self.meter = RunningMeans(self.METERS)
+        self.loss_names = loss_columns(self.losses)
+        self.meter = RunningMeans((*self.METERS, *self.loss_names))
         self.steps = 0
         self.tokens = 0
         self.rule = sae.sparsity
@@ -169,14 +184,19 @@ class Learner(nn.Module):
     def forward(
         self, acts: dict[str, Tensor], run: Run | None = None
     ) -> tuple[ForwardOutput, Tensor]:
-        """Codes, prediction and loss of a batch {hook: [batch, width]}, as in training."""
+        """Return codes, prediction and loss of a batch {hook: [batch, width]}, as in training."""
+        forward = self.encode_decode(acts, run)
+        return forward, sum(self.weighted_losses(forward))
+
+    def encode_decode(self, acts: dict[str, Tensor], run: Run | None = None) -> ForwardOutput:
+        """Return codes and prediction of a batch {hook: [batch, width]}, as in training."""
         x, y = self.read_acts(acts)
         encoded = self.sae.encode_training(x, backend=self.backend)
         target = y - self.sae.skip(x) if self.sae.site.skip else y
         residual, squared_error = decode_error(
             encoded.codes, self.sae.W_dec, self.sae.b_dec, target, backend=self.backend
         )
-        forward = ForwardOutput(
+        return ForwardOutput(
             sae=self.sae,
             x=x,
             target=target,
@@ -191,10 +211,10 @@ class Learner(nn.Module):
             run=run,
             scale=self.scale,
         )
-        return forward, self._loss(forward)
 
-    def _loss(self, forward: ForwardOutput) -> Tensor:
-        loss = 0.0
+    def weighted_losses(self, forward: ForwardOutput) -> list[Tensor]:
+        """Return each term of the loss times its coefficient, in the order of `losses`."""
+        weighted = []
         for number, term in enumerate(self.schedule()[1:]):
             value = term(forward)
             weight = term.coefficient
@@ -202,8 +222,8 @@ class Learner(nn.Module):
                 weight = self.controller.coefficient()
             if isinstance(term, Penalty):
                 weight = weight * self.warm[number]
-            loss = loss + weight * value
-        return loss
+            weighted.append(weight * value)
+        return weighted
 
     @torch.no_grad()
     def predict(
@@ -266,13 +286,16 @@ class Learner(nn.Module):
         runs: Sequence[Run | None] | None = None,
     ) -> None:
         """What a step does with tensors: all of it can be recorded as one CUDA graph."""
-        done, losses = [], []
+        done, losses, terms = [], [], []
         for acts, run in zip(micro, runs or [None] * len(micro), strict=True):
-            forward, loss = self.forward(acts, run)
+            forward = self.encode_decode(acts, run)
+            weighted = self.weighted_losses(forward)
+            loss = sum(weighted)
             loss = loss / len(micro) if len(micro) > 1 else loss
             loss.backward()
             done.append(forward)
             losses.append(loss.detach())
+            terms.append([term.detach() / len(micro) for term in weighted])
         update()
         self.optimizer.zero_grad(set_to_none=True)
         self.sae.restrict()
@@ -296,6 +319,7 @@ class Learner(nn.Module):
             squared_error=sum(forward.squared_error.detach() for forward in done),
             variance=sum(forward.variance for forward in done),
             l0=l0,
+            **{name: sum(values) for name, *values in zip(self.loss_names, *terms, strict=True)},
         )
 
     def _raise_bar(self, by: Tensor) -> None:
@@ -334,6 +358,7 @@ class Learner(nn.Module):
         steps = max(sums["steps"], 1.0)
         return {
             "loss": sums["loss"] / steps,
+            **{name: sums[name] / steps for name in self.loss_names},
             "fvu": sums["squared_error"] / sums["variance"] if sums["variance"] else math.nan,
             "l0": sums["l0"] / steps,
             "dead_fraction": self.dead.dead_fraction().item(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,14 @@ class RunningMeans(nn.Module):
             torch.as_tensor(value, device=self.sums.device).double() for value in values.values()
         ]
         self.sums += torch.stack(row)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        saved = state_dict.get(prefix + "sums")
+        if saved is not None and len(saved) < len(self.names):
+            # Written before the terms of the loss were logged apart: unknown until the next read.
+            unknown = saved.new_full((len(self.names) - len(saved),), math.nan)
+            state_dict[prefix + "sums"] = torch.cat([saved, unknown])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def read(self) -> dict[str, float]:
         """The sums so far, which start again at zero. Waits for the device."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sae import SAE, UserError
-from sae.autoencoder.losses import FVU, L0, MSE, AuxK
+from sae.autoencoder.losses import FVU, L0, L1, MSE, AuxK
 from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import JumpReLU, TopK
 from sae.training import Learner, OptimConfig
@@ -304,3 +304,19 @@ def test_micro_batches_are_one_batch_where_losses_are_means_over_tokens(name):
         whole.sae.state_dict().items(), parts.sae.state_dict().values(), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11, msg=key)
+
+
+def test_loss_terms_are_logged_with_their_weight_and_add_up_to_the_loss():
+    sae = SAE(D_IN, TopK(d_sae=D_SAE, k=K), site=Autoencoder(hook="h"), dtype=torch.float64)
+    terms = [FVU(), AuxK(coefficient=0.5), L1(coefficient=0.1), L1(coefficient=0.2)]
+    made = Learner(sae, terms, OPTIM, total_steps=20, dead_after=32, refresh_steps=1)
+    data = batches(8)
+    made.initialise(data[0])
+    for number in range(0, 8, 2):  # two micro-batches a step
+        made.step(*data[number : number + 2])
+    row = made.read()
+    names = ["loss_fvu", "loss_auxk", "loss_l1", "loss_l1_2"]
+    assert [name for name in row if name.startswith("loss_")] == names
+    assert all(row[name] > 0 for name in names)
+    assert sum(row[name] for name in names) == pytest.approx(row["loss"], rel=1e-12)
+    assert row["loss_l1_2"] == pytest.approx(2 * row["loss_l1"], rel=1e-12)
