@@ -23,7 +23,7 @@ ARROWS = {
     "sae.formats": {"sae.autoencoder", "sae_kernels"},
     "sae.worlds": {"sae.activations", "sae_kernels"},
     "sae.metrics": {"sae.autoencoder", "sae.activations", "sae.inference", "sae_kernels"},
-    "sae.sweep": set(),
+    "sae.sweep": {"sae.runs"},
     "sae.browser": {"sae.metrics", "sae.runs", "sae.sweep"},
     "sae.training": {
         "sae.activations",

@@ -1,4 +1,4 @@
-"""The page about a run, and its pictures."""
+"""The page and the plots of a run, and of a sweep."""
 
 from sae.browser.page import write_report
 from sae.browser.plots import curves_png

@@ -1,4 +1,4 @@
-"""`report.html`: one page about one run, that opens anywhere and runs nothing."""
+"""Write `report.html`, one self-contained page about one run, without scripts or links."""
 
 from __future__ import annotations
 
@@ -11,106 +11,115 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from sae.browser.plots import curves_svg, density_svg
-from sae.browser.run_data import Run
+from sae.browser.plots import TERM_PREFIX, curves_svg, density_svg
+from sae.browser.run_data import RunData
 from sae.files import write_text
 from sae.metrics.examples import LatentExamples
 
-_LATENTS, _EXAMPLES, _SHADES = 20, 6, 9
+_MAX_LATENTS = 20  # shown on a page
+_MAX_EXAMPLES = 6  # shown of each latent
+_SHADES = 9  # behind tokens, from weak to strong
 
 
 @dataclass(frozen=True)
-class _Figure:
+class _Metric:
     key: str
     label: str
     format: str
-    meaning: str
+    description: str
 
 
-_FIGURES = (
-    _Figure(
+_METRICS = (
+    _Metric(
         "fvu",
         "Variance unexplained (FVU)",
         ".4f",
-        "Squared error over variance. 0 is a perfect copy, 1 is what the mean alone would give.",
+        "Squared error over variance: 0 for a perfect copy, 1 for the mean alone.",
     ),
-    _Figure("l0", "Active latents (L0)", ".1f", "Mean number of latents that fire on a token."),
-    _Figure(
-        "dead_fraction", "Dead latents", ".2%", "Share that had stopped firing when training ended."
+    _Metric("l0", "Active latents (L0)", ".1f", "Mean number of latents that fire on a token."),
+    _Metric(
+        "dead_fraction",
+        "Dead latents",
+        ".2%",
+        "Share of latents that had stopped firing when training ended.",
     ),
-    _Figure(
+    _Metric(
         "never_fired_fraction",
         "Never fired",
         ".2%",
-        "Share that fired on no held-out token; larger the fewer tokens there are.",
+        "Share of latents that fired on no held-out token; the fewer tokens, the larger.",
     ),
-    _Figure("cosine", "Cosine", ".4f", "Mean cosine between an activation and its reconstruction."),
-    _Figure(
+    _Metric("cosine", "Cosine", ".4f", "Mean cosine between an activation and its reconstruction."),
+    _Metric(
         "shrinkage",
-        "Length kept",
+        "Norm ratio",
         ".4f",
-        "Mean length of reconstructions over that of activations; below 1 they are too short.",
+        "Mean norm of reconstructions over mean norm of activations; below 1 they are too short.",
     ),
-    _Figure(
+    _Metric(
         "output_cosine",
-        "Output cosine",
+        "Cosine of the model's output",
         ".4f",
-        "Between the model's final hidden states with and without the autoencoder in place.",
+        "Between the model's final hidden states with and without the SAE in place.",
     ),
-    _Figure(
+    _Metric(
         "output_cosine_mean_ablation",
         "… with the mean instead",
         ".4f",
-        "Control: the same when each activation is replaced by the mean. Compare with this.",
+        "Baseline: the same cosine when every activation is replaced by the mean.",
     ),
-    _Figure("ce_clean", "Loss of the model", ".4f", "Next-token cross-entropy in nats, untouched."),
-    _Figure("ce_sae", "… with the autoencoder", ".4f", "With reconstructions put in their place."),
-    _Figure(
-        "ce_zero_ablation", "… with zeros", ".4f", "Control: with zeros in place of activations."
+    _Metric("ce_clean", "Loss of the model", ".4f", "Next-token cross-entropy in nats, unchanged."),
+    _Metric("ce_sae", "… with the SAE", ".4f", "With activations replaced by reconstructions."),
+    _Metric("ce_zero_ablation", "… with zeros", ".4f", "Baseline: activations replaced by zeros."),
+    _Metric(
+        "ce_mean_ablation", "… with the mean", ".4f", "Baseline: activations replaced by the mean."
     ),
-    _Figure(
-        "ce_mean_ablation", "… with the mean", ".4f", "Control: with the mean in place of them."
-    ),
-    _Figure(
+    _Metric(
         "loss_recovered",
         "Loss recovered",
         ".2%",
-        "1 would be no harm done, 0 no better than putting zeros there.",
+        "1 if the SAE does not raise the model's loss, 0 if it raises it as much as zeros do.",
     ),
-    _Figure("kl_sae", "KL", ".4f", "From the clean predictions to those with it in place, nats."),
-    _Figure(
+    _Metric("kl_sae", "KL", ".4f", "From the predictions without the SAE to those with it, nats."),
+    _Metric(
         "dictionary_mcc_signed",
-        "True features found",
+        "True features recovered (MCC)",
         ".4f",
         "Mean cosine between each true feature and the latent matched to it one to one.",
     ),
-    _Figure(
-        "dictionary_mcc_signed_chance", "… by chance", ".4f", "Control: the same of random vectors."
+    _Metric(
+        "dictionary_mcc_signed_chance",
+        "… by chance",
+        ".4f",
+        "Baseline: the same mean cosine for random vectors.",
     ),
-    _Figure("tokens", "Tokens", ",.0f", "Held-out tokens these figures come from."),
+    _Metric("tokens", "Tokens", ",.0f", "Held-out tokens on which these metrics were measured."),
 )
 _TILES = ("fvu", "l0", "dead_fraction", "output_cosine", "loss_recovered", "dictionary_mcc_signed")
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write `report.html` into a run's folder from what lies there, atomically; returns its path.
+    """Write `report.html` into a run's folder, atomically, and return its path.
 
-    Reads config.yaml, metrics.csv, summary.json, density.json and examples.jsonl; what is missing
-    is said to be missing on the page. Raises UserError when the folder is not one of a run.
+    The page shows config.yaml, metrics.csv, summary.json, density.json and examples.jsonl, and
+    says which of them are missing.
+
+    Raises:
+        UserError: If the folder is not the folder of a run.
     """
-    run = Run.read(run_dir)
-    curves = curves_svg(run)
-    figures = [row for figure in _FIGURES if (row := _row(run, figure))]
-    page = template("report.html").render(
+    run = RunData.read(run_dir)
+    rows = [row for metric in _METRICS if (row := _metric_row(run, metric))]
+    page = load_template("report.html").render(
         title=run.name,
         subtitle=_subtitle(run.metadata | run.summary),
-        tiles=[row for row in figures if row["key"] in _TILES],
-        figures=figures,
+        tiles=[row for row in rows if row["key"] in _TILES],
+        metrics=rows,
         speed=_speed(run.summary),
-        # The only two things not escaped: pictures that plots.py drew from numbers.
-        curves=Markup(curves) if curves else None,
+        # Only the plots are not escaped; plots.py draws them from numbers and column names.
+        curves=[Markup(svg) for svg in curves_svg(run)],
+        has_loss_terms=sum(name.startswith(TERM_PREFIX) for name in run.curves.points) > 1,
         density=Markup(density_svg(run.firing)) if run.firing else None,
-        latents=[_card(latent) for latent in spread(run.latents, _LATENTS)],
+        latents=[_latent_card(latent) for latent in evenly_ranked(run.latents, _MAX_LATENTS)],
         latents_read=len(run.latents),
         config=run.config,
         summary=json.dumps(run.summary, indent=2) if run.summary else "",
@@ -120,8 +129,8 @@ def write_report(run_dir: str | Path) -> Path:
     return path
 
 
-def template(name: str) -> Template:
-    """A page of this room; what is put into it is escaped."""
+def load_template(name: str) -> Template:
+    """Return a Jinja template of this package, which escapes every value it is given."""
     environment = Environment(
         loader=PackageLoader("sae.browser", "."),
         autoescape=True,
@@ -132,27 +141,34 @@ def template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def spread(latents: list[LatentExamples], count: int) -> list[LatentExamples]:
-    """`count` of the latents that have examples, at even ranks of frequency, the rarest first."""
-    alive = sorted((one for one in latents if one.examples), key=lambda x: (x.frequency, x.latent))
+def evenly_ranked(latents: list[LatentExamples], count: int) -> list[LatentExamples]:
+    """Return `count` of the latents that have examples, evenly spaced by rank of frequency.
+
+    The rarest comes first. All are returned if there are no more than `count`.
+    """
+    alive = [latent for latent in latents if latent.examples]
+    alive.sort(key=lambda latent: (latent.frequency, latent.latent))
     if len(alive) <= count:
         return alive
     return [alive[round(i * (len(alive) - 1) / (count - 1))] for i in range(count)]
 
 
-def _row(run: Run, figure: _Figure) -> dict[str, str] | None:
-    """The held-out value where there is one, else the training one, which says so."""
-    value, label = run.held_out.get(figure.key), figure.label
-    if value is None and figure.key != "tokens":
-        value = run.summary.get(figure.key)
-        label = figure.label if figure.key == "dead_fraction" else f"{figure.label}, training"
+def _metric_row(run: RunData, metric: _Metric) -> dict[str, str] | None:
+    """Return the row of a metric, or None if it was not measured.
+
+    A metric without a held-out value shows the value from training, and its label says so.
+    """
+    value, label = run.held_out.get(metric.key), metric.label
+    if value is None and metric.key != "tokens":
+        value = run.summary.get(metric.key)
+        label = metric.label if metric.key == "dead_fraction" else f"{metric.label}, training"
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return {
-        "key": figure.key,
+        "key": metric.key,
         "label": label,
-        "value": format(value, figure.format),
-        "meaning": figure.meaning,
+        "value": format(value, metric.format),
+        "description": metric.description,
     }
 
 
@@ -177,9 +193,12 @@ def _speed(summary: dict[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def _card(latent: LatentExamples) -> dict[str, Any]:
-    """A latent as the page shows it: every token with its shade, 0 (silent) to 9 (its maximum)."""
-    top = latent.max_activation or 1.0
+def _latent_card(latent: LatentExamples) -> dict[str, Any]:
+    """Return what the page shows of a latent.
+
+    Each token has a shade, from 0 where the latent is silent to `_SHADES` at its maximum.
+    """
+    maximum = latent.max_activation or 1.0
     return {
         "latent": latent.latent,
         "frequency": f"{latent.frequency:.3%}",
@@ -188,13 +207,13 @@ def _card(latent: LatentExamples) -> dict[str, Any]:
             [
                 {
                     "text": (token if i else token.lstrip(" ")).replace("\n", "↵"),
-                    "shade": max(0, min(_SHADES, math.ceil(_SHADES * value / top))),
+                    "shade": max(0, min(_SHADES, math.ceil(_SHADES * value / maximum))),
                     "value": f"{value:.3g}",
                 }
                 for i, (token, value) in enumerate(
                     zip(example.tokens, example.activations, strict=True)
                 )
             ]
-            for example in latent.examples[:_EXAMPLES]
+            for example in latent.examples[:_MAX_EXAMPLES]
         ],
     }

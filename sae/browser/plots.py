@@ -1,123 +1,171 @@
-"""The pictures of a run: inline SVG for the report, one PNG for a README."""
+"""The plots of a run: inline SVG for its page, and one PNG for a README."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import (
+    EngFormatter,
+    Formatter,
+    FuncFormatter,
+    NullFormatter,
+    PercentFormatter,
+)
 
-from sae.browser.run_data import Run
-from sae.browser.style import for_png, for_svg, png, svg
+from sae.browser.run_data import RunData
+from sae.browser.style import COLORS, legend_above, png_style, svg_style, to_svg, write_png
 from sae.metrics.firing import Firing, density_histogram
 
-_LINE, _BARS = "#2f7fc1", "#d9772b"
-_MOST_POINTS = 400  # per curve; a page of millions of steps must still open
-_PERCENT = PercentFormatter(1.0)
-# column of metrics.csv, title, how its axis is written
+TERM_PREFIX = "loss_"
+"""Columns of metrics.csv with this prefix are single terms of the loss."""
+_MAX_POINTS = 400  # per curve, so that the page of a run of millions of steps still opens
+_PANEL_INCHES = 4.0, 2.9  # 288 pt wide: text of 9.5 pt is 11 px high on a phone 350 px wide
+_LINE_HEIGHT = 12  # points of one row of a legend
+_TRAINING, _HELD_OUT = COLORS[:2]
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """A plot of one column of metrics.csv over the tokens.
+
+    Attributes:
+        column: Column of metrics.csv; `loss` is drawn with its terms.
+        title: Title of the plot.
+        formatter: Format of the tick labels of the y axis.
+        log: Whether the y axis is logarithmic when the values span more than a factor of 10.
+    """
+
+    column: str
+    title: str
+    formatter: Formatter | None = None
+    log: bool = False
+
+
 _PANELS = (
-    ("fvu", "Variance unexplained (FVU)", None),
-    ("loss", "Loss", None),
-    ("dead_fraction", "Dead latents", _PERCENT),
-    ("l0", "Active latents per token (L0)", None),
-    ("lr", "Learning rate", FuncFormatter(lambda value, _: f"{value:g}")),
-    ("tokens_per_second", "Tokens per second", EngFormatter(sep="")),
+    _Panel("fvu", "Variance unexplained (FVU)", log=True),
+    _Panel("loss", "Loss", log=True),
+    _Panel("dead_fraction", "Dead latents", PercentFormatter(1.0)),
+    _Panel("l0", "Active latents per token (L0)"),
+    _Panel("lr", "Learning rate", FuncFormatter(lambda value, _: f"{value:g}")),
+    _Panel("tokens_per_second", "Tokens per second", EngFormatter(sep="")),
 )
 
 
-def curves_svg(run: Run) -> str | None:
-    """The training curves as an `<svg>` element; None when metrics.csv has none of them."""
-    panels = [panel for panel in _PANELS if run.curves.get(panel[0])]
-    if not panels:
-        return None
-    with for_svg("curves"):
-        rows = -(-len(panels) // 3)
-        figure = Figure(figsize=(9.6, 2.3 * rows), layout="constrained")
-        axes = figure.subplots(rows, 3, squeeze=False).flatten()
-        for ax in axes[len(panels) :]:
-            ax.remove()
-        for ax, panel in zip(axes, panels, strict=False):
-            _draw_curve(ax, run, *panel)
-        return svg(figure)
+def curves_svg(run: RunData) -> list[str]:
+    """Return one `<svg>` element for each curve that the run's metrics.csv has."""
+    return [_panel_svg(run, panel) for panel in _PANELS if run.curves.points.get(panel.column)]
 
 
 def density_svg(firing: Firing) -> str:
-    """The density histogram as an `<svg>` element."""
-    with for_svg("density"):
-        figure = Figure(figsize=(9.6, 2.6), layout="constrained")
-        _draw_density(figure.subplots(), firing)
-        return svg(figure)
+    """Return the histogram of firing densities as an `<svg>` element."""
+    with svg_style("density"):
+        figure, ax = _new_figure()
+        _draw_density(ax, firing)
+        return to_svg(figure)
 
 
 def curves_png(run_dir: str | Path, path: str | Path) -> None:
-    """Draw a run's FVU, dead latents and density histogram side by side, on white, as one PNG.
+    """Draw a run's FVU, dead latents and firing densities side by side as one PNG.
 
-    Raises UserError when `run_dir` is not the folder of a run.
+    Raises:
+        UserError: If `run_dir` is not the folder of a run.
     """
-    run = Run.read(run_dir)
-    panels = [panel for panel in _PANELS if panel[0] in ("fvu", "dead_fraction")]
-    panels = [panel for panel in panels if run.curves.get(panel[0])]
-    with for_png():
-        count = len(panels) + (run.firing is not None)
-        figure = Figure(figsize=(3.5 * max(count, 1), 2.7), dpi=160, layout="constrained")
-        figure.get_layout_engine().set(wspace=0.06, w_pad=0.08, h_pad=0.08)
-        axes = figure.subplots(1, max(count, 1), squeeze=False).flatten()
+    run = RunData.read(run_dir)
+    panels = [
+        panel
+        for panel in _PANELS
+        if panel.column in ("fvu", "dead_fraction") and run.curves.points.get(panel.column)
+    ]
+    with png_style():
+        count = max(len(panels) + (run.firing is not None), 1)
+        figure = Figure(figsize=(3.5 * count, 2.9), dpi=160, layout="constrained")
+        figure.get_layout_engine().set(wspace=0.06, w_pad=0.08, h_pad=0.08)  # pyright: ignore
+        axes = figure.subplots(1, count, squeeze=False).flatten()
         for ax, panel in zip(axes, panels, strict=False):
-            _draw_curve(ax, run, *panel)
+            _draw_panel(ax, run, panel)
         if run.firing is not None:
-            _draw_density(axes[-1], run.firing)
-            axes[-1].set_title("How often latents fire")
-        png(figure, path)
+            _draw_density(axes[-1], run.firing, "How often latents fire")
+        write_png(figure, path)
 
 
-def _draw_curve(ax: Axes, run: Run, column: str, title: str, formatter) -> None:
-    points = np.array(run.curves[column])
-    if len(points) > _MOST_POINTS:  # each point the mean of its share of the run
-        points = np.array([part.mean(0) for part in np.array_split(points, _MOST_POINTS)])
-    x, y = points.T
-    ax.plot(x, y, color=_LINE, linewidth=1.5, marker="." if len(x) < 20 else "")
-    held_out = run.held_out.get(column)
+def _new_figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=_PANEL_INCHES, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _panel_svg(run: RunData, panel: _Panel) -> str:
+    with svg_style(panel.column):
+        figure, ax = _new_figure()
+        _draw_panel(ax, run, panel)
+        return to_svg(figure)
+
+
+def _draw_panel(ax: Axes, run: RunData, panel: _Panel) -> None:
+    points = run.curves.points
+    x, y = _thinned(points[panel.column]).T
+    lowest, highest = y.min(), y.max()
+    terms = [name for name in points if name.startswith(TERM_PREFIX)]
+    terms = terms if panel.column == "loss" and len(terms) > 1 else []
+    held_out = run.held_out.get(panel.column)
+    marker = "." if len(x) < 20 else ""
+    label = "sum" if terms else "training"
+    ax.plot(x, y, color=_TRAINING, linewidth=1.5, marker=marker, label=label)
+    for term, color in zip(terms, COLORS[1:] * len(terms), strict=False):
+        term_x, term_y = _thinned(points[term]).T
+        name = term.removeprefix(TERM_PREFIX)
+        ax.plot(term_x, term_y, color=color, linewidth=1.1, marker=marker, label=name)
+        positive = term_y[term_y > 0]
+        lowest = min(lowest, positive.min() if len(positive) else lowest)
+        highest = max(highest, term_y.max())
     if isinstance(held_out, int | float):
-        ax.axhline(held_out, color=_BARS, linewidth=1.2, linestyle=(0, (4, 2)))
-        ax.annotate(
-            f"held-out {held_out:.3g}",
-            (0, held_out),  # under the line's start, where a curve that falls is not
-            xycoords=("axes fraction", "data"),
-            xytext=(4, -3),
-            textcoords="offset points",
-            va="top",
-            color=_BARS,
-        )
-    ax.set_title(title)
-    ax.set_xlabel(run.x_label)
+        lowest, highest = min(lowest, held_out), max(highest, held_out)
+        label = f"held-out {held_out:.3g}"
+        ax.axhline(held_out, color=_HELD_OUT, linewidth=1.2, linestyle=(0, (4, 2)), label=label)
+    rows = legend_above(ax) if terms or isinstance(held_out, int | float) else 1
+    ax.set_title(panel.title, pad=6 + _LINE_HEIGHT * rows)
+    ax.set_xlabel(run.curves.x_name)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if column in ("fvu", "loss") and y.min() > 0 and y.max() > 10 * y.min():
-        ax.set_yscale("log")
+    if panel.log and lowest > 0 and highest > 10 * lowest:
+        ax.set_yscale("log", nonpositive="mask")
+        ax.set_ylim(max(lowest, 1e-4 * highest) / 1.3, 1.3 * highest)
         ax.yaxis.set_minor_formatter(NullFormatter())
-    elif column in ("fvu", "dead_fraction", "l0", "lr", "tokens_per_second"):
-        ax.set_ylim(0, max(y.max() * 1.08, 0.01 if column == "dead_fraction" else 1e-12))
-    if formatter:
-        ax.yaxis.set_major_formatter(formatter)
+    elif lowest >= 0:
+        ax.set_ylim(0, max(highest * 1.08, 0.01 if panel.column == "dead_fraction" else 1e-12))
+    if panel.formatter:
+        ax.yaxis.set_major_formatter(panel.formatter)
 
 
-def _draw_density(ax: Axes, firing: Firing) -> None:
+def _thinned(points: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Return at most `_MAX_POINTS` rows (x, y), each the mean of its share of the points."""
+    array = np.array(points)
+    if len(array) <= _MAX_POINTS:
+        return array
+    return np.array([part.mean(0) for part in np.array_split(array, _MAX_POINTS)])
+
+
+def _draw_density(ax: Axes, firing: Firing, title: str | None = None) -> None:
     histogram = density_histogram(firing)
     edges = 10 ** histogram.edges.numpy()
-    ax.stairs(histogram.counts.numpy(), edges, fill=True, color=_BARS, alpha=0.85)
+    ax.stairs(histogram.counts.numpy(), edges, fill=True, color=_HELD_OUT, alpha=0.85)
     ax.set_xscale("log")
     ax.set_xlim(0.8 / max(firing.tokens, 1), 1.25)
-    ax.set_ylim(0, 1.3 * max(histogram.counts.max().item(), 1))
+    ax.set_ylim(0, 1.08 * max(histogram.counts.max().item(), 1))
     ax.set_xlabel("share of held-out tokens a latent fires on")
     ax.set_ylabel("latents")
     never = f"{histogram.never_fired:,} of {len(firing.counts):,} never fired"
     ax.annotate(
-        f"{never}\nin {firing.tokens:,} tokens",
-        (1, 1),
+        f"{never} in {firing.tokens:,} tokens",
+        (0, 1),
         xycoords="axes fraction",
-        xytext=(-3, -3),
+        xytext=(0, 3),
         textcoords="offset points",
-        ha="right",
-        va="top",
+        va="bottom",
+        fontsize=8.5,
     )
+    if title:
+        ax.set_title(title, pad=6 + _LINE_HEIGHT)

@@ -1,20 +1,24 @@
-"""`sweep.html` and the pictures beside it."""
+"""Write `sweep.html`, the page about a sweep, and the PNGs of its plots."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
-from sae.browser.page import template
-from sae.browser.style import for_png, for_svg, png, svg
-from sae.browser.sweep_plots import by_setting, over_l0
+from sae.browser.page import load_template
+from sae.browser.style import png_style, svg_style, to_svg, write_png
+from sae.browser.sweep_plots import plot_over_l0, plot_settings, setting_keys
 from sae.files import write_text
-from sae.sweep.results import SweepResults, Trained
+from sae.sweep.results import MemberResult, SweepResults
 
-# column of sweep.csv, heading, how it is written
+# Column of sweep.csv, heading, format.
 _COLUMNS = (
     ("held_out_fvu", "held-out FVU", ".4f"),
     ("held_out_l0", "L0", ".1f"),
@@ -23,67 +27,88 @@ _COLUMNS = (
     ("kl_sae", "KL", ".4f"),
     ("dictionary_mcc_signed", "MCC", ".4f"),
 )
-# What a model, or the truth, has to say, the first that there is.
-_HARM = ("kl_sae", "output_cosine", "dictionary_mcc_signed")
+# Metrics that judge an SAE by more than its error; the first that was measured is plotted.
+_DOWNSTREAM = ("kl_sae", "output_cosine", "dictionary_mcc_signed")
 
 
-def write_sweep_report(folder: str | Path, best: dict[str, list[Trained]]) -> Path:
-    """Draw `fvu_over_l0.png`, `downstream_over_l0.png` and `settings.png`, write `sweep.html`.
+@dataclass(frozen=True)
+class _Plot:
+    """A plot of the sweep: `draw` makes the PNG; the page shows each of `panels` as an SVG."""
+
+    name: str
+    title: str
+    draw: Callable[[], Figure]
+    panels: list[Callable[[], Figure]]
+
+
+def write_sweep_report(folder: str | Path, best: dict[str, list[MemberResult]]) -> Path:
+    """Write `sweep.html`, `fvu_over_l0.png`, `downstream_over_l0.png` and `settings.png`.
 
     Args:
-        folder: of a finished sweep.
-        best: by the file that has its config, the seeds of the best combination at an L0.
+        folder: Folder of a finished sweep.
+        best: For each file with a best config, the seeds of the combination it describes.
+
+    Returns:
+        The path of `sweep.html`.
     """
-    folder, swept = Path(folder), SweepResults.read(folder)
-    pictures = []
-    for name, title, draw in _pictures(swept):
-        with for_png():
-            png(draw(), folder / f"{name}.png")
-        with for_svg(name):
-            pictures.append({"title": title, "svg": Markup(svg(draw()))})
-    columns = [some for some in _COLUMNS if any(some[0] in m.figures for m in swept.members)]
-    stopped = len(swept.members) - len(swept.trained)
-    page = template("sweep.html").render(
-        title=swept.name,
-        subtitle=f"{len(swept.members)} members on one stream over {', '.join(swept.keys)}"
-        + (f"; {stopped} stopped on the way" if stopped else ""),
-        best=[_best(swept, file, some) for file, some in best.items()],
-        pictures=pictures,
-        seeds=[_agreement(name, group) for name, group in swept.seeds.items()],
+    folder, results = Path(folder), SweepResults.read(folder)
+    plots = []
+    for plot in _plots(results):
+        with png_style():
+            write_png(plot.draw(), folder / f"{plot.name}.png")
+        panels = []
+        for number, draw in enumerate(plot.panels):
+            with svg_style(f"{plot.name}-{number}"):
+                panels.append(Markup(to_svg(draw())))
+        plots.append({"title": plot.title, "panels": panels})
+    measured = {name for member in results.members for name in member.metrics}
+    columns = [column for column in _COLUMNS if column[0] in measured]
+    stopped = len(results.members) - len(results.finished)
+    page = load_template("sweep.html").render(
+        title=results.name,
+        subtitle=f"{len(results.members)} members on one stream over {', '.join(results.keys)}"
+        + (f"; {stopped} stopped before the end" if stopped else ""),
+        best=[_best_row(results, file, seeds) for file, seeds in best.items()],
+        plots=plots,
+        seeds=[_seed_row(name, group) for name, group in results.seed_groups.items()],
         columns=[heading for _, heading, _ in columns] + ["stopped"],
-        rows=[_row(folder, member, columns) for member in swept.members],
+        rows=[_member_row(folder, member, columns) for member in results.members],
         config=(folder / "config.yaml").read_text(encoding="utf-8"),
     )
     write_text(folder / "sweep.html", page)
     return folder / "sweep.html"
 
 
-def _pictures(swept: SweepResults):
-    """Name, title and drawing of each; none where nothing reached the end."""
-    if not swept.trained:
+def _plots(results: SweepResults) -> Iterator[_Plot]:
+    """Yield the plots of a sweep; there are none if no member reached the end."""
+    if not results.finished:
         return
-    yield "fvu_over_l0", "Error over L0", lambda: over_l0(swept, "held_out_fvu")
-    harm = [name for name in _HARM if any(name in member.figures for member in swept.trained)]
-    if harm:
-        title = "The truth over L0" if harm[0] == _HARM[-1] else "Harm to the model over L0"
-        yield "downstream_over_l0", title, lambda: over_l0(swept, harm[0])
-    yield "settings", "What each setting did", lambda: by_setting(swept)
+    draw = partial(plot_over_l0, results, "held_out_fvu")
+    yield _Plot("fvu_over_l0", "Error over L0", draw, [draw])
+    measured = {name for member in results.finished for name in member.metrics}
+    downstream = next((name for name in _DOWNSTREAM if name in measured), None)
+    if downstream is not None:
+        of_world = downstream == "dictionary_mcc_signed"
+        title = "Recovered true features over L0" if of_world else "Damage to the model over L0"
+        draw = partial(plot_over_l0, results, downstream)
+        yield _Plot("downstream_over_l0", title, draw, [draw])
+    panels = [partial(plot_settings, results, [key]) for key in setting_keys(results)]
+    yield _Plot("settings", "Effect of each setting", partial(plot_settings, results), panels)
 
 
-def _best(swept: SweepResults, file: str, seeds: list[Trained]) -> dict[str, str]:
+def _best_row(results: SweepResults, file: str, seeds: list[MemberResult]) -> dict[str, str]:
     fvus = [member.fvu for member in seeds]
     spread = f"{min(fvus):.4f} to {max(fvus):.4f}" if len(seeds) > 1 else f"{fvus[0]:.4f}"
-    keys = [key for key in swept.keys if key != swept.SEED]
     return {
         "l0": f"{seeds[0].l0:.1f}",
-        "settings": swept.named(seeds[0], keys) or seeds[0].name,
+        "settings": results.describe(seeds[0], results.keys_without_seed) or seeds[0].name,
         "fvu": spread,
         "file": file,
     }
 
 
-def _agreement(name: str, group: dict[str, Any]) -> dict[str, str]:
-    agreed = group["consensus"]
+def _seed_row(name: str, group: dict[str, Any]) -> dict[str, str]:
+    consensus = group["consensus"]
     return {
         "name": name,
         "count": str(len(group["members"])),
@@ -91,19 +116,21 @@ def _agreement(name: str, group: dict[str, Any]) -> dict[str, str]:
         "start": f"{group['pw_mcc_signed_start']:.3f}",
         "chance": f"{group['pw_mcc_signed_chance']:.3f}",
         "shared": f"{group['shared_fraction_signed']:.1%}",
-        "consensus": f"{agreed['latents']:,}",
-        "folder": f"{group['wave']}/consensus/{name}" if agreed["latents"] else "",
+        "consensus": f"{consensus['latents']:,}",
+        "folder": f"{group['wave']}/consensus/{name}" if consensus["latents"] else "",
     }
 
 
-def _row(folder: Path, member: Trained, columns: list[tuple[str, str, str]]) -> dict[str, Any]:
+def _member_row(
+    folder: Path, member: MemberResult, columns: list[tuple[str, str, str]]
+) -> dict[str, Any]:
     cells = [
-        format(member.figures[key], form) if key in member.figures else ""
-        for key, _, form in columns
+        format(member.metrics[key], spec) if key in member.metrics else ""
+        for key, _, spec in columns
     ]
-    page = (folder / member.folder / "report.html").is_file()
+    has_page = (folder / member.folder / "report.html").is_file()
     return {
         "name": member.name,
-        "page": quote(f"{member.folder}/report.html") if page else "",
+        "page": quote(f"{member.folder}/report.html") if has_page else "",
         "cells": [*cells, member.stopped],
     }

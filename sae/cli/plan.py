@@ -87,8 +87,8 @@ def _settings(own: argparse.Namespace, rest: list[str]) -> Settings:
     if settings.config.members:
         raise UserError("a sweep makes its own members; take `members` out of the config")
     seed = settings.config.seed
-    axes = grid.axes(own.grid, own.seeds, seed)
-    members = grid.members(axes, at_random=own.random, seed=seed)
+    axes = grid.parse_axes(own.grid, own.seeds, seed)
+    members = grid.expand_members(axes, at_random=own.random, seed=seed)
     return Settings([*rest, "--members", json.dumps(members)], lambda config: {})
 
 

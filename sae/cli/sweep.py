@@ -7,7 +7,6 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from sae.cli.config import Settings
-from sae.cli.sweep_summary import gather
+from sae.cli.sweep_summary import write_results
 from sae.errors import UserError
 from sae.files import write_text
 from sae.lightning.halving import Halving
@@ -23,33 +22,7 @@ from sae.lightning.runner import quiet, train, with_config
 from sae.planner.memory import waves_for
 from sae.runs.run_dir import RunDir
 from sae.sweep import grid
-
-
-@dataclass(frozen=True)
-class SweepSpec:
-    """What a sweep was asked for: all that a resume needs beside its config.yaml.
-
-    Attributes:
-        keys: the settings that are swept over.
-        waves: of each, its members: name to settings.
-        stop_early: whether the worse half is stopped on the way.
-    """
-
-    keys: list[str]
-    waves: list[dict[str, dict[str, Any]]]
-    stop_early: bool
-
-    FILE = "sweep.json"
-
-    def write(self, folder: Path) -> None:
-        write_text(folder / self.FILE, json.dumps(asdict(self), indent=2) + "\n")
-
-    @classmethod
-    def read(cls, folder: Path) -> SweepSpec:
-        file = folder / cls.FILE
-        if not file.is_file():
-            raise UserError(f"--resume {folder}: no {cls.FILE} there; give the folder of a sweep")
-        return cls(**json.loads(file.read_text(encoding="utf-8")))
+from sae.sweep.spec import SweepSpec
 
 
 def sweep(args: list[str]) -> int:
@@ -66,7 +39,7 @@ def sweep(args: list[str]) -> int:
         code = wave(run, folder, members, asked.stop_early)
         if code or not run.summary.is_file():
             return code
-    sys.stdout.write(gather(folder, asked.keys, asked.waves))
+    sys.stdout.write(write_results(folder, asked))
     return 0
 
 
@@ -127,8 +100,8 @@ def begin(
         raise UserError("sweep makes its own members; take `members` out of the config")
     named = any(arg.split("=")[0] == "--name" for arg in rest)
     name = base.config.name if named else f"{base.config.name}-sweep"
-    axes = grid.axes(own.grid, own.seeds, base.config.seed)
-    members = grid.members(axes, at_random=own.random, seed=base.config.seed)
+    axes = grid.parse_axes(own.grid, own.seeds, base.config.seed)
+    members = grid.expand_members(axes, at_random=own.random, seed=base.config.seed)
     every = Settings([*rest, "--members", json.dumps(members)], lambda config: {})
     waves, says = pack(every, own.memory)
     folder = Path(base.config.runs) / name

@@ -16,12 +16,13 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from sae.cli.config import Settings
-from sae.cli.sweep import SweepSpec, begin, parse, wave
-from sae.cli.sweep_summary import gather
+from sae.cli.sweep import begin, parse, wave
+from sae.cli.sweep_summary import write_results
 from sae.errors import UserError
 from sae.files import write_text
 from sae.lightning.runner import STOPPED, quiet
 from sae.runs.run_dir import RunDir
+from sae.sweep.spec import SweepSpec
 
 FLAGS = {
     "--members-per-trial": {
@@ -65,7 +66,7 @@ def tune(args: list[str]) -> int:
     if code == STOPPED:
         sys.stderr.write(f"stopped; go on with:\n  python train.py tune --resume {folder}\n")
     else:
-        sys.stdout.write(gather(folder, asked.keys, asked.waves))
+        sys.stdout.write(write_results(folder, asked))
     return code
 
 

@@ -10,7 +10,7 @@ from statistics import fmean
 from lightning.pytorch import Callback, Trainer
 
 from sae.lightning.module import SAEModule
-from sae.sweep.l0_groups import of_like_l0
+from sae.sweep.l0_groups import group_by_l0
 from sae.training.member import Member
 
 
@@ -44,7 +44,7 @@ class Halving(Callback):
         seeds: dict[str, list[Member]] = {}
         for member in module.live:
             seeds.setdefault(self.candidates[member.name], []).append(member)
-        for group in of_like_l0(seeds.values(), partial(_mean, "held_out_l0")):
+        for group in group_by_l0(seeds.values(), partial(_mean, "held_out_l0")):
             best_first = sorted(group, key=partial(_mean, "held_out_fvu"))
             for candidate in best_first[math.ceil(len(group) / 2) :]:
                 for member in candidate:

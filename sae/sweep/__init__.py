@@ -1,1 +1,1 @@
-"""Grids of autoencoders: `python train.py sweep`, and `tune` through Ray."""
+"""Sweeps: SAEs that differ in some settings, trained together on one stream of activations."""

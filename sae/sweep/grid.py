@@ -1,4 +1,4 @@
-"""From `--grid`, `--seeds` and `--random` to the members of a sweep."""
+"""Turn `--grid`, `--seeds` and `--random` into the members of a sweep."""
 
 from __future__ import annotations
 
@@ -13,45 +13,57 @@ import yaml
 from sae.errors import UserError
 
 SEED = "model.seed"
-_FOLDER = re.compile(r"[\w.+-]+")
+_FOLDER_NAME = re.compile(r"[\w.+-]+")
 
 
-def axes(flags: Sequence[str], seeds: int = 1, first: int = 0) -> dict[str, list[Any]]:
-    """Key to values, from `KEY=V1,V2,...` each; `seeds` seeds from `first` on are one more axis.
+def parse_axes(flags: Sequence[str], seeds: int = 1, first: int = 0) -> dict[str, list[Any]]:
+    """Return the values of each setting that is swept over.
 
-    Commas inside brackets do not part: `model.losses=[FVU],[MSE, AuxK]` has two values.
-    Raises UserError for an axis without values, or given twice.
+    Args:
+        flags: One `KEY=V1,V2,...` for each setting. Commas inside brackets separate nothing:
+            `model.losses=[FVU],[MSE, AuxK]` has two values.
+        seeds: Number of seeds; above 1 they are one more axis.
+        first: The first of these seeds.
+
+    Raises:
+        UserError: If there are no axes, or if one has no values, a value twice, is given twice or
+            is not a setting under `model`.
     """
-    found: dict[str, list[Any]] = {}
+    axes: dict[str, list[Any]] = {}
     for flag in flags:
         key, equals, text = flag.partition("=")
-        texts = _parted(text)
+        texts = _split_values(text)
         if not equals or not all(texts):
             raise UserError(f"--grid {flag}; give KEY=V1,V2,..., such as model.sae.k=16,32,64")
-        if key in found:
-            raise UserError(f"--grid {key} is given twice; put all values into one")
+        if key in axes:
+            raise UserError(f"--grid {key} is given twice; put all its values into one --grid")
         if len(set(texts)) < len(texts):
-            raise UserError(f"--grid {flag} has a value twice; leave one out")
+            raise UserError(f"--grid {flag} has a value twice; remove one of them")
         if not key.startswith("model."):
             raise UserError(
-                f"--grid {key}: members share one stream, so they differ in settings under model; "
-                f"sweep over {key} in runs of their own"
+                f"--grid {key}: members of a sweep train on one stream, so they can differ only in "
+                f"settings under model; start one run for each value of {key} instead"
             )
-        found[key] = [_read(text) for text in texts]
+        axes[key] = [_parse_value(text) for text in texts]
     if seeds > 1:
-        if SEED in found:
-            raise UserError(f"--seeds {seeds} and --grid {SEED} are two ways to say it; give one")
-        found[SEED] = list(range(first, first + seeds))
-    if not found:
+        if SEED in axes:
+            raise UserError(f"--seeds {seeds} and --grid {SEED} are mutually exclusive; give one")
+        axes[SEED] = list(range(first, first + seeds))
+    if not axes:
         raise UserError("sweep needs --grid KEY=V1,V2,..., or --seeds N")
-    return found
+    return axes
 
 
-def members(axes: dict[str, list[Any]], *, at_random: int | None = None, seed: int = 0) -> dict:
-    """Every combination of the axes, or `at_random` of them drawn without repeats, by name.
+def expand_members(
+    axes: dict[str, list[Any]], *, at_random: int | None = None, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Return the members of a sweep: name to {setting: value}.
 
-    With `at_random` all seeds of a combination are drawn together: it counts combinations of the
-    other axes.
+    Args:
+        axes: The values of each setting.
+        at_random: Number of combinations to draw without replacement; all by default. A
+            combination is drawn with all its seeds, so this counts those of the other axes.
+        seed: Seed of that draw.
     """
     others = {key: values for key, values in axes.items() if key != SEED}
     combinations = [
@@ -61,19 +73,21 @@ def members(axes: dict[str, list[Any]], *, at_random: int | None = None, seed: i
         drawn = random.Random(seed).sample(range(len(combinations)), at_random)
         combinations = [combinations[number] for number in sorted(drawn)]
     if SEED in axes:
-        combinations = [{**c, SEED: s} for c in combinations for s in axes[SEED]]
-    short = _short(list(axes))
-    found: dict[str, dict[str, Any]] = {}
-    for number, changes in enumerate(combinations):
-        name = ",".join(f"{short[key]}={_shown(value)}" for key, value in changes.items())
-        if not all(_FOLDER.fullmatch(_shown(value)) for value in changes.values()):
-            name = f"member-{number}"  # a list of terms is no name of a folder
-        found[name] = changes
-    return found
+        combinations = [
+            {**combination, SEED: value} for combination in combinations for value in axes[SEED]
+        ]
+    short = _short_keys(list(axes))
+    members: dict[str, dict[str, Any]] = {}
+    for number, settings in enumerate(combinations):
+        name = ",".join(f"{short[key]}={_show(value)}" for key, value in settings.items())
+        if not all(_FOLDER_NAME.fullmatch(_show(value)) for value in settings.values()):
+            name = f"member-{number}"  # a list of loss terms cannot be the name of a folder
+        members[name] = settings
+    return members
 
 
-def _parted(text: str) -> list[str]:
-    """At the commas that are in no bracket."""
+def _split_values(text: str) -> list[str]:
+    """Split at the commas that are outside all brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "[{(") - (character in "]})")
@@ -84,26 +98,27 @@ def _parted(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _read(text: str) -> Any:
-    """As YAML would; 1e-4, which to YAML 1.1 is a word, is a number here."""
+def _parse_value(text: str) -> Any:
+    """Parse a value as YAML, but take 1e-4, a string in YAML 1.1, for a number."""
     try:
         return float(text) if re.fullmatch(r"[+-]?\d+e[+-]?\d+", text) else yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"--grid: {text!r} is no YAML: {' '.join(str(error).split())}") from error
+        message = " ".join(str(error).split())
+        raise UserError(f"--grid: {text!r} is not valid YAML: {message}") from error
 
 
-def _shown(value: Any) -> str:
+def _show(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _short(keys: list[str]) -> dict[str, str]:
-    """As few last words of each key as tell it from the others."""
-    found = {}
+def _short_keys(keys: list[str]) -> dict[str, str]:
+    """Return for each key the fewest of its last words that no other key ends in."""
+    short = {}
     for key in keys:
         words = key.split(".")
         for count in range(1, len(words) + 1):
             end = words[-count:]
             if sum(other.split(".")[-count:] == end for other in keys) == 1:
                 break
-        found[key] = ".".join(end)
-    return found
+        short[key] = ".".join(end)
+    return short

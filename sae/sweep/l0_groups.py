@@ -1,4 +1,4 @@
-"""Which autoencoders may be compared by their error: those of about the same L0."""
+"""Group SAEs by L0, because errors can only be compared at about the same L0."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
-# Error falls by some 5% where L0 grows by this factor, at the slopes of the recipes measured here.
-ALIKE = 1.15
+MAX_L0_RATIO = 1.15
+"""Largest ratio of L0s within a group. FVU falls by about 5% when L0 grows by this factor, at the
+slopes measured for the default training settings."""
 
 
-def of_like_l0(items: Iterable[T], l0: Callable[[T], float]) -> list[list[T]]:
-    """Groups from the lowest L0 on; in each, no L0 is above the lowest times `ALIKE`."""
+def group_by_l0(items: Iterable[T], l0: Callable[[T], float]) -> list[list[T]]:
+    """Return groups of items whose L0s lie within a factor `MAX_L0_RATIO`, lowest L0 first.
+
+    Args:
+        items: Items to group.
+        l0: Returns the L0 of an item.
+    """
     groups: list[list[T]] = []
     for item in sorted(items, key=l0):
-        if not groups or l0(item) > ALIKE * l0(groups[-1][0]):
+        if not groups or l0(item) > MAX_L0_RATIO * l0(groups[-1][0]):
             groups.append([])
         groups[-1].append(item)
     return groups

@@ -14,7 +14,7 @@ COLUMNS = ("step", "tokens", "fvu", "l0", "dead_fraction", "loss", "lr", "tokens
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """The folder of a finished run of 64 latents, 50 of which have examples."""
+    """Return the folder of a finished run with 64 latents, of which 50 have examples."""
     folder = tmp_path / "a run & more"
     folder.mkdir()
     (folder / "config.yaml").write_text("model:\n  name: <b>bold</b>\n")

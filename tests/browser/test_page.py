@@ -1,3 +1,5 @@
+"""The page about a run, `report.html`."""
+
 from __future__ import annotations
 
 import json
@@ -7,7 +9,7 @@ import pytest
 
 from sae import UserError
 from sae.browser import write_report
-from sae.browser.page import spread
+from sae.browser.page import evenly_ranked
 from sae.metrics.examples import LatentExamples
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -47,11 +49,11 @@ class Page(HTMLParser):
 def source(run_dir):
     path = write_report(run_dir)
     assert path == run_dir / "report.html"
-    assert not list(run_dir.glob(".*")), "no temporary file stays behind"
+    assert not list(run_dir.glob(".*")), "a temporary file was left behind"
     return path.read_text(encoding="utf-8")
 
 
-def test_text_from_the_data_stays_text(source):
+def test_text_from_the_data_is_escaped(source):
     page = Page(source)
     assert {tag for tag, _ in page.elements}.isdisjoint({"script", "b", "i", "iframe", "object"})
     assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
@@ -62,7 +64,7 @@ def test_text_from_the_data_stays_text(source):
     assert any("org/model<i> · layers.3" in text for text in page.text("p"))
 
 
-def test_runs_and_loads_nothing(source):
+def test_page_has_no_scripts_and_loads_nothing(source):
     page = Page(source)
     (policy,) = [a["content"] for t, a in page.elements if a.get("http-equiv")]
     assert policy == "default-src 'none'; style-src 'unsafe-inline'"
@@ -80,7 +82,7 @@ def test_ids_do_not_repeat(source):
     assert len(ids) == len(set(ids))
 
 
-def test_figures_are_those_held_out_where_there_are_any(source):
+def test_page_shows_held_out_metrics(source):
     page = Page(source)
     assert page.text("dd") == ["0.2345", "31.5", "3.12%", "0.9100"]
     rows = dict(zip(page.text("th"), [t for t in page.text("td") if t[0].isdigit()], strict=False))
@@ -89,7 +91,7 @@ def test_figures_are_those_held_out_where_there_are_any(source):
     assert any("2,048,000 tokens" in text for text in page.text("p"))
 
 
-def test_a_figure_only_training_has_says_so(run_dir):
+def test_a_metric_without_held_out_value_is_labeled_training(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
     del summary["held_out"]["fvu"]
     (run_dir / "summary.json").write_text(json.dumps(summary))
@@ -98,7 +100,7 @@ def test_a_figure_only_training_has_says_so(run_dir):
     assert page.text("dd")[0] == "0.2010"
 
 
-def test_tokens_are_shaded_by_their_share_of_the_largest(source):
+def test_shade_of_a_token_is_its_share_of_the_largest_activation(source):
     shades = {
         attrs["title"]: attrs["class"]
         for tag, attrs in Page(source).elements
@@ -108,7 +110,7 @@ def test_tokens_are_shaded_by_their_share_of_the_largest(source):
     assert "↵" in Page(source).text("span")
 
 
-def test_twenty_latents_from_the_rarest_to_the_most_frequent(source):
+def test_page_shows_twenty_latents_from_the_rarest_to_the_most_frequent(source):
     shown = [int(text.removeprefix("Latent ")) for text in Page(source).text("h3")]
     assert len(shown) == 20
     assert shown == sorted(shown)
@@ -116,19 +118,19 @@ def test_twenty_latents_from_the_rarest_to_the_most_frequent(source):
     assert "20 of 63 latents" in source
 
 
-def test_spread_is_even_in_rank_and_the_same_in_any_order():
-    one = LatentExamples(0, 0.5, 1.0, [None])
+def test_evenly_ranked_latents_do_not_depend_on_the_input_order():
+    single = LatentExamples(0, 0.5, 1.0, [None])
     many = [LatentExamples(i, (7 * i % 10) / 10, 1.0, [None]) for i in range(100)]
-    chosen = spread(many, 10)
-    assert chosen == spread(many[::-1], 10)
+    chosen = evenly_ranked(many, 10)
+    assert chosen == evenly_ranked(many[::-1], 10)
     assert [x.frequency for x in chosen] == sorted(x.frequency for x in chosen)
     assert len({x.frequency for x in chosen}) == 10
-    assert spread([one], 20) == [one]
-    assert spread([LatentExamples(1, 0.0, 0.0, [])], 20) == []
+    assert evenly_ranked([single], 20) == [single]
+    assert evenly_ranked([LatentExamples(1, 0.0, 0.0, [])], 20) == []
 
 
 @pytest.mark.parametrize(
-    ("missing", "said"),
+    ("missing", "message"),
     [
         ("examples.jsonl", "This run has no examples.jsonl"),
         ("density.json", "This run has no density.json"),
@@ -138,26 +140,26 @@ def test_spread_is_even_in_rank_and_the_same_in_any_order():
         ("sae/sae.json", "d_sae 64"),
     ],
 )
-def test_what_is_missing_is_said_to_be(run_dir, missing, said):
+def test_page_says_which_file_is_missing(run_dir, missing, message):
     (run_dir / missing).unlink()
     source = write_report(run_dir).read_text()
-    assert said in source
+    assert message in source
     Page(source)
 
 
-def test_the_page_is_a_function_of_the_folder(run_dir, source):
+def test_writing_the_page_again_gives_the_same_page(run_dir, source):
     assert write_report(run_dir).read_text(encoding="utf-8") == source
 
 
-def test_a_folder_without_a_run_is_the_users_error(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not the folder of a run: it has none of config.yaml"):
         write_report(tmp_path)
 
 
-@pytest.mark.parametrize(("content", "said"), [("{", "is not JSON"), ("[]", "holds a list")])
-def test_a_broken_summary_is_the_users_error(run_dir, content, said):
+@pytest.mark.parametrize(("content", "message"), [("{", "is not JSON"), ("[]", "holds a list")])
+def test_a_broken_summary_is_refused(run_dir, content, message):
     (run_dir / "summary.json").write_text(content)
-    with pytest.raises(UserError, match=f"summary.json {said}"):
+    with pytest.raises(UserError, match=f"summary.json {message}"):
         write_report(run_dir)
 
 

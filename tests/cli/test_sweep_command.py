@@ -84,19 +84,19 @@ def test_what_it_leaves(done):
         assert (done / picture).read_bytes()[:4] == b"\x89PNG"
         assert (done / picture).stat().st_size > 10_000
     table = SweepResults.read(done)
-    assert len(table.members) == 8 == len(table.trained)
+    assert len(table.members) == 8 == len(table.finished)
     assert table.keys == ["model.sae.k", "model.optim.lr", "model.seed"]
     assert table.members[0].name == "k=2,lr=0.003,seed=0"
     for member in table.members:
         summary = json.loads((done / member.folder / "summary.json").read_text())
         assert member.fvu == summary["held_out"]["fvu"]
         assert member.settings["model.sae.k"] == SAE.load(done / member.folder / "sae").sparsity.k
-    assert list(table.seeds) == ["k=2,lr=0.003", "k=2,lr=0.01", "k=4,lr=0.003", "k=4,lr=0.01"]
-    for group in table.seeds.values():
+    assert list(table.seed_groups) == ["k=2,lr=0.003", "k=2,lr=0.01", "k=4,lr=0.003", "k=4,lr=0.01"]
+    for group in table.seed_groups.values():
         assert group["pw_mcc_signed"] > group["pw_mcc_signed_start"]
     page = (done / "sweep.html").read_text()
-    assert "What seeds agree on" in page and "wave-1/consensus/k=4,lr=0.01" in page
-    assert page.count("<svg") == 3 and all(member.name in page for member in table.members)
+    assert "Agreement between seeds" in page and "wave-1/consensus/k=4,lr=0.01" in page
+    assert page.count("<svg") == 4 and all(member.name in page for member in table.members)
 
 
 def test_the_best_is_a_config_that_trains_to_the_same(done, tmp_path):
@@ -104,7 +104,7 @@ def test_the_best_is_a_config_that_trains_to_the_same(done, tmp_path):
     assert [round(some[0].l0) for some in groups] == [2, 4]
     for some, file in zip(groups, ("best-l0-2.yaml", "best-l0-4.yaml"), strict=True):
         lowest = min(
-            SweepResults.read(done).candidates(),
+            SweepResults.read(done).combinations(),
             key=lambda c: abs(c[0].l0 - some[0].l0) * 100 + c[0].fvu + c[1].fvu,
         )
         assert some == lowest
@@ -155,7 +155,7 @@ def test_in_waves_it_finds_the_same(done, tmp_path):
     for one, other in zip(
         SweepResults.read(done).members, SweepResults.read(folder).members, strict=True
     ):
-        assert one.figures == other.figures
+        assert one.metrics == other.metrics
 
 
 def test_the_worse_half_stops_early(done, tmp_path, capsys):
@@ -173,9 +173,9 @@ def test_the_worse_half_stops_early(done, tmp_path, capsys):
         better = first[k, lr] == min(first[k, some] for some in (3e-3, 1e-2))
         assert bool(other.stopped) != better
         if better:
-            assert one.figures == other.figures
+            assert one.metrics == other.metrics
         else:
-            assert other.figures["steps"] == 12 and "held_out_fvu" not in other.figures
+            assert other.metrics["steps"] == 12 and "held_out_fvu" not in other.metrics
 
     # Killed between the checkpoint of the rung's step and the look at held-out activations.
     again = tmp_path / "again" / "r-sweep"
@@ -239,13 +239,16 @@ def test_what_a_name_holds_is_escaped(done, tmp_path):
         (["--grid", "model.sae.k=1,,2"], "--grid model.sae.k=1,,2; give KEY="),
         (["--grid", "model.sae.k=1,1"], "has a value twice"),
         (["--grid", "model.sae.k=1", "--grid", "model.sae.k=2"], "is given twice"),
-        (["--grid", "data.batch_size=1,2"], "--grid data.batch_size: members share one stream"),
+        (
+            ["--grid", "data.batch_size=1,2"],
+            "--grid data.batch_size: members of a sweep train on one",
+        ),
         (["--grid", "model.sae.q=1,2"], "members.q=1: model.sae.q is not a setting"),
         (["--grid", "model.sae.k=1,x"], "model.sae.k=x is of the wrong kind"),
-        (["--grid", "model.sae.k=[1"], "no YAML"),
+        (["--grid", "model.sae.k=[1"], "not valid YAML"),
         (["--seeds", "0"], "--seeds 0; give at least 1"),
         (["--seeds", "x"], "--seeds"),
-        (["--seeds", "2", "--grid", "model.seed=1,2"], "two ways to say it"),
+        (["--seeds", "2", "--grid", "model.seed=1,2"], "mutually exclusive"),
         (["--seeds", "2", "--members", '{"a": {}}'], "sweep makes its own members"),
         (["--seeds", "2", "--trainer.max_steps", "0"], "trainer.max_steps=0"),
         (["--resume", "nowhere"], "--resume nowhere: no sweep.json there"),
@@ -259,32 +262,34 @@ def test_bad_input_is_one_line(tmp_path, capsys, flags, words):
 
 
 def test_grid():
-    axes = grid.axes(["model.sae.k=16,32", "model.losses=[FVU],[FVU, AuxK]"], seeds=2, first=5)
+    axes = grid.parse_axes(
+        ["model.sae.k=16,32", "model.losses=[FVU],[FVU, AuxK]"], seeds=2, first=5
+    )
     assert axes == {
         "model.sae.k": [16, 32],
         "model.losses": [["FVU"], ["FVU", "AuxK"]],
         "model.seed": [5, 6],
     }
-    members = grid.members(axes)
+    members = grid.expand_members(axes)
     assert len(members) == 8 and list(members)[:2] == ["member-0", "member-1"]
     assert members["member-3"] == {
         "model.sae.k": 16,
         "model.losses": ["FVU", "AuxK"],
         "model.seed": 6,
     }
-    assert grid.axes(["model.optim.lr=1e-4,0.5"])["model.optim.lr"] == [1e-4, 0.5]
-    assert list(grid.members(grid.axes(["model.sae.d_sae=8", "model.optim.lr=1e-4"]))) == [
-        "d_sae=8,lr=0.0001"
-    ]
-    names = grid.members({"model.a.k": [1], "model.b.k": [2]})
+    assert grid.parse_axes(["model.optim.lr=1e-4,0.5"])["model.optim.lr"] == [1e-4, 0.5]
+    assert list(
+        grid.expand_members(grid.parse_axes(["model.sae.d_sae=8", "model.optim.lr=1e-4"]))
+    ) == ["d_sae=8,lr=0.0001"]
+    names = grid.expand_members({"model.a.k": [1], "model.b.k": [2]})
     assert list(names) == ["a.k=1,b.k=2"]
 
 
 def test_at_random_counts_combinations_and_not_seeds():
-    axes = grid.axes(["model.sae.k=1,2,3,4,5", "model.optim.lr=1,2,3"], seeds=2)
-    drawn = grid.members(axes, at_random=4, seed=1)
-    assert len(drawn) == 8 and drawn == grid.members(axes, at_random=4, seed=1)
-    assert drawn != grid.members(axes, at_random=4, seed=2)
-    assert set(drawn) < set(grid.members(axes))
+    axes = grid.parse_axes(["model.sae.k=1,2,3,4,5", "model.optim.lr=1,2,3"], seeds=2)
+    drawn = grid.expand_members(axes, at_random=4, seed=1)
+    assert len(drawn) == 8 and drawn == grid.expand_members(axes, at_random=4, seed=1)
+    assert drawn != grid.expand_members(axes, at_random=4, seed=2)
+    assert set(drawn) < set(grid.expand_members(axes))
     assert {changes["model.seed"] for changes in drawn.values()} == {0, 1}
-    assert len(grid.members(axes, at_random=99)) == 30
+    assert len(grid.expand_members(axes, at_random=99)) == 30
