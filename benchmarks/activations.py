@@ -47,8 +47,7 @@ class CachedSource(Source):
     def block(self, split: Split, index: int, size: int, seed: int) -> Batch:
         # Copy on write: torch refuses read-only memory with a warning, and nobody writes here.
         acts = np.load(self._file(split, index, size, seed), mmap_mode="c")
-        none = torch.zeros(len(acts), dtype=torch.int64)
-        return Batch({self._hook: torch.from_numpy(acts)}, none, none, none)
+        return Batch({self._hook: torch.from_numpy(acts)})
 
     @property
     def _hook(self) -> str:

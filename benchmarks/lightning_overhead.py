@@ -41,8 +41,7 @@ class Kept(Source):
     def setup(self, device: torch.device | str = "cpu") -> None:
         self.widths = {"x": D_IN}
         rows = 32 * BATCH
-        zeros = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.kept = Batch({"x": torch.randn(rows, D_IN, device=device)}, zeros, zeros, zeros)
+        self.kept = Batch({"x": torch.randn(rows, D_IN, device=device)})
 
     def block(self, split: str, index: int, size: int, seed: int) -> Batch:
         return self.kept.rows(slice(0, size))

@@ -16,7 +16,7 @@ REPO = Path(__file__).resolve().parent.parent
 # `sae.progress` and libraries.
 ARROWS = {
     "sae_kernels": set(),
-    "sae.activations": set(),
+    "sae.activations": {"sae_kernels"},  # `Codes`, for true features
     "sae.runs": set(),
     "sae.inference": {"sae_kernels"},
     "sae.autoencoder": {"sae.inference", "sae_kernels"},

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 import transformers
 
+from sae.activations import Batch
+
 FAMILIES = ("bert", "gpt2", "llama", "neox")
 WORDS = [f"w{i}" for i in range(50)]
 LAYERS = {
@@ -81,3 +83,10 @@ def some_documents(n: int, seed: int = 0, longest: int = 60) -> list[str]:
     """`n` texts of 1 to `longest` words."""
     draw = random.Random(seed)
     return [" ".join(draw.choices(WORDS, k=draw.randint(1, longest))) for _ in range(n)]
+
+
+def positions(batch: Batch) -> list[tuple[int, int]]:
+    """Return (document, position in it) of every row of a batch of activations on text."""
+    assert batch.provenance is not None
+    columns = batch.provenance["document"], batch.provenance["position"]
+    return list(zip(*(column.tolist() for column in columns), strict=True))

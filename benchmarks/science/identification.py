@@ -26,9 +26,9 @@ def looked_at(one: NonlinearMixing, twin: NonlinearMixing | None = None) -> Iden
     return identify(
         one.network,
         Labelled(one.mixing(z), z, labels),
-        untrained=one.untrained(),
+        untrained=one.untrained_network(),
         twin=None if twin is None else twin.network,
-        untrained_twin=None if twin is None else twin.untrained(),
+        untrained_twin=None if twin is None else twin.untrained_network(),
         logits=one.network.logits,
         classes=one.classes,
         scale=one.expected_scale,

@@ -66,7 +66,7 @@ def looked_at(world: NonlinearMixing) -> Identification:
     return identify(
         world.network,
         Labelled(world.mixing(z), z, labels),
-        untrained=world.untrained(),
+        untrained=world.untrained_network(),
         logits=world.network.logits,
         classes=world.classes,
     )
@@ -87,7 +87,7 @@ def run() -> Iterator[Figure]:
         trained = tuple(found(world, world.network) for world in worlds)
         yield Figure(said + "code MCC", trained, PUBLISHED, low=least)
         yield Figure(said + "code MCC, linear oracle", tuple(oracle(world) for world in worlds))
-        control = tuple(found(world, world.untrained()) for world in worlds)
+        control = tuple(found(world, world.untrained_network()) for world in worlds)
         yield Figure(said + "code MCC, untrained network", control, PUBLISHED, high=0.55)
         if d == 16:
             raw = tuple(found(world, raw_data) for world in worlds)

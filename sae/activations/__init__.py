@@ -2,9 +2,11 @@
 
 from sae.activations.activation_data import ActivationData, HeldOutBatches
 from sae.activations.builtin_text import BuiltinText
+from sae.activations.capabilities import KnownFeatures, LabelledNetwork, TextModel
 from sae.activations.model import ActivationModel, ModelOutput
 from sae.activations.model_activations import ModelActivations
-from sae.activations.source import Batch, Counts, Source, Split
+from sae.activations.provenance import Provenance, text_provenance
+from sae.activations.source import Batch, PositionCounts, Source, Split
 from sae.activations.stream import Stream
 from sae.activations.text import FileText, HuggingFaceText, Text
 from sae.activations.tokens import Contexts, PositionRule
@@ -15,15 +17,20 @@ __all__ = [
     "Batch",
     "BuiltinText",
     "Contexts",
-    "Counts",
     "FileText",
     "HeldOutBatches",
     "HuggingFaceText",
+    "KnownFeatures",
+    "LabelledNetwork",
     "ModelActivations",
     "ModelOutput",
+    "PositionCounts",
     "PositionRule",
+    "Provenance",
     "Source",
     "Split",
     "Stream",
     "Text",
+    "TextModel",
+    "text_provenance",
 ]

@@ -73,7 +73,7 @@ class ActivationData:
             # With a length Lightning does not fetch ahead: position is batches done.
             batches=steps * self.accumulate,
             overlap=overlap,
-            whole=full_contexts,
+            full_contexts=full_contexts,
         )
 
     def held_out_batches(self) -> HeldOutBatches:
@@ -91,6 +91,5 @@ class HeldOutBatches:
     def __iter__(self) -> Iterator[Batch]:
         if self._batches is None:
             block = self.source.block("held_out", 0, self.tokens, self.seed)
-            size = self.batch_size
-            self._batches = [block.rows(slice(i, i + size)) for i in range(0, len(block), size)]
+            self._batches = block.split(self.batch_size)
         return iter(self._batches)

@@ -61,7 +61,7 @@ class ContextReader:
         taken: list[Contexts] = []
         missing = size
         while missing > 0 and self._peek():
-            held = self._pending.counts.sum(dim=1).cumsum(dim=0)
+            held = self._pending.position_mask.sum(dim=1).cumsum(dim=0)
             rows = int(torch.searchsorted(held, missing)) + 1
             taken.append(self.take_rows(rows))
             missing -= int(held[min(rows, len(held)) - 1])
@@ -88,7 +88,7 @@ class ContextReader:
         body = self.layout.body
 
         def used(flat: np.ndarray) -> bool:
-            return any(self._one_length(x).counts.any() for x in windows(flat))
+            return any(self._one_length(x).position_mask.any() for x in windows(flat))
 
         def windows(flat: np.ndarray) -> list[np.ndarray]:
             return [flat[:, at : at + body] for at in range(0, flat.shape[1], body)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sae.activations.model import ActivationModel
+from sae.activations.provenance import text_provenance
 from sae.activations.source import Batch
 from sae.activations.tokens import Contexts, PositionRule
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from sae.activations.model_activations import ModelActivations
 
 
-class Whole:
+class FullContextBatches:
     """The "train" blocks of a source, each shared out in `block_batches` batches of contexts.
 
     Args:
@@ -37,12 +38,12 @@ class Whole:
         """One share of a block whose contexts are in an order drawn from `generator`."""
         if block != self._block:
             contexts = self.source.train_contexts(block, self.batch_size * self.block_batches)
-            self._shares = shared_out(contexts, self.batch_size, self.block_batches, generator)
+            self._shares = split_contexts(contexts, self.batch_size, self.block_batches, generator)
             self._block = block
         return self.source.run(self._shares[share], block, share)
 
 
-def shared_out(
+def split_contexts(
     contexts: Contexts, size: int, parts: int, generator: torch.Generator
 ) -> list[Contexts]:
     """`contexts`, shuffled, in `parts`: part i has those that begin behind i * size to (i + 1) *
@@ -51,7 +52,7 @@ def shared_out(
     None is empty where no context has more than `size` positions and all have parts * size.
     """
     contexts = contexts.rows(torch.randperm(len(contexts), generator=generator))
-    counted = contexts.counts.sum(dim=1)
+    counted = contexts.position_mask.sum(dim=1)
     part = ((counted.cumsum(0) - counted) // size).clamp(max=parts - 1)
     sizes = torch.bincount(part, minlength=parts).tolist()
     ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
@@ -86,25 +87,25 @@ class ModelRun:
         alone whether they do, and whether they are finite, bool [n] both."""
         device = model.device
         longest = int(contexts.attention_mask.sum(dim=1).max())
-        tokens, mask, counts, document, position = (
+        tokens, mask, used, document, position = (
             x[:, :longest]
             for x in (
                 contexts.tokens,
                 contexts.attention_mask,
-                contexts.counts,
+                contexts.position_mask,
                 contexts.document,
                 contexts.position,
             )
         )
-        at = counts.nonzero(as_tuple=True)
+        at = used.nonzero(as_tuple=True)
         where = tuple(x.to(device) for x in at)
         acts: dict[str, Tensor] = {}
         look = {hook: partial(_keep, acts, hook) for hook in model.hooks}
         output = model.outputs(tokens, mask, look, where)
-        finite, inlier = rule.of_activations(acts)
+        finite, inlier = rule.activation_masks(acts)
         good = finite & inlier
-        places = [x[at].to(device) for x in (document, position, tokens)]
-        batch = Batch({hook: acts[hook] for hook in model.hooks}, *places)
+        provenance = text_provenance(*(x[at].to(device) for x in (document, position, tokens)))
+        batch = Batch({hook: acts[hook] for hook in model.hooks}, provenance)
         if not bool(good.all()):
             kept = good.nonzero().squeeze(1)
             batch, where = batch.rows(kept), tuple(x[kept] for x in where)

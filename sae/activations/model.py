@@ -200,13 +200,13 @@ class ActivationModel:
         """
         if not self.hooks:
             raise UserError("hooks=[]: a model called on text needs at least one hook")
-        layout = Layout.of(self.tokenizer, min(self.max_context, 1024))
-        rule = PositionRule.of(self.tokenizer)
+        layout = Layout.from_tokenizer(self.tokenizer, min(self.max_context, 1024))
+        rule = PositionRule.from_tokenizer(self.tokenizer)
         found = [torch.empty(0, sum(self.widths.values()))]
         for row in layout.windows(self.encode([text])[0]):
             tokens = torch.from_numpy(row)[None]
             acts = torch.cat(list(self.activations(tokens).values()), dim=-1)[0]
-            found.append(acts[torch.from_numpy(rule.of_tokens(row))].cpu())
+            found.append(acts[torch.from_numpy(rule.token_mask(row))].cpu())
         return torch.cat(found[1:] or found)
 
     def encode(self, texts: list[str]) -> list[list[int]]:

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
+from sae.activations.capabilities import TextModel
 from sae.activations.context_reader import START, ContextReader
-from sae.activations.full_contexts import ModelRun, Whole
+from sae.activations.full_contexts import FullContextBatches, ModelRun
 from sae.activations.gather import gather, instead
 from sae.activations.loading import Attention, DType
 from sae.activations.model import ActivationModel
-from sae.activations.source import Batch, Counts, Source, Split
+from sae.activations.provenance import TEXT_COLUMNS, text_provenance
+from sae.activations.source import Batch, PositionCounts, Source, Split
 from sae.activations.text import Text
 from sae.activations.tokens import Contexts, Cursor, Layout, Packing, PositionRule
 from sae.errors import UserError
@@ -55,6 +57,8 @@ class ModelActivations(Source):
         random_weights: A seed: the model's weights are drawn, as before its training, in place of
             read. A control: what is found there is not what the model learnt.
     """
+
+    provenance_columns = TEXT_COLUMNS
 
     def __init__(
         self,
@@ -102,7 +106,7 @@ class ModelActivations(Source):
                 f"source.outlier_norm={outlier_norm} would leave out half the positions or more; "
                 "give a multiple above 1, such as 10, or null"
             )
-        self.model: ActivationModel | None = None
+        self._model: ActivationModel | None = None
 
     def setup(self, device: torch.device | str = "cpu") -> None:
         """Look at the text, then load the model onto `device`. A second call does nothing.
@@ -110,7 +114,7 @@ class ModelActivations(Source):
         Raises:
             UserError: text, model or hooks are not there, or `context_size` does not fit the model.
         """
-        if self.model is not None:
+        if self._model is not None:
             return
         self.text.check(self.held_out_every)
         model = ActivationModel.load(
@@ -126,22 +130,35 @@ class ModelActivations(Source):
                 f"source.context_size={self.context_size} exceeds the {model.max_context} tokens "
                 f"that {self.model_name} reads; lower it"
             )
-        self.layout = Layout.of(model.tokenizer, self.context_size, self.packing)
-        self.rule = PositionRule.of(
+        self.layout = Layout.from_tokenizer(model.tokenizer, self.context_size, self.packing)
+        self.rule = PositionRule.from_tokenizer(
             model.tokenizer, skip_first=self.skip_first, outlier_norm=self.outlier_norm
         )
         self.widths = dict(model.widths)
-        self.model = model
+        self._model = model
         self._text_is = self.text.fingerprint()
         self._lock = threading.Lock()
         self._readers: dict[str, ContextReader] = {}
         self._starts: dict[tuple[str, int], dict[int, Cursor | None]] = {}
-        self._counts: dict[Any, Counts] = {}
+        self._counts: dict[Any, PositionCounts] = {}
 
-    def untrained(self, seed: int = 0) -> ModelActivations:
+    @property
+    def model(self) -> ActivationModel:
+        """The frozen model."""
+        assert self._model is not None, "call setup() first"
+        return self._model
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def text_model(self) -> TextModel:
+        return self
+
+    def random_weights_twin(self, seed: int = 0) -> ModelActivations:
         """The same source, not set up, of the same model with random weights."""
         other = copy.copy(self)
-        other.model, other.random_weights = None, seed
+        other._model, other.random_weights = None, seed
         return other
 
     def metadata(self) -> dict[str, Any]:
@@ -149,7 +166,7 @@ class ModelActivations(Source):
         return {
             "model": self.model_name,
             "hooks": self.hooks,
-            "modules": dict(self.model.modules) if self.model else {},
+            "modules": dict(self._model.modules) if self._model else {},
             "context_size": self.context_size,
             "packing": self.packing,
             "dtype": self.dtype,
@@ -160,8 +177,8 @@ class ModelActivations(Source):
         }
 
     @property
-    def counts(self) -> Counts:
-        return reduce(add, list(self._counts.values()), Counts())  # a copy: see `hints`
+    def counts(self) -> PositionCounts:
+        return reduce(add, list(self._counts.values()), PositionCounts())  # a copy: see `hints`
 
     def contexts(self, split: Split, rows: int | None = None) -> Iterator[Contexts]:
         """Rows of tokens from the start of a split, at most `rows` (`model_batch_size`) at a time.
@@ -187,7 +204,7 @@ class ModelActivations(Source):
                 self._counts[index] = counts
             return batch
 
-    def whole(self, batch_size: int, block_batches: int) -> Whole:
+    def full_contexts(self, batch_size: int, block_batches: int) -> FullContextBatches:
         if not self.model.has_head:
             raise UserError(
                 f"model.losses has a term that runs a language model, and {self.model_name} "
@@ -198,16 +215,16 @@ class ModelActivations(Source):
                 f"data.batch_size={batch_size} is less than the {self.layout.body} tokens of a "
                 "context, and model.losses needs whole ones; raise it, or lower context_size"
             )
-        return Whole(self, batch_size, block_batches)
+        return FullContextBatches(self, batch_size, block_batches)
 
     def train_contexts(self, index: int, size: int) -> Contexts:
         """The rows of tokens of a "train" block, whole: they may hold more than `size`."""
         with self._lock:
             contexts = self._contexts_of("train", index, size)
-            kept = int(contexts.counts.sum())
-            self._counts[index] = Counts(
+            kept = int(contexts.position_mask.sum())
+            self._counts[index] = PositionCounts(
                 kept=kept,
-                skipped=contexts.counts.numel() - kept,
+                skipped=contexts.position_mask.numel() - kept,
                 passes=int(contexts.start[-1, 0]) + 1,
             )
             return contexts
@@ -220,7 +237,7 @@ class ModelActivations(Source):
             broken = len(good) - int(finite.sum())
             self._refuse_broken(broken, len(good), "train", block)
             left_out = len(good) - len(batch)
-            self._counts[block, share] = Counts(
+            self._counts[block, share] = PositionCounts(
                 kept=-left_out, non_finite=broken, outliers=left_out - broken
             )
         return batch
@@ -281,20 +298,21 @@ class ModelActivations(Source):
 
     def _harvest(
         self, contexts: Contexts, split: Split, index: int, size: int
-    ) -> tuple[Batch, Counts]:
-        usable = contexts.counts.flatten().nonzero().squeeze(1)
+    ) -> tuple[Batch, PositionCounts]:
+        usable = contexts.position_mask.flatten().nonzero().squeeze(1)
         places = usable[:size]
         n = len(places)
-        goal = torch.full((contexts.counts.numel(),), -1)
+        goal = torch.full((contexts.position_mask.numel(),), -1)
         goal[places] = torch.arange(n)
         goal = goal.view_as(contexts.tokens)
         acts = gather(self.model, contexts, goal, n, self.model_batch_size)
-        finite, inlier = self.rule.of_activations(acts)
-        where = (contexts.document, contexts.position, contexts.tokens)
-        batch = Batch(acts, *(x.flatten()[places].to(self.model.device) for x in where))
-        counts = Counts(
+        finite, inlier = self.rule.activation_masks(acts)
+        columns = (contexts.document, contexts.position, contexts.tokens)
+        columns = (x.flatten()[places].to(self.model.device) for x in columns)
+        batch = Batch(acts, text_provenance(*columns))
+        counts = PositionCounts(
             kept=n,
-            skipped=contexts.counts.numel() - len(usable),
+            skipped=contexts.position_mask.numel() - len(usable),
             tail=len(usable) - n,
             passes=int(contexts.start[-1, 0]) + 1,
         )
@@ -319,4 +337,4 @@ class ModelActivations(Source):
         like = {"dtype": self.model.dtype, "device": self.model.device}
         acts = {hook: torch.empty(0, width, **like) for hook, width in self.widths.items()}
         none = torch.empty(0, dtype=torch.int64, device=self.model.device)
-        return Batch(acts, none, none, none)
+        return Batch(acts, text_provenance(none, none, none))

@@ -1,82 +1,95 @@
-"""What every place that activations come from has in common."""
+"""The base class of every source of activations, and the batches that sources give."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from sae.activations.provenance import Provenance
 from sae.errors import UserError
 
 if TYPE_CHECKING:
-    from sae.activations.full_contexts import ModelRun, Whole
+    from sae.activations.capabilities import KnownFeatures, LabelledNetwork, TextModel
+    from sae.activations.full_contexts import FullContextBatches, ModelRun
 
 Split = Literal["train", "held_out"]
 
 
 @dataclass
 class Batch:
-    """Activations with the place each came from; row i of every tensor is the same position."""
+    """Activations by hook, with the place each came from where the source knows it.
+
+    Row i of every tensor is the same position.
+    """
 
     acts: dict[str, Tensor]
-    """Hook name as the user wrote it -> [n, width], in the dtype of the model."""
-    document: Tensor
-    """int64 [n]: index of the document in the text (the same in every pass over it)."""
-    position: Tensor
-    """int64 [n]: index of the token in its document, special tokens not counted."""
-    token: Tensor
-    """int64 [n]: token id."""
+    """Hook name as the user wrote it -> [n, width], in the dtype of the source."""
+    provenance: Provenance | None = None
+    """Where each row came from, on the device of the activations."""
     run: ModelRun | None = None
-    """The pass of the model that gave these, where they are all of whole contexts."""
+    """The forward pass that gave these rows, if they are all rows of some full contexts."""
 
     def __len__(self) -> int:
-        return self.token.shape[0]
+        return next(iter(self.acts.values())).shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the activations."""
+        return next(iter(self.acts.values())).device
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the activations of every hook and every column of the provenance."""
+        yield from self.acts.values()
+        if self.provenance is not None:
+            yield from self.provenance.columns.values()
 
     def rows(self, index: Tensor | slice) -> Batch:
-        """The rows at `index`: an int64 tensor on the device of the others (copies), or a slice;
-        without `run`, which is of all of them."""
-        return Batch(
-            {hook: acts[index] for hook, acts in self.acts.items()},
-            self.document[index],
-            self.position[index],
-            self.token[index],
-        )
+        """Return the rows at `index`, without `run`, which belongs to all rows.
+
+        `index` is an int64 tensor on the device of the batch (rows are copied) or a slice.
+        """
+        acts = {hook: acts[index] for hook, acts in self.acts.items()}
+        return Batch(acts, None if self.provenance is None else self.provenance.rows(index))
+
+    def split(self, size: int) -> list[Batch]:
+        """Return consecutive views of `size` rows; the last may be shorter."""
+        return [self.rows(slice(start, start + size)) for start in range(0, len(self), size)]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch with every tensor on `device`."""
-        move = lambda tensor: tensor.to(device, non_blocking=non_blocking)
-        return Batch(
-            {hook: move(acts) for hook, acts in self.acts.items()},
-            move(self.document),
-            move(self.position),
-            move(self.token),
-            self.run,  # it stays with the model
-        )
+        """Return the batch with every tensor on `device`; `run` stays with the model."""
+        acts = {
+            hook: acts.to(device, non_blocking=non_blocking) for hook, acts in self.acts.items()
+        }
+        provenance = self.provenance
+        if provenance is not None:
+            provenance = provenance.to(device, non_blocking)
+        return Batch(acts, provenance, self.run)
 
 
 @dataclass
-class Counts:
-    """What became of the positions read so far, summed over the blocks handed out."""
+class PositionCounts:
+    """Numbers of positions read so far, summed over the blocks handed out."""
 
     kept: int = 0
-    """Positions handed out, repeats included."""
+    """Positions handed out, including repeats."""
     skipped: int = 0
     """Left out by the rule on tokens: special tokens, padding, the first `skip_first` of a row."""
     tail: int = 0
-    """Usable, but behind the last position a block had room for in its last row."""
+    """Usable, but behind the last position that fitted into a block from its last row."""
     non_finite: int = 0
     """Left out because an activation was NaN or infinite."""
     outliers: int = 0
     """Left out because the norm exceeded `outlier_norm` times the median norm of the block."""
     passes: int = 0
-    """Passes over the text begun."""
+    """Passes over the text started."""
 
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(
+    def __add__(self, other: PositionCounts) -> PositionCounts:
+        return PositionCounts(
             self.kept + other.kept,
             self.skipped + other.skipped,
             self.tail + other.tail,
@@ -87,45 +100,85 @@ class Counts:
 
 
 class Source(ABC):
-    """Where activations come from: a model on text, or a world whose features are known."""
+    """A place that activations come from, such as a model on text or a world.
+
+    A subclass sets `widths`, writes `block`, and overrides what else it has to offer.
+    """
 
     widths: dict[str, int]
     """Hook name -> width of its activations; known after `setup`."""
 
+    provenance_columns: ClassVar[tuple[str, ...]] = ()
+    """Names of the columns in the provenance of its batches; () if they have none."""
+
     def setup(self, device: torch.device | str = "cpu") -> None:  # noqa: B027
-        """Do the heavy work (load a model, look at the text), once, before the first block."""
+        """Do the heavy work once, before the first block: load a model, look at the data.
+
+        Blocks are on `device` from then on. A second call must do nothing.
+        """
 
     @abstractmethod
     def block(self, split: Split, index: int, size: int, seed: int) -> Batch:
-        """Block `index` of `split`: a pure function of its arguments and of the configuration.
+        """Return block `index` of `split`, a pure function of the arguments and the settings.
 
         "train" is endless and gives exactly `size` rows. "held_out" may be finite: its last block
-        may be shorter, and every block after that has no rows.
+        may be shorter, and every block after that has no rows. Rows of "held_out" never appear in
+        "train".
         """
 
-    def whole(self, batch_size: int, block_batches: int) -> Whole:
-        """The "train" split in batches of whole contexts that the model can be run on again.
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        """The dtype of the activations."""
+        return torch.float32
+
+    def metadata(self) -> dict[str, Any]:
+        """Return plain data about the activations, to save with what is trained on them."""
+        return {}
+
+    @property
+    def counts(self) -> PositionCounts:
+        """Numbers of "train" positions used and left out so far."""
+        return PositionCounts()
+
+    def known_features(self) -> KnownFeatures | None:
+        """Return the true features behind the activations, or None if nobody knows them."""
+        return None
+
+    def text_model(self) -> TextModel | None:
+        """Return the model and its text, for examples and for running on changed activations.
+
+        None if the activations do not come from a model on text.
+        """
+        return None
+
+    def labelled_network(self) -> LabelledNetwork | None:
+        """Return the classifier behind the activations whose latents are known, or None."""
+        return None
+
+    def random_weights_twin(self, seed: int = 0) -> Source | None:
+        """Return this source, not set up, with random weights in its model; None without a model.
+
+        It serves as a baseline: features found in it were not learned by the model.
+        """
+        return None
+
+    def full_contexts(self, batch_size: int, block_batches: int) -> FullContextBatches:
+        """Return the "train" split in batches of full contexts, for losses that run the model.
 
         Raises:
-            UserError: there is no model here that predicts tokens.
+            UserError: the source has no model that predicts tokens.
         """
         raise UserError(
             f"model.losses has a term that runs a language model; data.source="
             f"{type(self).__name__} has none, use ModelActivations"
         )
 
-    def metadata(self) -> dict[str, Any]:
-        """Plain data about where the activations come from, to keep beside what they train."""
-        return {}
-
-    @property
-    def counts(self) -> Counts:
-        """What became of the "train" positions read so far."""
-        return Counts()
-
     def hints(self, split: Split, size: int) -> Sequence[Any]:
-        """Plain data that lets a fresh source reach the blocks it has not made yet sooner."""
+        """Return plain data with which a new source reaches blocks not made yet sooner."""
         return []
 
     def use_hints(self, split: Split, size: int, hints: Sequence[Any]) -> None:  # noqa: B027
-        """Take what `hints` gave, perhaps in another process. Saves time, never changes a block."""
+        """Accept what `hints` returned, perhaps in another process.
+
+        Hints save time and never change a block.
+        """

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae.activations.full_contexts import FullContextBatches
 from sae.activations.source import Batch, Source, Split
 from sae.errors import UserError
 
@@ -35,11 +36,11 @@ class Stream:
     a GPU, where the two run on streams of their own; on a CPU they compete for the same cores.
     Batches are the same either way, and an error in the thread is raised where its block is due.
 
-    `whole` gives "train" batches of whole contexts, shuffled as such, for objectives that run the
-    model on: batch i of a block has the contexts that begin among positions i * B ... (i + 1) * B
-    of the block in its shuffled order, and `Batch.run`. That is about B rows, and a little more in
-    all: no context of a block is cut. The model runs for each batch, not for a block, and never
-    ahead.
+    `full_contexts` gives "train" batches of full contexts, shuffled as such, for losses that run
+    the model on changed activations: batch i of a block has the contexts that start among positions
+    i * B ... (i + 1) * B of the block in its shuffled order, and `Batch.run`. A batch has about B
+    rows, and a block a little more than B * block_batches, because no context is cut. The model
+    runs once per batch, not once per block, and never ahead.
     """
 
     def __init__(
@@ -52,13 +53,13 @@ class Stream:
         seed: int = 0,
         batches: int | None = None,
         overlap: bool = False,
-        whole: bool = False,
+        full_contexts: bool = False,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("block_batches", block_batches)):
             if value < 1:
                 raise UserError(f"{name}={value} must be at least 1")
-        if whole and split != "train":
-            raise ValueError("whole=True is for the split to train on")
+        if full_contexts and split != "train":
+            raise ValueError("full_contexts=True needs split='train'")
         self.source = source
         self.split = split
         self.batch_size = batch_size
@@ -68,7 +69,9 @@ class Stream:
         self.overlap = overlap
         self.position = 0
         self._first: Batch | None = None
-        self._whole = source.whole(batch_size, block_batches) if whole else None
+        self._contexts: FullContextBatches | None = None
+        if full_contexts:
+            self._contexts = source.full_contexts(batch_size, block_batches)
 
     @property
     def block_size(self) -> int:
@@ -83,8 +86,8 @@ class Stream:
     def __iter__(self) -> Iterator[Batch]:
         if self.split == "held_out":
             self.position = 0
-        if self._whole is not None:
-            yield from self._of_whole_contexts()
+        if self._contexts is not None:
+            yield from self._full_context_batches()
             return
         blocks = _Overlapped(self._block) if self.overlap else _Direct(self._block)
         try:
@@ -102,7 +105,7 @@ class Stream:
                 rows = None  # lets go of the old block before the next one is made
                 more = (index + 1) * self.block_batches < end
                 current, rows = index, blocks.get(index, more)
-                order = self._order(index, rows.token.device) if self.split == "train" else None
+                order = self._order(index, rows.device) if self.split == "train" else None
             if len(rows) == 0:
                 return
             chosen = slice(i * self.batch_size, min((i + 1) * self.batch_size, len(rows)))
@@ -112,11 +115,11 @@ class Stream:
             self.position += 1
             yield rows.rows(chosen if order is None else order[chosen])
 
-    def _of_whole_contexts(self) -> Iterator[Batch]:
+    def _full_context_batches(self) -> Iterator[Batch]:
         end = self._end()
         while self.position < end:
             index, i = divmod(self.position, self.block_batches)
-            batch = self._whole.batch(index, i, self._generator(index))
+            batch = self._contexts.batch(index, i, self._generator(index))
             self.position += 1
             yield batch
 
@@ -129,7 +132,7 @@ class Stream:
         """Block 0, in text order. It is kept for the iteration, which does not make it again."""
         if self._first is None:
             block = self._block(0)
-            if self._whole is not None:
+            if self._contexts is not None:
                 return block
             self._first = block
         return self._first
@@ -200,7 +203,7 @@ class _Overlapped(_Direct):
         if self.side is not None:
             # Allocated on the side stream, read on this one: without this note its memory could be
             # handed to block n + 2 while kernels queued here still read it.
-            for tensor in (*block.acts.values(), block.document, block.position, block.token):
+            for tensor in block.tensors():
                 if tensor.is_cuda:
                     tensor.record_stream(torch.cuda.current_stream(tensor.device))
         self.ahead = (index + 1, self.pool.submit(self._make, index + 1)) if more else None

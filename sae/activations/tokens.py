@@ -26,8 +26,8 @@ class Contexts:
     """int64: token ids, padded on the right."""
     attention_mask: Tensor
     """int64: 1 on tokens, 0 on padding."""
-    counts: Tensor
-    """bool: the positions whose activations are used, by `PositionRule.of_tokens`."""
+    position_mask: Tensor
+    """bool: the positions whose activations are used, by `PositionRule.token_mask`."""
     document: Tensor
     """int64: index of the document the token is from."""
     position: Tensor
@@ -65,7 +65,7 @@ class PositionRule:
     """Positions whose norm exceeds this multiple of the block's median norm do not count."""
 
     @classmethod
-    def of(cls, tokenizer: Any, **settings: Any) -> PositionRule:
+    def from_tokenizer(cls, tokenizer: Any, **settings: Any) -> PositionRule:
         """The rule for a tokenizer's special tokens."""
         ids = {getattr(tokenizer, f"{name}_token_id") for name in SPECIAL} - {None}
         ids |= set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
@@ -73,7 +73,9 @@ class PositionRule:
         excluded[sorted(ids)] = True
         return cls(excluded, **settings)
 
-    def of_tokens(self, tokens: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
+    def token_mask(
+        self, tokens: np.ndarray, attention_mask: np.ndarray | None = None
+    ) -> np.ndarray:
         """bool [..., ctx] for rows of tokens [..., ctx]: what is known before the model runs."""
         counts = ~self.excluded[tokens]
         counts[..., : self.skip_first] = False
@@ -87,7 +89,7 @@ class PositionRule:
         row, column = text[:, 1:].nonzero(as_tuple=True)
         return (row, column), tokens[row, column + 1]
 
-    def of_activations(self, acts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def activation_masks(self, acts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What only activations show, over positions [n]: (all finite, not an outlier), both bool.
 
         acts: hook -> [n, width]. A position is in only if it is with every hook. The outlier test
@@ -117,7 +119,9 @@ class Layout:
     packing: Packing
 
     @classmethod
-    def of(cls, tokenizer: Any, context_size: int, packing: Packing = "packed") -> Layout:
+    def from_tokenizer(
+        cls, tokenizer: Any, context_size: int, packing: Packing = "packed"
+    ) -> Layout:
         """The layout a tokenizer implies.
 
         Every row gets what the tokenizer puts around a text ([CLS] ... [SEP] for BERT, BOS for
@@ -169,7 +173,7 @@ class Layout:
         parts = (
             tokens,
             attention_mask,
-            rule.of_tokens(tokens, attention_mask),
+            rule.token_mask(tokens, attention_mask),
             documents,
             positions,
             np.stack([pass_[:, 0], document[:, 0], position[:, 0]], axis=1),

@@ -10,13 +10,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from sae.activations import LabelledNetwork
 from sae.cli.config import Settings
 from sae.errors import UserError
 from sae.files import write_text
 from sae.lightning.runner import quiet
 from sae.metrics.identifiability import Identification, Labelled
 from sae.metrics.identifiability import identify as measure
-from sae.worlds import NonlinearMixing
 
 
 def identify(args: list[str]) -> int:
@@ -40,12 +40,13 @@ def identify(args: list[str]) -> int:
         raise UserError(f"--json {own.json}: there is no folder {own.json.absolute().parent}")
     config = Settings(rest, lambda config: {})
     source = config.datamodule.source
-    if not isinstance(source, NonlinearMixing):
+    network = source.labelled_network()
+    if network is None:
         raise UserError(
             f"data.source={type(source).__name__} has no network that could identify anything; "
             f"give a config with NonlinearMixing, such as configs/worlds/nonlinear.yaml"
         )
-    found = identification(source, int(own.samples), config.datamodule.seed)
+    found = identification(network, int(own.samples), config.datamodule.seed)
     if own.json is not None:
         text = json.dumps({**found.figures(), "source": source.metadata()}, indent=2)
         write_text(own.json, text + "\n")
@@ -55,16 +56,16 @@ def identify(args: list[str]) -> int:
     return 0
 
 
-def identification(source: NonlinearMixing, samples: int, seed: int) -> Identification:
+def identification(source: LabelledNetwork, samples: int, seed: int) -> Identification:
     """`sae.metrics.identifiability` on held-out samples of `source`, with all controls."""
     z, labels = source.sample("held_out", 0, samples, seed)
-    twin = source.twin(source.metadata()["network_seed"] + 1)
+    twin = source.with_network_seed(source.metadata()["network_seed"] + 1)
     return measure(
         source.network,
         Labelled(source.mixing(z), z, labels),
-        untrained=source.untrained(),
+        untrained=source.untrained_network(),
         twin=twin.network,
-        untrained_twin=twin.untrained(),
+        untrained_twin=twin.untrained_network(),
         logits=source.network.logits,
         classes=source.classes,
         scale=source.expected_scale,

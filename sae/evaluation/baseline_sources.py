@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.activations import Batch, ModelActivations, Source, Split
+from sae.activations import Batch, Source, Split
 
 RANDOM_WEIGHTS, GAUSSIAN, FROZEN_DECODER = "random_weights", "gaussian", "frozen_decoder"
 _SPLITS: dict[str, int] = {"train": 0, "held_out": 1}
@@ -30,10 +30,10 @@ def frozen_decoder(optim: Optim) -> Optim:
     return dataclasses.replace(optim, lr_factors={**optim.lr_factors, "W_dec": 0.0})
 
 
-def random_weights(source: Source, *, seed: int = 0) -> ModelActivations | None:
+def random_weights(source: Source, *, seed: int = 0) -> Source | None:
     """The same text through the same architecture with weights that never learnt; None where no
     model is read."""
-    return source.untrained(seed) if isinstance(source, ModelActivations) else None
+    return source.random_weights_twin(seed)
 
 
 class MatchedGaussian(Source):
@@ -74,20 +74,14 @@ class MatchedGaussian(Source):
         self._device, self._dtype = torch.device(device), next(iter(acts.values())).dtype
 
     def block(self, split: Split, index: int, size: int, seed: int) -> Batch:
-        """Fresh draws; a row is a document of one token."""
+        """Return fresh draws, independent of each other."""
         self.setup()
         # Not torch's generator: worlds and starts draw from it with small seeds too.
         generator = np.random.default_rng((seed, _SPLITS[split], index))
         noise = torch.from_numpy(generator.standard_normal((size, len(self.mean))))
         x = (self.mean + noise @ self._root).to(self._dtype)
         parts = x.split(list(self.widths.values()), dim=1)
-        nothing = torch.zeros(size, dtype=torch.int64)
-        return Batch(
-            dict(zip(self.widths, parts, strict=True)),
-            torch.arange(index * size, (index + 1) * size),
-            nothing,
-            nothing,
-        ).to(self._device)
+        return Batch(dict(zip(self.widths, parts, strict=True))).to(self._device)
 
     def metadata(self) -> dict[str, Any]:
         return {"gaussian_like": self.source.metadata(), "rows": self.rows}

@@ -49,12 +49,14 @@ class Case:
     @cached_property
     def truth(self) -> Tensor | None:
         """True directions [features, d_in]."""
-        return getattr(self.source, "truth", None)
+        features = self.source.known_features()
+        return None if features is None else features.truth
 
     @cached_property
     def parents(self) -> Tensor | None:
-        """`World.parents`."""
-        return getattr(self.source, "parents", None)
+        """See `KnownFeatures.parents`."""
+        features = self.source.known_features()
+        return None if features is None else features.parents
 
     @cached_property
     def dictionary(self) -> Tensor | None:

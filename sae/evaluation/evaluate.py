@@ -50,11 +50,12 @@ def evaluate(
         seed: of the world's samples.
 
     Always: tokens, fvu, l0, cosine, shrinkage, relative_reconstruction_bias,
-    never_fired_fraction. With a model those of `Downstream`. With a world (`source.truth`
-    [features, d_in]) dictionary_mcc_signed, its chance level, mmcs, mmcs_uniqueness. Raises
+    never_fired_fraction. With a model those of `Downstream`. With a world (known features)
+    dictionary_mcc_signed, its chance level, mmcs, mmcs_uniqueness. Raises
     UserError when the split is empty.
     """
     site, device = sae.site.bind(source.widths), sae.W_dec.device
+    features, text = source.known_features(), source.text_model()
     firing = firing or Firing(sae.d_sae, device)
     fvu, cosine, shrinkage = FVU(sae.d_out, device), Cosine(device), Shrinkage(device)
     bias = RelativeReconstructionBias(device)
@@ -72,8 +73,8 @@ def evaluate(
             metric.update(y, y_hat)
         if sample is not None:
             z = None
-            if hasattr(source, "codes"):
-                z = source.codes("held_out", index, size, seed).rows(slice(0, len(block)))
+            if features is not None:
+                z = features.codes("held_out", index, size, seed).rows(slice(0, len(block)))
             sample.update(block, x, y, codes, y_hat, z)
         tokens += len(block)
     if tokens == 0:
@@ -87,13 +88,13 @@ def evaluate(
         "relative_reconstruction_bias": bias.compute(),
         "never_fired_fraction": firing.never_fired_fraction(),
     }
-    if hasattr(source, "contexts") and downstream_tokens:
-        spliced = downstream(sae, source, mean=fvu.mean, max_tokens=downstream_tokens)
+    if text is not None and downstream_tokens:
+        spliced = downstream(sae, text, mean=fvu.mean, max_tokens=downstream_tokens)
         figures |= spliced.figures()
         if sample is not None:
             sample.spliced = spliced
-    truth = getattr(source, "truth", None)
-    if truth is not None:
+    if features is not None:
+        truth = features.truth
         figures |= {
             "dictionary_mcc_signed": dictionary_mcc_signed(sae.W_dec, truth),
             "dictionary_mcc_signed_chance": dictionary_mcc_chance(truth, sae.d_sae),

@@ -8,6 +8,7 @@ import torch
 from scipy.sparse import vstack
 from torch import Tensor
 
+from sae.activations.provenance import Provenance
 from sae.metrics.bootstrap import Score, bootstrap_score, ratio, sums_by_cluster
 from sae.metrics.code_matching import as_codes, samples_matrix
 
@@ -34,18 +35,19 @@ class Sample:
 
     Attributes:
         x: what was read of the rows kept, [n, d_in], on the device of the autoencoder.
-        place: their document, position and token, without activations.
+        provenance: where they came from, on the CPU; None if the source does not say.
         spliced: of a model on text.
     """
 
     def __init__(self, most: int = 16_384) -> None:
         self.most, self.rows = most, 0
         self.spliced: Downstream | None = None
-        self._kept: list[tuple[Tensor, Batch]] = []
+        self._kept: list[Tensor] = []
+        self._provenance: list[Provenance] = []
         self._codes: list[Codes] = []
         self._truth: list[Codes] = []
         self._columns: list[dict[str, Tensor]] = []
-        self._documents: list[Tensor] = []
+        self._clusters: list[Tensor] = []
 
     def update(
         self, block: Batch, x: Tensor, y: Tensor, codes: Codes, y_hat: Tensor, z: Codes | None
@@ -53,12 +55,16 @@ class Sample:
         """Add a block: x [n, d_in] was read for y [n, d_out]; z are its true codes if there are."""
         room = slice(0, max(0, self.most - self.rows))
         if room.stop:
-            place = block.rows(room)
-            place.acts = {}
-            self._kept.append((x[room], place.to("cpu")))
+            self._kept.append(x[room])
+            if block.provenance is not None:
+                self._provenance.append(block.provenance.rows(room).to("cpu"))
             self._codes.append(codes.rows(room))
             if z is not None:
                 self._truth.append(z.rows(room))
+        clusters = None if block.provenance is None else block.provenance.clusters
+        if clusters is None:  # every row is independent of the others
+            clusters = torch.arange(self.rows, self.rows + len(block))
+        self._clusters.append(clusters.cpu())
         self.rows += len(block)
         if not self._columns:
             # Of the first block: the mean of all is known at the end only. It makes `spread` larger
@@ -77,23 +83,14 @@ class Sample:
             "rows": torch.ones(len(y), dtype=torch.float64),
         }
         self._columns.append({name: column.cpu() for name, column in columns.items()})
-        self._documents.append(block.document.cpu())
 
     @property
     def x(self) -> Tensor:
-        return torch.cat([x for x, _ in self._kept])
+        return torch.cat(self._kept)
 
     @property
-    def document(self) -> Tensor:
-        return torch.cat([place.document for _, place in self._kept])
-
-    @property
-    def position(self) -> Tensor:
-        return torch.cat([place.position for _, place in self._kept])
-
-    @property
-    def token(self) -> Tensor:
-        return torch.cat([place.token for _, place in self._kept])
+    def provenance(self) -> Provenance | None:
+        return Provenance.cat(self._provenance) if self._provenance else None
 
     def codes(self) -> Codes:
         """Of the rows kept, ragged, float64, on the CPU."""
@@ -109,7 +106,7 @@ class Sample:
         columns = {
             name: torch.cat([part[name] for part in self._columns]) for name in self._columns[0]
         }
-        sums = sums_by_cluster(columns, torch.cat(self._documents))
+        sums = sums_by_cluster(columns, torch.cat(self._clusters))
         return {
             name: bootstrap_score(sums[above], sums[below], statistic=ratio)
             for name, (above, below) in _RATIOS.items()

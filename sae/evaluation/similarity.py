@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sae.activations import ModelActivations, Source
+from sae.activations import Source
 from sae.metrics.interpretability import Similarity, cosine_similarity
 
 if TYPE_CHECKING:
@@ -33,9 +33,10 @@ class Judge:
     @classmethod
     def of(cls, source: Source) -> Judge:
         """The judge of a run on `source`, which is set up."""
-        if not isinstance(source, ModelActivations):
+        text = source.text_model()
+        if text is None:
             return cls()
-        return cls(source.model.model.get_input_embeddings().weight.detach())
+        return cls(text.model.model.get_input_embeddings().weight.detach())
 
     @property
     def says(self) -> str:
@@ -49,10 +50,16 @@ class Judge:
         z = sample.true_codes()
         if z is not None:
             return cosine_similarity(z.to_dense())
-        if self.embedding is None or not isinstance(source, ModelActivations):
+        if self.embedding is None or source.text_model() is None:
             return None
+        provenance = sample.provenance
+        assert provenance is not None, "a model on text says where its activations came from"
         around = context_embedding(
-            self.embedding, sample.token, sample.document, sample.position, reach=REACH
+            self.embedding,
+            provenance["token"],
+            provenance["document"],
+            provenance["position"],
+            reach=REACH,
         )
         # Embeddings share a large mean, by which any two are alike.
         return cosine_similarity(around - around.mean(0))

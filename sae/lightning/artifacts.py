@@ -16,7 +16,6 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
-from sae.activations import ModelActivations
 from sae.browser import write_report
 from sae.evaluation.evaluate import evaluate
 from sae.files import write_text
@@ -122,8 +121,8 @@ def _finished(member: Member, place: RunDir, data: ActivationDataModule) -> dict
         average.metadata |= metadata
         average.save(place.path / "sae_ema")
         more["held_out_ema"] = evaluate(average, data.source, max_tokens=data.held_out_tokens)
-    if isinstance(data.source, ModelActivations):
-        examples = top_examples(sae, data.source, max_tokens=EXAMPLE_TOKENS)
+    if (text := data.source.text_model()) is not None:
+        examples = top_examples(sae, text, max_tokens=EXAMPLE_TOKENS)
         write_examples(examples, place.path / "examples.jsonl")
     return {
         "tokens": learner.tokens,

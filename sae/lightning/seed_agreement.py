@@ -210,10 +210,11 @@ def compare(
     agreed.save(into)
     held_out = evaluate(agreed.to(device), data.source, max_tokens=data.held_out_tokens)
     more: dict[str, Any] = {"latents": agreed.d_sae, "held_out": held_out}
-    truth = getattr(data.source, "truth", None)
-    if truth is not None:
+    if (features := data.source.known_features()) is not None:
         every = {**{name: sae.W_dec for name, sae in saes.items()}, "consensus": agreed.W_dec}
-        more["mmcs_of_latents"] = {name: mmcs_of_latents(W, truth) for name, W in every.items()}
+        more["mmcs_of_latents"] = {
+            name: mmcs_of_latents(W, features.truth) for name, W in every.items()
+        }
     return figures, {"consensus": more}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sae.errors import UserError
 
 if TYPE_CHECKING:
-    from sae.activations import ModelActivations, Split
+    from sae.activations import Split, TextModel
     from sae.autoencoder import SAE
 
 # Log-probabilities are made for this many (position, token id) pairs at a time: 128 MB in float32.
@@ -66,7 +66,7 @@ class Downstream:
 @torch.no_grad()
 def downstream(
     sae: SAE,
-    source: ModelActivations,
+    source: TextModel,
     *,
     mean: Tensor,
     max_tokens: int = 16_384,
@@ -91,11 +91,11 @@ def downstream(
     for contexts in source.contexts(split):
         inputs = contexts.tokens, contexts.attention_mask
         # What the rule on activations leaves out is known only once the model has run.
-        counts = contexts.counts.to(model.device)
+        counts = contexts.position_mask.to(model.device)
         acts: dict[str, Tensor] = {}
         look = {hook: partial(_keep, acts, hook) for hook in model.hooks}
         clean = model.outputs(*inputs, replace=look, positions=counts)
-        finite, inlier = source.rule.of_activations(acts)
+        finite, inlier = source.rule.activation_masks(acts)
         good = finite & inlier
         counts = counts.masked_scatter(counts, good)
         where = counts.nonzero(as_tuple=True)

@@ -16,7 +16,7 @@ from sae.metrics.firing import Firing
 from sae.metrics.top_activations import TopTable
 
 if TYPE_CHECKING:
-    from sae.activations import ModelActivations, Split
+    from sae.activations import Split, TextModel
     from sae.autoencoder import SAE
 
 
@@ -57,7 +57,7 @@ class LatentExamples:
 @torch.no_grad()
 def top_examples(
     sae: SAE,
-    source: ModelActivations,
+    source: TextModel,
     *,
     latents: Iterable[int] | None = None,
     per_latent: int = 6,
@@ -93,9 +93,9 @@ def top_examples(
         if firing.tokens >= max_tokens:
             break
         acts = source.model.activations(contexts.tokens, contexts.attention_mask)
-        place = contexts.counts.flatten().nonzero().squeeze(1).to(source.model.device)
+        place = contexts.position_mask.flatten().nonzero().squeeze(1).to(source.model.device)
         acts = {hook: acts[hook].flatten(0, 1)[place] for hook in acts}
-        finite, inlier = source.rule.of_activations(acts)
+        finite, inlier = source.rule.activation_masks(acts)
         good = (finite & inlier).nonzero().squeeze(1)
         x, _ = site.pair({hook: acts[hook][good].to(device) for hook in site.hooks})
         codes = sae.encode(x)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sae.activations import ModelActivations, Source
+from sae.activations import Source
 from sae.autoencoder.sparsity import Unrolled
 from sae.errors import UserError
 from sae.planner.memory import MemoryEstimate, firing
@@ -101,21 +101,20 @@ def step_work(
 
 def harvest_work(source: Source) -> Work:
     """Of one activation; worlds are drawn, and count as nothing."""
-    if not isinstance(source, ModelActivations):
+    if (text := source.text_model()) is None:
         return Work(0, 0)
-    contexts = next(source.contexts("train"))
+    contexts = next(text.contexts("train"))
     with FlopCounterMode(display=False) as counter:
-        source.model.activations(contexts.tokens, contexts.attention_mask)
-    rows = max(int(contexts.counts.sum()), 1)
-    weights = sum(p.numel() * p.itemsize for p in source.model.model.parameters())
-    written = sum(source.widths.values()) * source.model.dtype.itemsize
+        text.model.activations(contexts.tokens, contexts.attention_mask)
+    rows = max(int(contexts.position_mask.sum()), 1)
+    weights = sum(p.numel() * p.itemsize for p in text.model.model.parameters())
+    written = sum(source.widths.values()) * source.activation_dtype.itemsize
     return Work(counter.get_total_flops() / rows, weights / rows + written)
 
 
 def kinds(recipe: TrainConfig, source: Source) -> tuple[str, str]:
     """In what a GPU multiplies: in the kernels, where fp32 goes as TF32, and in the model."""
-    model = getattr(getattr(source, "model", None), "dtype", torch.float32)
     return (
         "tf32" if recipe.sae_dtype == torch.float32 else "bf16",
-        "fp32" if model == torch.float32 else "bf16",
+        "fp32" if source.activation_dtype == torch.float32 else "bf16",
     )

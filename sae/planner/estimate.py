@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sae.activations import Source
 from sae.cli.config import Settings
 from sae.planner.cost_model import GPU, Work, harvest_work, kinds, named_gpu, step_work
 from sae.planner.memory import MemoryEstimate, needs_of, shape_of, shared_of
@@ -139,7 +140,7 @@ def _memory(
     start = of("parameters") + of("average") + of("counters") + measuring
     start += shared.block + shared.held_out
     step = kept + shared.total + max(one.step for one in needs)
-    text = hasattr(data.source, "contexts")
+    text = data.source.text_model() is not None
     finish = kept + shared.held_out + max(one.export for one in needs) + FINISH[text]
     peak = base + max(start, step, finish)
     memory = {
@@ -209,6 +210,6 @@ def _floor(
     }, found
 
 
-def _model_bytes(source: Any) -> int:
-    model = getattr(getattr(source, "model", None), "model", None)
-    return sum(p.numel() * p.itemsize for p in model.parameters()) if model is not None else 0
+def _model_bytes(source: Source) -> int:
+    text = source.text_model()
+    return 0 if text is None else sum(p.numel() * p.itemsize for p in text.model.model.parameters())

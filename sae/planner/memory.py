@@ -133,8 +133,9 @@ def optimiser_bytes(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> in
 def shared_of(data: ActivationData, whole: bool, device: str = "cpu") -> Shared:
     """What the stream holds; `data.source` is set up. `whole`: whether a term runs the model on."""
     source = data.source
-    itemsize = getattr(getattr(source, "model", None), "dtype", torch.float32).itemsize
-    row = sum(source.widths.values()) * itemsize + 3 * 8  # with document, position and token
+    row = sum(source.widths.values()) * source.activation_dtype.itemsize
+    row += 8 * len(source.provenance_columns)
+    text = source.text_model()
     blocks = 2 if device == "cuda" else 1  # there the next is harvested meanwhile
     block_rows = data.batch_size * data.block_batches
     calls = data.steps_per_call * data.accumulate
@@ -143,7 +144,7 @@ def shared_of(data: ActivationData, whole: bool, device: str = "cpu") -> Shared:
         batch=2 * calls * data.batch_size * row,
         held_out=data.held_out_tokens * row,
         # Two distributions over all tokens, their logarithms, and gradients of one.
-        logits=6 * 4 * data.batch_size * len(source.model.tokenizer) if whole else 0,
+        logits=6 * 4 * data.batch_size * len(text.model.tokenizer) if whole and text else 0,
     )
 
 

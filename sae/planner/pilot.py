@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch._dynamo  # every optimiser imports it at its first step: part of the process
 
-from sae.activations import Batch, ModelActivations, Stream
+from sae.activations import Batch, Stream
 from sae.cli.config import Settings
 from sae.evaluation.evaluate import evaluate
 from sae.metrics.downstream import downstream
@@ -70,7 +70,7 @@ class Pilot:
             batch_size=size,
             block_batches=self.count,
             seed=self.data.seed,
-            whole=whole,
+            full_contexts=whole,
         )
         self.source.block("train", 0, min(size, 256), self.data.seed)  # warms up
         found: list[Batch] = []
@@ -96,11 +96,11 @@ class Pilot:
     def held_out(self) -> int:
         """Held-out activations that there are, up to as many as anyone asks for."""
         most = max(self.data.held_out_tokens, EXAMPLE_TOKENS)
-        if not isinstance(self.source, ModelActivations):
+        if (text := self.source.text_model()) is None:
             return most
         found = 0
-        for contexts in self.source.contexts("held_out"):
-            found += int(contexts.counts.sum())
+        for contexts in text.contexts("held_out"):
+            found += int(contexts.position_mask.sum())
             if found >= most:
                 break
         return min(found, most)
@@ -173,7 +173,7 @@ class Pilot:
         """Export, figures on held-out activations, the model spliced, examples."""
         sae, source = learner.export(), self.source
         most = min(self.data.held_out_tokens, self.held_out)
-        if not isinstance(source, ModelActivations):
+        if (text := source.text_model()) is None:
             return self.time(lambda: evaluate(sae, source, max_tokens=most))
         mean = torch.zeros(sae.d_out, device=self.device)
         found = []
@@ -182,10 +182,10 @@ class Pilot:
             evaluate(sae, source, max_tokens=tokens, downstream_tokens=0)
 
         def spliced(tokens: int) -> None:
-            downstream(sae, source, mean=mean, max_tokens=tokens)
+            downstream(sae, text, mean=mean, max_tokens=tokens)
 
         def examples(tokens: int) -> None:
-            found[:] = top_examples(sae, source, max_tokens=tokens)
+            found[:] = top_examples(sae, text, max_tokens=tokens)
 
         parts = (
             (figures, most),

@@ -10,13 +10,14 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from sae.activations.source import Batch, Counts, Source, Split
+from sae.activations.capabilities import KnownFeatures, LabelledNetwork
+from sae.activations.source import Batch, PositionCounts, Source, Split
 from sae.errors import UserError
 from sae.worlds.cache import kept
 from sae.worlds.latents import Latents, SparseLatents, SphereLatents
 from sae.worlds.network import Classifier, Mixing
 from sae.worlds.seeding import SPLITS, generator_of
-from sae.worlds.world import HOOK, as_batch, described
+from sae.worlds.world import HOOK, described
 from sae_kernels.codes import Codes
 
 _TRAINING = 2  # samples the classifier learns from, of no split
@@ -156,7 +157,7 @@ class NonlinearMixing(Source):
             return self.latents.kappa
         return None
 
-    def untrained(self) -> Classifier:
+    def untrained_network(self) -> Classifier:
         """f with its starting weights."""
         made = Classifier(
             self.n_features,
@@ -171,7 +172,7 @@ class NonlinearMixing(Source):
     @cached_property
     def network(self) -> Classifier:
         """f, trained."""
-        network = self.untrained()
+        network = self.untrained_network()
 
         def train() -> dict[str, Tensor]:
             steps = iter(range(1, 2**62))
@@ -198,11 +199,19 @@ class NonlinearMixing(Source):
         z = z.double()
         return torch.linalg.lstsq(z - z.mean(0), y - y.mean(0)).solution.float()
 
-    def twin(self, network_seed: int) -> NonlinearMixing:
+    def with_network_seed(self, network_seed: int) -> NonlinearMixing:
         """The same world seen by a network of another seed, trained independently."""
         settings = {**self._settings, "network_seed": network_seed, "latents": self.latents}
         del settings["world"]
         return type(self)(**settings)
+
+    parents = None  # independent latents, no hierarchy
+
+    def known_features(self) -> KnownFeatures:
+        return self
+
+    def labelled_network(self) -> LabelledNetwork:
+        return self
 
     def out_of_distribution(self) -> Self | None:
         """The same network on combinations of latents it was never trained on, from streams of
@@ -220,9 +229,9 @@ class NonlinearMixing(Source):
         return dict(self._settings)
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> PositionCounts:
         """Rows of the training blocks made so far; a world leaves none out."""
-        return Counts(kept=sum(self._handed_out.values()))
+        return PositionCounts(kept=sum(self._handed_out.values()))
 
     def setup(self, device: torch.device | str = "cpu") -> None:
         """Train the classifier, or find it; blocks come out on `device` from now on."""
@@ -236,4 +245,4 @@ class NonlinearMixing(Source):
         if split == "train":
             self._handed_out[index] = size
         acts = torch.cat([self.network(self.mixing(part)) for part in z.split(8192)])
-        return as_batch(acts, index, size, self._device)
+        return Batch({HOOK: acts.to(self._device)})

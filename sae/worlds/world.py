@@ -12,7 +12,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import embedding_bag
 
-from sae.activations.source import Batch, Counts, Source, Split
+from sae.activations.capabilities import KnownFeatures
+from sae.activations.source import Batch, PositionCounts, Source, Split
 from sae.errors import UserError
 from sae.worlds.cache import kept
 from sae.worlds.directions import Directions, Random
@@ -94,6 +95,9 @@ class World(Source):
         samples = lambda size, step: self._codes(size, (seed, len(SPLITS), step)).to_dense()
         return self.directions.rows(self.n_features, self.d_in, seed, samples)
 
+    def known_features(self) -> KnownFeatures:
+        return self
+
     def out_of_distribution(self) -> Self | None:
         """The same world, its samples combinations of features that this one never has, from
         streams of their own; None where every combination occurs."""
@@ -121,9 +125,9 @@ class World(Source):
         }
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> PositionCounts:
         """Rows of the training blocks made so far; a world leaves none out."""
-        return Counts(kept=sum(self._handed_out.values()))
+        return PositionCounts(kept=sum(self._handed_out.values()))
 
     def setup(self, device: torch.device | str = "cpu") -> None:
         """Blocks come out on `device` from now on."""
@@ -145,7 +149,7 @@ class World(Source):
         if self.noise:
             generator = generator_of(seed, SPLITS[split], index, 1, *self._branch)
             acts += self.noise * torch.randn(acts.shape, generator=generator)
-        return as_batch(acts, index, size, self._device)
+        return Batch({HOOK: acts.to(self._device)})
 
     def codes(self, split: Split, index: int, size: int, seed: int) -> Codes:
         """The true z of `block` with the same arguments: ragged, indices rising in each row, on the
@@ -196,13 +200,6 @@ def _scale_by_parent(codes: Codes, parents: Tensor) -> None:
         children = (level[codes.indices] == depth).nonzero()[:, 0]
         at = torch.searchsorted(slots, rows[children] + parent[children])
         codes.values[children] *= codes.values[at]
-
-
-def as_batch(acts: Tensor, index: int, size: int, device: torch.device) -> Batch:
-    """A sample is a document of one token: there is no order in a world, and no vocabulary."""
-    document = torch.arange(index * size, index * size + len(acts))
-    nothing = torch.zeros(len(acts), dtype=torch.int64)
-    return Batch({HOOK: acts}, document, nothing, nothing).to(device)
 
 
 def described(part: Any) -> dict[str, Any]:

@@ -8,21 +8,18 @@ from itertools import islice
 import pytest
 import torch
 
-from sae.activations import Batch, Contexts, ModelActivations, Stream
-from sae.activations.full_contexts import shared_out
+from sae.activations import Contexts, ModelActivations, Stream
+from sae.activations.full_contexts import split_contexts
 from sae.errors import UserError
 from sae.worlds import SparseSuperposition
+from tiny_models import positions
 
 Make = Callable[..., ModelActivations]
 SIZE, BATCHES, CONTEXT = 40, 5, 16
 
 
 def stream(source: ModelActivations, seed: int = 3) -> Stream:
-    return Stream(source, batch_size=SIZE, block_batches=BATCHES, seed=seed, whole=True)
-
-
-def places(batch: Batch) -> list[tuple[int, int]]:
-    return list(zip(batch.document.tolist(), batch.position.tolist(), strict=True))
+    return Stream(source, batch_size=SIZE, block_batches=BATCHES, seed=seed, full_contexts=True)
 
 
 @pytest.mark.parametrize("packing", ["packed", "document"])
@@ -34,16 +31,18 @@ def test_a_block_is_handed_out_whole_in_an_order_of_its_own(
     source, seen = make_source(family, packing=packing), []
     for index in range(3):
         contexts = source.train_contexts(index, SIZE * BATCHES)
-        rows = contexts.counts.split(1)
+        rows = contexts.position_mask.split(1)
         in_order = [
             [
                 (int(d), int(p))
-                for d, p in zip(c.document[c.counts], c.position[c.counts], strict=True)
+                for d, p in zip(
+                    c.document[c.position_mask], c.position[c.position_mask], strict=True
+                )
             ]
             for c in (contexts.rows(slice(i, i + 1)) for i in range(len(rows)))
         ]
         mine = batches[BATCHES * index : BATCHES * (index + 1)]
-        handed_out = [place for batch in mine for place in places(batch)]
+        handed_out = [place for batch in mine for place in positions(batch)]
         order = torch.randperm(len(in_order), generator=stream(source)._generator(index))
         assert handed_out == sum((in_order[i] for i in order.tolist()), [])
         begun = 0
@@ -54,7 +53,7 @@ def test_a_block_is_handed_out_whole_in_an_order_of_its_own(
         seen.append(handed_out)
     assert source.counts.kept == sum(map(len, seen)) and source.counts.tail == 0
     other = list(islice(stream(make_source(family, packing=packing), seed=4), BATCHES))
-    assert [places(b) for b in other] != [places(b) for b in batches[:BATCHES]]
+    assert [positions(b) for b in other] != [positions(b) for b in batches[:BATCHES]]
 
 
 def test_shares_have_every_context_once_and_none_is_empty() -> None:
@@ -64,9 +63,9 @@ def test_shares_have_every_context_once_and_none_is_empty() -> None:
     late = 0
     for seed in range(20):
         order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
-        shares = shared_out(contexts, 10, 2, torch.Generator().manual_seed(seed))
+        shares = split_contexts(contexts, 10, 2, torch.Generator().manual_seed(seed))
         assert torch.equal(torch.cat([share.start for share in shares])[:, 0], counted[order])
-        assert [share.counts.sum().item() for share in shares] == [
+        assert [share.position_mask.sum().item() for share in shares] == [
             share.start.sum().item() for share in shares
         ]
         assert len(shares) == 2 and all(map(len, shares))
@@ -84,7 +83,7 @@ def test_batch_t_is_the_same_however_it_is_reached(make_source: Make) -> None:
     resumed.first_block()
     assert resumed._first is None, "a block is kept that no iteration takes up"
     for got, want in zip(islice(resumed, 5), batches[7:], strict=True):
-        assert places(got) == places(want)
+        assert positions(got) == positions(want)
         assert torch.equal(got.acts["layers.1"], want.acts["layers.1"])
         assert torch.equal(got.run.logits, want.run.logits)
 
@@ -101,7 +100,7 @@ def test_activations_and_logits_are_the_models(make_source: Make, packing: str) 
             if hook in batch.acts:
                 want = whole.hidden_states[layer][run.where]
                 torch.testing.assert_close(batch.acts[hook], want)
-        assert torch.equal(run.tokens[run.where], batch.token)
+        assert torch.equal(run.tokens[run.where], batch.provenance["token"])
         real = run.attention_mask.bool() & (run.tokens > 2)  # behind <s>, </s> and <unk>
         torch.testing.assert_close(run.logits, whole.logits[:, :-1][real[:, 1:]])
         assert torch.equal(run.targets, run.tokens[:, 1:][real[:, 1:]])
@@ -115,9 +114,9 @@ def test_positions_left_out_after_the_model_ran_are_not_replaced(make_source: Ma
     for batch, full in zip(islice(stream(source), BATCHES), everything, strict=True):
         norm = full.acts["layers.1"].norm(dim=1)
         inside = norm <= 1.1 * norm.median()
-        assert places(batch) == places(full.rows(inside.nonzero().squeeze(1)))
+        assert positions(batch) == positions(full.rows(inside.nonzero().squeeze(1)))
         assert torch.equal(batch.run.acts["layers.1"], batch.acts["layers.1"])
-        assert torch.equal(batch.run.tokens[batch.run.where], batch.token)
+        assert torch.equal(batch.run.tokens[batch.run.where], batch.provenance["token"])
         kept += len(batch)
     counts = source.counts
     assert counts.kept == kept and counts.outliers == sum(map(len, everything)) - kept > 0
@@ -152,10 +151,16 @@ def test_refusals(make_source: Make) -> None:
     with pytest.raises(UserError, match=r"predicts no tokens; use a model with a next-token head"):
         stream(make_source("bert"))
     with pytest.raises(UserError, match=r"data.batch_size=14 is less than the 15 tokens"):
-        Stream(make_source("llama"), batch_size=14, block_batches=2, whole=True)
+        Stream(make_source("llama"), batch_size=14, block_batches=2, full_contexts=True)
     world = SparseSuperposition(d_in=4, n_features=8, mean_active=2.0)
     world.setup()
-    with pytest.raises(ValueError, match="for the split to train on"):
-        Stream(make_source("llama"), split="held_out", batch_size=20, block_batches=2, whole=True)
+    with pytest.raises(ValueError, match="full_contexts=True needs split"):
+        Stream(
+            make_source("llama"),
+            split="held_out",
+            batch_size=20,
+            block_batches=2,
+            full_contexts=True,
+        )
     with pytest.raises(UserError, match="data.source=SparseSuperposition has none"):
-        Stream(world, batch_size=14, block_batches=2, whole=True)
+        Stream(world, batch_size=14, block_batches=2, full_contexts=True)

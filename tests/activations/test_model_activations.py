@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from sae.activations import Batch, FileText, ModelActivations
+from sae.activations.provenance import TEXT_COLUMNS
 from sae.errors import UserError
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, positions
 
 Make = Callable[..., ModelActivations]
 
 
 def same(a: Batch, b: Batch) -> bool:
-    pairs = [(a.document, b.document), (a.position, b.position), (a.token, b.token)]
+    assert a.provenance is not None and b.provenance is not None
+    pairs = [(a.provenance[name], b.provenance[name]) for name in TEXT_COLUMNS]
     pairs += [(a.acts[hook], b.acts[hook]) for hook in a.acts]
     return all(torch.equal(x, y) for x, y in pairs)
 
@@ -27,14 +29,14 @@ def test_a_block_holds_what_the_model_says(make_source: Make, family: str, packi
     source = make_source(family, packing=packing, hooks=["layers.1", "layers.0.mlp"])
     block = source.block("train", 0, 100, 0)
     rows = next(source.contexts("train", rows=100))
-    at = rows.counts.flatten().nonzero().squeeze(1)[:100]
+    at = rows.position_mask.flatten().nonzero().squeeze(1)[:100]
     acts = source.model.activations(rows.tokens, rows.attention_mask)
     for hook in source.hooks:
         torch.testing.assert_close(block.acts[hook], acts[hook].flatten(0, 1)[at])
         assert block.acts[hook].shape == (100, source.widths[hook])
-    assert torch.equal(block.token, rows.tokens.flatten()[at])
-    assert torch.equal(block.document, rows.document.flatten()[at])
-    assert torch.equal(block.position, rows.position.flatten()[at])
+    assert torch.equal(block.provenance["token"], rows.tokens.flatten()[at])
+    assert torch.equal(block.provenance["document"], rows.document.flatten()[at])
+    assert torch.equal(block.provenance["position"], rows.position.flatten()[at])
 
 
 @pytest.mark.parametrize("packing", ["packed", "document"])
@@ -52,7 +54,7 @@ def test_blocks_in_any_order_are_the_same(make_source: Make, packing: str, split
 def test_blocks_share_no_position_and_lose_only_tails(make_source: Make) -> None:
     source = make_source()
     blocks = [source.block("train", i, 60, 0) for i in range(5)]
-    places = [x for b in blocks for x in zip(b.document.tolist(), b.position.tolist(), strict=True)]
+    places = [place for block in blocks for place in positions(block)]
     assert len(set(places)) == len(places) == 300
     counts = source.counts
     rows = next(source.contexts("train", rows=100))
@@ -60,15 +62,19 @@ def test_blocks_share_no_position_and_lose_only_tails(make_source: Make) -> None
     end = (rows.start == used).all(1).nonzero().item()
     assert counts.kept == 300 and counts.passes == 1
     assert counts.kept + counts.tail + counts.skipped == end * 16
-    assert counts.tail == int(rows.counts[:end].sum()) - 300 > 0
+    assert counts.tail == int(rows.position_mask[:end].sum()) - 300 > 0
 
 
 def test_no_document_is_both_trained_on_and_held_out(make_source: Make) -> None:
     source = make_source()
-    train = {d for i in range(20) for d in source.block("train", i, 100, 0).document.tolist()}
+    train = {
+        d
+        for i in range(20)
+        for d in source.block("train", i, 100, 0).provenance["document"].tolist()
+    }
     held = set()
     for i in range(20):
-        held |= set(source.block("held_out", i, 50, 0).document.tolist())
+        held |= set(source.block("held_out", i, 50, 0).provenance["document"].tolist())
     assert source.counts.passes > 1
     assert train == {i for i in range(43) if i % 5 != 4}
     assert held == {i for i in range(43) if i % 5 == 4}
@@ -77,7 +83,7 @@ def test_no_document_is_both_trained_on_and_held_out(make_source: Make) -> None:
 def test_held_out_is_finite_and_complete(make_source: Make) -> None:
     source = make_source()
     sizes = [len(source.block("held_out", i, 50, 0)) for i in range(12)]
-    whole = sum(int(chunk.counts.sum()) for chunk in source.contexts("held_out"))
+    whole = sum(int(chunk.position_mask.sum()) for chunk in source.contexts("held_out"))
     short = next(i for i, size in enumerate(sizes) if size < 50)
     assert sizes[short] > 0 and set(sizes[:short]) == {50} and not any(sizes[short + 1 :])
     assert sum(sizes) > whole - 15 * short
@@ -88,7 +94,7 @@ def test_text_starts_again_when_it_ends(make_source: Make) -> None:
     source = make_source()
     block = source.block("train", 0, 2500, 0)
     assert len(block) == 2500 and source.counts.passes == 3
-    assert torch.unique(torch.stack([block.document, block.position]), dim=1).shape[1] < 1250
+    assert len(set(positions(block))) < 1250
 
 
 def test_hints_save_time_and_change_nothing(make_source: Make) -> None:
@@ -131,7 +137,7 @@ class Broken:
 @pytest.fixture
 def rare(make_source: Make) -> int:
     """A token that is 1 to 10 of the first 1000."""
-    tokens = make_source().block("train", 0, 1000, 0).token
+    tokens = make_source().block("train", 0, 1000, 0).provenance["token"]
     counts = torch.bincount(tokens)
     return int((((counts > 0) & (counts <= 10)).nonzero())[0])
 
@@ -157,41 +163,38 @@ def test_bad_activations_are_replaced_and_counted(
     source = make_source(outlier_norm=5.0)
     Broken(source, {rare: value})
     block = source.block("train", 0, 1000, 0)
-    bad = clean.token == rare
+    bad = clean.provenance["token"] == rare
     n = int(bad.sum())
-    assert n > 0 and len(block) == 1000 and rare not in block.token
+    assert n > 0 and len(block) == 1000 and rare not in block.provenance["token"]
     assert torch.equal(block.acts["layers.1"][~bad], clean.acts["layers.1"][~bad])
     # What fills a place is a whole row of the block, its place in the text included.
-    kept = {
-        (int(d), int(p)): a
-        for d, p, a in zip(clean.document, clean.position, clean.acts["layers.1"], strict=True)
-    }
+    acts_at = dict(zip(positions(clean), clean.acts["layers.1"], strict=True))
+    filled = positions(block)
     for i in bad.nonzero().squeeze(1).tolist():
-        of = kept[int(block.document[i]), int(block.position[i])]
-        assert torch.equal(block.acts["layers.1"][i], of)
+        assert torch.equal(block.acts["layers.1"][i], acts_at[filled[i]])
     counts = source.counts
     assert (counts.non_finite, counts.outliers) == ((0, n) if value == 50 else (n, 0))
 
 
 def test_bad_activations_are_dropped_from_what_is_held_out(make_source: Make) -> None:
     clean = make_source().block("held_out", 0, 100, 0)
-    word = int(clean.token[0])
+    word = int(clean.provenance["token"][0])
     source = make_source(outlier_norm=5.0)
     Broken(source, {word: 50.0})
     block = source.block("held_out", 0, 100, 0)
-    assert same(block, clean.rows((clean.token != word).nonzero().squeeze(1)))
+    assert same(block, clean.rows((clean.provenance["token"] != word).nonzero().squeeze(1)))
     assert source.counts.outliers == 0  # of training
 
 
 def test_outliers_stay_unless_asked(make_source: Make, rare: int) -> None:
     source = make_source()
     Broken(source, {rare: 1000.0})
-    assert rare in source.block("train", 0, 1000, 0).token
+    assert rare in source.block("train", 0, 1000, 0).provenance["token"]
 
 
 def test_too_many_bad_activations_stop_the_run(make_source: Make) -> None:
     source = make_source()
-    tokens = source.block("train", 2, 500, 0).token
+    tokens = source.block("train", 2, 500, 0).provenance["token"]
     often = int(torch.bincount(tokens).argmax())
     n = int((tokens == often).sum())
     Broken(source, {often: float("nan")})

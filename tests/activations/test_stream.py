@@ -9,7 +9,7 @@ from itertools import islice
 import pytest
 import torch
 
-from sae.activations import Batch, ModelActivations, Source, Stream
+from sae.activations import Batch, ModelActivations, Source, Stream, text_provenance
 from sae.errors import UserError
 
 SIZES = {"batch_size": 8, "block_batches": 4, "seed": 3}
@@ -28,11 +28,11 @@ class Numbers(Source):
         first = index * size
         last = first + size if split == "train" else max(first, min(first + size, self.rows))
         n = torch.arange(first, last)
-        return Batch({"x": torch.stack([n, -n], 1).float()}, n, n, n)
+        return Batch({"x": torch.stack([n, -n], 1).float()}, text_provenance(n, n, n))
 
 
 def tokens(batches: Iterator[Batch], n: int | None = None) -> list[list[int]]:
-    return [batch.token.tolist() for batch in islice(batches, n)]
+    return [batch.provenance["token"].tolist() for batch in islice(batches, n)]
 
 
 @pytest.fixture(params=[False, True], ids=["direct", "overlap"])
@@ -54,8 +54,8 @@ def test_every_block_is_handed_out_once_in_an_order_of_its_own(overlap: bool) ->
 
 def test_rows_stay_together() -> None:
     for batch in islice(Stream(Numbers(), **SIZES), 6):
-        assert torch.equal(batch.acts["x"][:, 0], batch.token.float())
-        assert torch.equal(batch.document, batch.token)
+        assert torch.equal(batch.acts["x"][:, 0], batch.provenance["token"].float())
+        assert torch.equal(batch.provenance["document"], batch.provenance["token"])
 
 
 def test_batches_are_pinned() -> None:
@@ -173,14 +173,14 @@ def test_a_real_source_resumes_and_overlaps_bit_for_bit(
         stream.load_state_dict({**state, "position": 6})
         iterator = iter(stream)
         for batch, wanted in zip(islice(iterator, 8), whole[6:], strict=True):
-            assert torch.equal(batch.token, wanted.token)
+            assert torch.equal(batch.provenance["token"], wanted.provenance["token"])
             assert torch.equal(batch.acts["layers.1"], wanted.acts["layers.1"])
         iterator.close()
 
 
 def test_a_batch_moves_as_one() -> None:
     batch = next(iter(Stream(Numbers(), **SIZES))).to("meta")
-    assert {t.device.type for t in (*batch.acts.values(), batch.document, batch.token)} == {"meta"}
+    assert {t.device.type for t in batch.tensors()} == {"meta"}
     assert len(batch) == 8
 
 
@@ -194,10 +194,11 @@ def test_the_first_block_is_made_once(make_source, monkeypatch):
         return block(split, index, size, seed)
 
     plain = [
-        batch.token.tolist() for batch in Stream(source, batch_size=8, block_batches=2, batches=4)
+        batch.provenance["token"].tolist()
+        for batch in Stream(source, batch_size=8, block_batches=2, batches=4)
     ]
     monkeypatch.setattr(source, "block", counting)
     stream = Stream(source, batch_size=8, block_batches=2, batches=4)
     assert len(stream.first_block()) == 16
-    assert [batch.token.tolist() for batch in stream] == plain
+    assert [batch.provenance["token"].tolist() for batch in stream] == plain
     assert made == [0, 1]

@@ -24,8 +24,8 @@ def reader(family: str, text: FileText, packing: str, cursor=START, **given) -> 
     return ContextReader(
         text,
         lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"],
-        Layout.of(tokenizer, 16, packing),
-        PositionRule.of(tokenizer, skip_first=given.pop("skip_first", 0)),
+        Layout.from_tokenizer(tokenizer, 16, packing),
+        PositionRule.from_tokenizer(tokenizer, skip_first=given.pop("skip_first", 0)),
         **{"split": "train", "held_out_every": 5, "cursor": cursor, **given},
     )
 
@@ -53,7 +53,7 @@ def test_rows_hold_every_token_of_the_split_once(
     found = {}
     while (cursor := read.cursor) is not None and cursor[0] == 0:
         row = read.take_rows(1)
-        at = row.counts[0]
+        at = row.position_mask[0]
         for d, p, token in zip(
             row.document[0][at], row.position[0][at], row.tokens[0][at], strict=True
         ):
@@ -80,7 +80,7 @@ def test_rows_are_laid_out_as_the_tokenizer_does(text: FileText, family: str, pa
         body = tokens[len(prefix) : length - len(suffix)]
         assert {x for x in body if x in special} <= {separator}
         usable = [i < length and token not in special for i, token in enumerate(tokens)]
-        assert contexts.counts[row].tolist() == usable
+        assert contexts.position_mask[row].tolist() == usable
         if packing == "document":
             assert separator not in body
             assert len(set(contexts.document[row].tolist())) == 1
@@ -115,7 +115,7 @@ def test_small_tokenisation_groups_change_nothing(
 def test_take_stops_at_the_row_that_fills_it(text: FileText) -> None:
     read = reader("bert", text, "document")
     contexts = read.take(100)
-    counted = contexts.counts.sum(1)
+    counted = contexts.position_mask.sum(1)
     assert counted.sum() >= 100 > counted[:-1].sum()
 
 
@@ -129,8 +129,8 @@ def test_the_last_held_out_row_is_padded_not_dropped(text: FileText) -> None:
 def test_skip_first_leaves_out_the_start_of_rows(text: FileText) -> None:
     all_ = reader("llama", text, "packed").take_rows(20)
     some = reader("llama", text, "packed", skip_first=4).take_rows(20)
-    assert not some.counts[:, :4].any() and all_.counts[:, 1:4].any()
-    assert torch.equal(some.counts[:, 4:], all_.counts[:, 4:])
+    assert not some.position_mask[:, :4].any() and all_.position_mask[:, 1:4].any()
+    assert torch.equal(some.position_mask[:, 4:], all_.position_mask[:, 4:])
     assert torch.equal(some.tokens, all_.tokens)
 
 
@@ -138,7 +138,7 @@ def test_the_unknown_token_counts_where_it_is_no_other_special_token() -> None:
     for family, counts in (("bert", True), ("llama", True), ("gpt2", False)):
         tokenizer = tiny_tokenizer(family)
         row = np.array([tokenizer.unk_token_id])
-        assert PositionRule.of(tokenizer).of_tokens(row).item() is counts
+        assert PositionRule.from_tokenizer(tokenizer).token_mask(row).item() is counts
 
 
 def test_activations_that_do_not_count() -> None:
@@ -146,10 +146,10 @@ def test_activations_that_do_not_count() -> None:
     a, b = torch.ones(7, 4), torch.ones(7, 4)
     a[1, 2], b[2, 0], a[3] = float("nan"), float("inf"), 3.5
     b[4] = 2.5
-    finite, inlier = rule.of_activations({"a": a, "b": b})
+    finite, inlier = rule.activation_masks({"a": a, "b": b})
     assert finite.tolist() == [True, False, False, True, True, True, True]
     assert inlier.tolist() == [True, True, True, False, True, True, True]
-    assert PositionRule(np.zeros(1, bool)).of_activations({"a": a})[1].all()
+    assert PositionRule(np.zeros(1, bool)).activation_masks({"a": a})[1].all()
 
 
 @pytest.mark.parametrize("packing", ["packed", "document"])
@@ -171,7 +171,7 @@ def test_skip_first_can_leave_nothing_of_short_documents(tmp_path) -> None:
 
 def test_no_room_for_text() -> None:
     with pytest.raises(UserError, match="context_size=2 leaves no room"):
-        Layout.of(tiny_tokenizer("bert"), 2)
+        Layout.from_tokenizer(tiny_tokenizer("bert"), 2)
 
 
 def test_contexts_of_a_source(make_source: Callable[..., ModelActivations]) -> None:

@@ -138,7 +138,7 @@ def test_value_and_gradients(make_source, where, term, packing):
     source = make_source(packing=packing)
     made = learner_on(source, site, term)
     assert len(set(made.scale.values())) == len(made.scale)
-    batch = next(iter(Stream(source, batch_size=30, block_batches=2, whole=True)))
+    batch = next(iter(Stream(source, batch_size=30, block_batches=2, full_contexts=True)))
     want = by_hand(made, source, batch, term, behind)
     assert want[0] > 0.02
     assert all(grad.abs().max() > 1e-6 for grad in want[1].values())
@@ -151,7 +151,7 @@ def test_value_and_gradients(make_source, where, term, packing):
 
 def test_it_stands_beside_other_terms_with_its_coefficient(make_source):
     source = make_source()
-    batch = next(iter(Stream(source, batch_size=30, block_batches=2, whole=True)))
+    batch = next(iter(Stream(source, batch_size=30, block_batches=2, full_contexts=True)))
     values, grads = [], []
     for terms in ([FVU()], [EndToEnd()], [FVU(), EndToEnd(coefficient=0.25)]):
         made = learner_on(source, SITES["autoencode"][0], terms[0])
@@ -170,7 +170,8 @@ def test_micro_batches_bring_their_own_runs(make_source):
     source = make_source()
     site = SITES["autoencode"][0]
     first, second = (
-        batch for batch in Stream(source, batch_size=30, block_batches=2, batches=2, whole=True)
+        batch
+        for batch in Stream(source, batch_size=30, block_batches=2, batches=2, full_contexts=True)
     )
     made, other = (learner_on(source, site, EndToEnd()) for _ in range(2))
     made.step(first.acts, second.acts, runs=[first.run, second.run])
@@ -187,7 +188,7 @@ def test_micro_batches_bring_their_own_runs(make_source):
 def test_a_model_in_low_precision_is_measured_in_fp32(make_source):
     source = make_source()
     source.model.model.bfloat16()
-    batch = next(iter(Stream(source, batch_size=30, block_batches=2, whole=True)))
+    batch = next(iter(Stream(source, batch_size=30, block_batches=2, full_contexts=True)))
     assert batch.acts["layers.0"].dtype == batch.run.logits.dtype == torch.bfloat16
     term = EndToEnd(downstream=0.5)
     made = learner_on(source, SITES["autoencode"][0], term)
@@ -220,7 +221,7 @@ def test_refusals(make_source):
     with pytest.raises(UserError, match=r"EndToEnd.downstream=-1 is negative"):
         EndToEnd(downstream=-1)
     source = make_source(hooks=["layers.0", "layers.1"])
-    batch = next(iter(Stream(source, batch_size=30, block_batches=2, whole=True)))
+    batch = next(iter(Stream(source, batch_size=30, block_batches=2, full_contexts=True)))
     made = learner_on(source, Autoencoder(hook="layers.1"), EndToEnd(downstream=1.0))
     with pytest.raises(UserError, match=r"downstream=1.0 needs activations behind layers.1; add"):
         made(batch.acts, batch.run)

@@ -28,7 +28,7 @@ def test_a_network_that_never_learnt_reads_the_same_tokens(make_source, kind):
     assert not torch.equal(blocks[0].acts[hook], blocks[2].acts[hook])
     assert not torch.isclose(blocks[0].acts[hook], learnt.acts[hook]).any(1).all()
     for name in ("token", "document", "position"):
-        assert torch.equal(getattr(blocks[0], name), getattr(learnt, name))
+        assert torch.equal(blocks[0].provenance[name], learnt.provenance[name])
     assert torch.equal(torch.get_rng_state(), state)
     assert control.metadata() == source.metadata() | {"random_weights": 4}
     # As an untrained network starts: the spread its configuration says, some layers of GPT-2 less.
@@ -52,8 +52,7 @@ class Two(Source):
         generator = torch.Generator().manual_seed(seed + index)
         s = torch.rand(size, 3, generator=generator)
         x = torch.stack([s[:, 0] + 5, s[:, 1] - s[:, 0], 3 * s[:, 0] + s[:, 2], 0 * s[:, 0] + 2], 1)
-        none = torch.zeros(size, dtype=torch.int64)
-        return Batch({"a": x[:, :2], "b": x[:, 2:]}, none, none, none)
+        return Batch({"a": x[:, :2], "b": x[:, 2:]})
 
     def metadata(self):
         return {"two": 2}
@@ -75,7 +74,7 @@ def test_the_gaussian_has_the_mean_and_the_covariance_of_all_hooks():
     # Uniform numbers are not further than sqrt 3 standard deviations from their mean.
     outside = (x[:, 0] - 5.5).abs() > (3 / 12) ** 0.5
     assert outside.double().mean().item() == pytest.approx(0.083, abs=0.01)
-    assert batch.document.tolist() == list(range(40_000, 60_000))
+    assert len(batch) == 20_000 and batch.provenance is None
     assert control.metadata() == {"gaussian_like": {"two": 2}, "rows": 20_000}
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae import SAE, UserError
-from sae.activations import Source
+from sae.activations import Batch, Provenance, Source
 from sae.autoencoder.sparsity import TopK
 from sae.evaluation.evaluate import evaluate
 from sae.evaluation.samples import Sample
@@ -105,7 +105,7 @@ def test_a_sample_holds_what_was_read():
     blocks = [world.block("held_out", i, 4096, 3) for i in (0, 1)]
     x = torch.cat([block.acts["world"] for block in blocks])[:4500]
     assert torch.equal(sample.x, x)
-    assert torch.equal(sample.document, torch.cat([b.document for b in blocks])[:4500])
+    assert sample.provenance is None
     z = torch.cat([world.codes("held_out", i, 4096, 3).to_dense() for i in (0, 1)])[:4500]
     assert torch.equal(sample.true_codes().to_dense(), z.double())
     torch.testing.assert_close(sample.codes().to_dense(), sae.encode(x).to_dense().double())
@@ -128,8 +128,8 @@ def test_rows_of_one_document_are_resampled_together():
         def block(self, split, index, size, seed):
             block = world.block(split, index, size // 4, seed)
             block = block.rows(torch.arange(size) // 4)
-            block.document = torch.arange(size) // (4 if self.together else 1)
-            return block
+            document = torch.arange(size) // (4 if self.together else 1)
+            return Batch(block.acts, Provenance({"document": document}, cluster="document"))
 
     sae, widths = SAE(24, TopK(d_sae=40, k=3)), []
     for together in (True, False):

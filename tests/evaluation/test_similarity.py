@@ -27,7 +27,7 @@ def test_on_text_it_goes_by_the_models_embedding_for_a_control_too(make_source, 
     source = make_source()
     judge = Judge.of(source)
     assert judge.says == "the model's embeddings of 9 tokens around"
-    untrained = source.untrained()
+    untrained = source.random_weights_twin()
     untrained.setup()
     alike = []
     for some in (source, untrained):
@@ -37,7 +37,8 @@ def test_on_text_it_goes_by_the_models_embedding_for_a_control_too(make_source, 
         alike.append(judge.similarity(some, sample)(i, j))
     assert torch.equal(*alike)
     table = source.model.model.get_input_embeddings().weight
-    around = context_embedding(table, sample.token, sample.document, sample.position, reach=4)
+    columns = [sample.provenance[name] for name in ("token", "document", "position")]
+    around = context_embedding(table, *columns, reach=4)
     around = (around - around.mean(0)).double()
     expected = torch.cosine_similarity(around[:50], around[50:])
     torch.testing.assert_close(alike[0], expected)

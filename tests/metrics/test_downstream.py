@@ -19,7 +19,7 @@ def clean_activations(source):
     acts = []
     for contexts in source.contexts("held_out"):
         found = source.model.activations(contexts.tokens, contexts.attention_mask)
-        acts.append(next(iter(found.values()))[contexts.counts])
+        acts.append(next(iter(found.values()))[contexts.position_mask])
     return torch.cat(acts)
 
 
@@ -30,7 +30,7 @@ def by_hand(source, replacement):
     hiddens, logits, targets = [], [], []
     for contexts in source.contexts("held_out"):
 
-        def swap(_module, _args, output, counts=contexts.counts):
+        def swap(_module, _args, output, counts=contexts.position_mask):
             acts = output if isinstance(output, torch.Tensor) else output[0]
             new = acts.clone()
             for row, counted in enumerate(counts):
@@ -42,7 +42,7 @@ def by_hand(source, replacement):
             inputs = {"input_ids": contexts.tokens, "attention_mask": contexts.attention_mask}
             out = model(**inputs, output_hidden_states=True)
         handle.remove()
-        hiddens.append(out.hidden_states[-1][contexts.counts])
+        hiddens.append(out.hidden_states[-1][contexts.position_mask])
         if source.model.has_head:
             # Ids from 4 on are words; 0 is <unk>, which does not occur in this text.
             word = contexts.attention_mask[:, 1:].bool() & (contexts.tokens[:, 1:] >= 4)
@@ -86,7 +86,7 @@ def test_agrees_with_the_model_run_by_hand(make_source, sae, monkeypatch, packin
     }
     assert got.figures() == pytest.approx(expected, rel=1e-4, abs=1e-5)
     sums = got.of_contexts
-    rows = [contexts.counts.sum(1) for contexts in source.contexts("held_out")]
+    rows = [contexts.position_mask.sum(1) for contexts in source.contexts("held_out")]
     assert torch.equal(sums["tokens"], torch.cat(rows).double())
     # Counted positions come context by context, and so do words.
     cosines = cosine_similarity(hidden, hidden_sae).split(torch.cat(rows).tolist())
@@ -208,7 +208,7 @@ def test_every_predicted_hook_is_replaced_from_clean_activations(make_source, si
     cosines, tokens = {"sae": 0.0, "mean": 0.0}, 0
     for contexts in source.contexts("held_out"):
         inputs = {"input_ids": contexts.tokens, "attention_mask": contexts.attention_mask}
-        counts = contexts.counts
+        counts = contexts.position_mask
         acts = source.model.activations(contexts.tokens, contexts.attention_mask)
         clean = model(**inputs, output_hidden_states=True).hidden_states[-1][counts]
         x = torch.cat([acts[hook][counts] for hook in read], dim=1)

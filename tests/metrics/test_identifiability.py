@@ -171,7 +171,7 @@ def trained(latents, **settings):
     return identify(
         world.network,
         Labelled(world.mixing(z), z, labels),
-        untrained=world.untrained(),
+        untrained=world.untrained_network(),
         logits=world.network.logits,
     )
 

@@ -27,9 +27,9 @@ def by_hand(sae, source, n, window):
     for contexts in source.contexts("held_out"):
         (acts,) = source.model.activations(contexts.tokens, contexts.attention_mask).values()
         # In the same batches as the code under test, or rounding would break ties another way.
-        codes = sae.encode(acts[contexts.counts]).to_dense().detach()
+        codes = sae.encode(acts[contexts.position_mask]).to_dense().detach()
         values = torch.zeros(*contexts.tokens.shape, sae.d_sae)
-        values[contexts.counts] = codes
+        values[contexts.position_mask] = codes
         for row, latent in itertools.product(range(len(values)), range(sae.d_sae)):
             value, peak = values[row, :, latent].max(0)
             if value <= 0:
@@ -87,8 +87,8 @@ def test_frequencies_are_shares_of_the_positions_that_count(make_source, sae, ou
     fired = []
     for contexts in source.contexts("held_out"):
         (acts,) = source.model.activations(contexts.tokens, contexts.attention_mask).values()
-        x = acts[contexts.counts]
-        _, inlier = source.rule.of_activations({"": x})
+        x = acts[contexts.position_mask]
+        _, inlier = source.rule.activation_masks({"": x})
         assert bool(inlier.all()) == (outlier_norm is None)
         fired.append(sae.encode(x[inlier]).to_dense() != 0)
     expected = torch.cat(fired).double().mean(0)

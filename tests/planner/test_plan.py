@@ -22,6 +22,7 @@ from sae.planner import estimate, memory
 from sae.planner.pilot import Pilot
 from sae.training import OptimConfig
 from sae.training.train_config import TrainConfig
+from sae.worlds import SparseSuperposition
 
 ROOT = Path(__file__).parents[2]
 WORLD = ["--config", str(ROOT / "configs/worlds/superposition.yaml"), "--trainer.accelerator=cpu"]
@@ -228,5 +229,13 @@ def test_harvest_counts_the_models_products():
     class Model:
         model = torch.nn.Linear(8, 8)
 
-    assert costs.harvest_work(object()) == costs.Work(0, 0)
-    assert estimate._model_bytes(type("S", (), {"model": Model})) == 4 * (64 + 8)
+    class OnText:
+        model = Model
+
+        def text_model(self):
+            return self
+
+    world = SparseSuperposition(8, 16, 2)
+    assert costs.harvest_work(world) == costs.Work(0, 0)
+    assert estimate._model_bytes(world) == 0
+    assert estimate._model_bytes(OnText()) == 4 * (64 + 8)

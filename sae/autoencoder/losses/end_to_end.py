@@ -47,7 +47,7 @@ class EndToEnd(LossTerm):
         if run is None:
             raise UserError(
                 "model.losses EndToEnd runs a language model, and this batch comes without one; "
-                "read it from a Stream with whole=True"
+                "read it from a Stream with full_contexts=True"
             )
         y_hat = sae.decode(forward.codes, forward.x, backend=forward.backend)
         parts = sae.site.split(y_hat).items()
