@@ -11,7 +11,6 @@ import sys
 import pytest
 
 from sae.cli.main import main
-from sae.runs.metrics_csv import MetricsCSV
 
 VALIDATED = ["--trainer.val_check_interval", "4"]
 
@@ -19,38 +18,6 @@ VALIDATED = ["--trainer.val_check_interval", "4"]
 def rows(file):
     with file.open(newline="") as handle:
         return list(csv.DictReader(handle))
-
-
-def test_rows_are_merged_by_step_and_sorted(tmp_path):
-    logger = MetricsCSV(tmp_path)
-    logger.add({"fvu": 0.5}, step=4)
-    logger.add({"held_out_fvu": 0.6}, step=4)
-    logger.add({"fvu": 0.1 + 0.2}, step=8)
-    assert rows(tmp_path / "metrics.csv") == [
-        {"step": "4", "fvu": "0.5", "held_out_fvu": "0.6"},
-        {"step": "8", "fvu": "0.30000000000000004", "held_out_fvu": ""},
-    ]
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
-
-
-def test_resuming_drops_the_rows_that_will_be_made_again(tmp_path):
-    first = MetricsCSV(tmp_path)
-    for step in (4, 8, 12, 16):
-        first.add({"fvu": 1 / step}, step=step)
-    again = MetricsCSV(tmp_path, resume_step=9)
-    again.add({"fvu": 0.5}, step=12)
-    assert [(r["step"], r["fvu"]) for r in rows(tmp_path / "metrics.csv")] == [
-        ("4", "0.25"),
-        ("8", "0.125"),
-        ("12", "0.5"),
-    ]
-
-
-def test_without_resume_an_old_file_is_not_read(tmp_path):
-    (tmp_path / "metrics.csv").write_text("step,fvu\n4,0.5\n")
-    logger = MetricsCSV(tmp_path)
-    logger.add({"fvu": 0.7}, step=2)
-    assert [r["step"] for r in rows(tmp_path / "metrics.csv")] == ["2"]
 
 
 @pytest.mark.parametrize(
