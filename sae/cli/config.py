@@ -177,6 +177,15 @@ class Settings(LightningCLI):
             help="Weights & Biases: off, offline (no account) or online",
         )
         parser.add_argument(
+            "--wandb_project",
+            type=str | None,
+            default=None,
+            help="the project there; WANDB_PROJECT of the environment, or sae, if left out",
+        )
+        parser.add_argument(
+            "--wandb_entity", type=str | None, default=None, help="the user or team there"
+        )
+        parser.add_argument(
             "--tensorboard", type=bool, default=False, help="write TensorBoard files too"
         )
         parser.add_argument(

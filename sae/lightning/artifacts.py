@@ -20,6 +20,7 @@ from sae.browser import write_report
 from sae.evaluation.evaluate import evaluate
 from sae.files import write_text
 from sae.lightning.datamodule import ActivationDataModule
+from sae.lightning.loggers import log_row
 from sae.lightning.module import SAEModule
 from sae.lightning.seed_agreement import AcrossSeeds
 from sae.lightning.seed_agreement import table as seeds_table
@@ -84,9 +85,7 @@ def _log(summaries: list[dict[str, Any]], trainer: Trainer, step: int) -> None:
     if len(summaries) > 1:
         for name, figure in figures.items():
             row |= {f"{name}/{key}": value for key, value in figure.items()}
-    for logger in trainer.loggers:
-        logger.log_metrics(row, step=step)
-        logger.save()
+    log_row(trainer.loggers, row, step)
 
 
 def _stopped(member: Member) -> dict[str, Any]:

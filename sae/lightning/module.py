@@ -13,6 +13,7 @@ from torch import nn
 
 from sae.activations import Batch
 from sae.errors import UserError
+from sae.lightning.loggers import log_row
 from sae.training.member import Member
 from sae.training.parallel_steps import ParallelSteps, worth
 
@@ -136,9 +137,7 @@ class SAEModule(L.LightningModule):
         member.rows.add(row, step=self.steps)
         alone = len(self.members) == 1
         named = row if alone else {f"{member.name}/{key}": value for key, value in row.items()}
-        for logger in self.trainer.loggers:
-            logger.log_metrics(named, step=self.steps)
-            logger.save()
+        log_row(self.trainer.loggers, named, self.steps)
 
     def on_validation_epoch_start(self) -> None:
         for member in self.live:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
@@ -22,6 +22,7 @@ from sae.lightning import seed_agreement as seeds
 from sae.lightning.artifacts import finish
 from sae.lightning.callbacks import Members, ProgressBarWithMetrics, ProgressLines, SaveCheckpoints
 from sae.lightning.checkpoint_io import SafeCheckpointIO
+from sae.lightning.loggers import build_loggers, close_loggers, log_settings
 from sae.lightning.module import SAEModule
 from sae.runs.run_dir import RunDir
 from sae.training.member import Member
@@ -67,8 +68,7 @@ def train(
         wanted |= {p.path: c for p, c in zip(places, settings.alone.values(), strict=True)}
         for path, config in wanted.items():
             path.mkdir(parents=True, exist_ok=True)
-            text = settings.parser.dump(config, skip_unset=False, skip_link_targets=True)
-            write_text(RunDir(path).config, text)
+            write_text(RunDir(path).config, _dump(settings, config))
     members = [
         Member(name, recipe, place.path, resume_step=step)
         for (name, recipe), place in zip(settings.recipes.items(), places, strict=True)
@@ -79,9 +79,11 @@ def train(
         across = seeds.AcrossSeeds(found, run.path, resume_step=step)
         trainer.callbacks.insert(0, across)
 
+    log_settings(trainer.loggers, yaml.safe_load(_dump(settings, settings.config)))
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
     if module.steps < trainer.max_steps:
+        close_loggers(trainer.loggers)
         again = f"sweep --resume {sweep}" if sweep else f"fit --resume {run.path}"
         sys.stderr.write(
             f"stopped at step {module.steps} of {trainer.max_steps}, saved; go on with:\n"
@@ -94,8 +96,14 @@ def train(
     sys.stdout.write("trained; now the figures on held-out text\n")
     sys.stdout.flush()
     found = finish(run, places, module, data, trainer, across)
+    close_loggers(trainer.loggers)
     sys.stdout.write("" if sweep else found)
     return 0
+
+
+def _dump(settings: Settings, config: Namespace) -> str:
+    """Return the settings as the YAML of `config.yaml`."""
+    return settings.parser.dump(config, skip_unset=False, skip_link_targets=True)
 
 
 def with_config(args: list[str]) -> tuple[list[str], RunDir | None]:
@@ -150,30 +158,14 @@ def _parts(
 
 
 def _loggers(config: Namespace, run: RunDir) -> list[Logger]:
-    loggers: list[Logger] = []
-    if config.wandb != "off":
-        _need("wandb", f"wandb={config.wandb}")
-        from lightning.pytorch.loggers import WandbLogger
-
-        loggers.append(
-            WandbLogger(
-                project="sae",
-                name=config.name,
-                save_dir=run.path,
-                offline=config.wandb == "offline",
-            )
-        )
-    if config.tensorboard:
-        _need("tensorboard", "tensorboard=true")
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        loggers.append(TensorBoardLogger(run.path, name="tensorboard", version=""))
-    return loggers
-
-
-def _need(package: str, setting: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"{setting} needs a package that is not here; pip install {package}")
+    return build_loggers(
+        config.name,
+        run.path,
+        wandb=config.wandb,
+        wandb_project=config.wandb_project,
+        wandb_entity=config.wandb_entity,
+        tensorboard=config.tensorboard,
+    )
 
 
 def quiet() -> None:

@@ -18,6 +18,7 @@ from sae.errors import UserError
 from sae.evaluation.consensus import consensus
 from sae.evaluation.evaluate import evaluate
 from sae.lightning.datamodule import ActivationDataModule
+from sae.lightning.loggers import log_row
 from sae.lightning.module import SAEModule
 from sae.metrics.decoder_directions import mmcs_of_latents
 from sae.metrics.firing import Firing
@@ -146,9 +147,7 @@ class AcrossSeeds(Callback):
         beside = {"pw_mcc_signed": figures["pw_mcc_signed"], **self.levels[group], **figures}
         row = {f"{group}/{key}": value for key, value in beside.items()}
         self.rows.add(row, step=step)
-        for logger in trainer.loggers:
-            logger.log_metrics(row, step=step)
-            logger.save()
+        log_row(trainer.loggers, row, step)
 
     def finish(
         self, folder: Path, places: Mapping[str, Path], module: SAEModule, trainer: Trainer

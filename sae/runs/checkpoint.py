@@ -55,7 +55,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     except Exception as error:  # a damaged archive raises a dozen kinds
         raise UserError(
             f"checkpoint {path} cannot be read: the file is truncated or was not written by this "
-            f"program ({type(error).__name__}); delete it to resume from the one before"
+            f"program ({type(error).__name__}); remove it to resume from the one before"
         ) from error
     return legacy.checkpoint(saved)
 

@@ -83,8 +83,11 @@ class MetricsCSV:
 def read_rows(file: str | Path) -> list[dict[str, str]]:
     """Return the complete rows of a metrics file, each as column -> text without empty cells.
 
-    A line that a crash left incomplete (no line end, or another number of cells) is left out.
+    A line that a crash left incomplete (no line end, or another number of cells) is left out. A
+    file that does not exist has no rows.
     """
+    if not Path(file).is_file():
+        return []
     lines = Path(file).read_text(encoding="utf-8").splitlines(keepends=True)
     header, *rows = list(csv.reader(line for line in lines if line.endswith("\n"))) or [[]]
     complete = [row for row in rows if len(row) == len(header) and row[0].isdigit()]

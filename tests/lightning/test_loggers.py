@@ -1,4 +1,4 @@
-"""metrics.csv always; TensorBoard and Weights & Biases when they are asked for."""
+"""TensorBoard and Weights & Biases loggers, when they are asked for."""
 
 from __future__ import annotations
 
@@ -7,15 +7,38 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from sae.cli.main import main
+from sae.lightning.loggers import build_loggers, close_loggers, log_row, log_settings
 
 VALIDATED = ["--trainer.val_check_interval", "4"]
+SETTINGS = {
+    "name": "r",
+    "model": {"sae": {"class_path": "TopK", "init_args": {"d_sae": 64, "k": 4}}},
+    "data": {
+        "source": {
+            "class_path": "SparseSuperposition",
+            "init_args": {"d_in": 16, "n_features": 64, "mean_active": 3.0},
+        },
+        "batch_size": 64,
+        "block_batches": 4,
+        "held_out_tokens": 256,
+    },
+    "trainer": {
+        "max_steps": 12,
+        "log_every_n_steps": 4,
+        "val_check_interval": 4,
+        "accelerator": "cpu",
+    },
+    "checkpoint_every": 4,
+}
 
 
-def rows(file):
+def rows(file: Path) -> list[dict[str, str]]:
     with file.open(newline="") as handle:
         return list(csv.DictReader(handle))
 
@@ -24,13 +47,130 @@ def rows(file):
     ("module", "flags"),
     [("wandb", ["--wandb", "offline"]), ("tensorboard", ["--tensorboard", "true"])],
 )
-def test_a_logger_that_is_not_installed(module, flags, tmp_path, monkeypatch, capsys):
+def test_missing_logger_package_is_named(module, flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == module else find(n))
     assert main(["fit", *flags]) == 2
     assert f"pip install {module}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_no_logger_is_built_unless_asked_for(tmp_path):
+    assert build_loggers("r", tmp_path) == []
+
+
+class RecordingLogger:
+    def __init__(self) -> None:
+        self.calls = []
+
+    def log_hyperparams(self, settings) -> None:
+        self.calls.append(("settings", settings))
+
+    def log_metrics(self, row, step) -> None:
+        self.calls.append(("row", row, step))
+
+    def save(self) -> None:
+        self.calls.append(("save",))
+
+
+def test_every_logger_gets_settings_and_rows():
+    loggers = [RecordingLogger(), RecordingLogger()]
+    log_settings(loggers, {"seed": 1})
+    log_row(loggers, {"fvu": 0.5}, 4)
+    close_loggers(loggers)
+    for logger in loggers:
+        assert logger.calls == [("settings", {"seed": 1}), ("row", {"fvu": 0.5}, 4), ("save",)]
+
+
+@pytest.fixture
+def fake_wandb(monkeypatch):
+    """The real WandbLogger on a wandb whose `init` records its arguments and starts nothing."""
+    wandb = pytest.importorskip("wandb")
+    started = []
+
+    class Run:
+        def __init__(self, **options) -> None:
+            self.options, self.finished = options, False
+            self.id = options["id"] or f"new{len(started)}"
+            started.append(self)
+
+        def finish(self) -> None:
+            self.finished = True
+
+    monkeypatch.setattr(wandb, "init", Run)
+    for name in ("WANDB_PROJECT", "WANDB_SWEEP_ID", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    return started
+
+
+def test_resumed_run_continues_its_wandb_run(tmp_path, fake_wandb):
+    ids = []
+    for _ in range(2):
+        (logger,) = build_loggers("r", tmp_path, wandb="online")
+        ids.append(logger.experiment.id)
+        close_loggers([logger])
+    first, second = fake_wandb
+    assert ids == ["new0", "new0"] and second.options["resume"] == "allow"
+    assert (tmp_path / "wandb_run_id").read_text() == "new0\n"
+    assert first.finished and second.finished
+
+
+def test_overwritten_run_starts_a_new_wandb_run(tmp_path, fake_wandb):
+    (tmp_path / "wandb_run_id").write_text("old\n")
+    (logger,) = build_loggers("r", tmp_path, wandb="online")
+    (tmp_path / "wandb_run_id").unlink()  # what --overwrite does, after the logger is built
+    assert logger.experiment.id == "new0"
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "project", "entity"),
+    [
+        ({}, {}, "sae", None),
+        ({}, {"WANDB_PROJECT": "theirs"}, "theirs", None),
+        ({"wandb_project": "p", "wandb_entity": "e"}, {"WANDB_PROJECT": "theirs"}, "p", "e"),
+        ({"wandb_project": "p", "wandb_entity": "e"}, {"WANDB_SWEEP_ID": "s"}, None, None),
+    ],
+)
+def test_wandb_project_and_entity(
+    flags, environment, project, entity, tmp_path, fake_wandb, monkeypatch
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    (logger,) = build_loggers("r", tmp_path, wandb="online", **flags)
+    options = logger.experiment.options
+    assert (options["project"], options["entity"]) == (project, entity)
+
+
+@pytest.mark.slow
+def test_offline_wandb_run_is_continued_without_a_warning(tmp_path, repo):
+    """Real processes: a run, and its resume from the checkpoint before the last."""
+    pytest.importorskip("wandb")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(SETTINGS))
+    run = tmp_path / "runs/r"
+
+    def train(*flags: str) -> str:
+        done = subprocess.run(
+            [sys.executable, str(repo / "train.py"), "fit", *flags],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout + done.stderr
+
+    flags = ["--config", "c.yaml", "--wandb", "offline", "--wandb_project", "mine"]
+    printed = train(*flags)
+    (run / "checkpoints/step=12.ckpt").unlink()
+    (run / "summary.json").unlink()
+    printed += train("--resume", "runs/r")
+    assert "warning" not in printed.lower(), printed
+    assert "mine" in (run / "config.yaml").read_text()
+    name = (run / "wandb_run_id").read_text().strip()
+    files = sorted((run / "wandb").glob("offline-run-*/*.wandb"))
+    assert [file.name for file in files] == [f"run-{name}.wandb"] * 2
+    assert b"val_check_interval" in files[0].read_bytes(), "the settings are logged"
 
 
 @pytest.mark.slow
@@ -52,7 +192,7 @@ def test_one_flag_turns_a_logger_on(module, flags, pattern, tmp_path, write_conf
         env=environment,
         check=True,
     )
-    # Final figures come after training has closed the loggers: TensorBoard begins another file.
+    # Final metrics come after training has closed the loggers: TensorBoard begins another file.
     files = list((tmp_path / "runs/tiny").glob(pattern))
     assert len(files) == (2 if module == "tensorboard" else 1)
     assert all(b"held_out_fvu" in file.read_bytes() for file in files)
