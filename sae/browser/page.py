@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,86 +16,16 @@ from sae.browser.plots import TERM_PREFIX, curves_svg, density_svg
 from sae.browser.run_data import RunData
 from sae.files import write_text
 from sae.metrics.examples import LatentExamples
+from sae.metrics.metric import Metric
+from sae.metrics.registry import METRICS
 
 _MAX_LATENTS = 20  # shown on a page
 _MAX_EXAMPLES = 6  # shown of each latent
 _SHADES = 9  # behind tokens, from weak to strong
 
 
-@dataclass(frozen=True)
-class _Metric:
-    key: str
-    label: str
-    format: str
-    description: str
-
-
-_METRICS = (
-    _Metric(
-        "fvu",
-        "Variance unexplained (FVU)",
-        ".4f",
-        "Squared error over variance: 0 for a perfect copy, 1 for the mean alone.",
-    ),
-    _Metric("l0", "Active latents (L0)", ".1f", "Mean number of latents that fire on a token."),
-    _Metric(
-        "dead_fraction",
-        "Dead latents",
-        ".2%",
-        "Share of latents that had stopped firing when training ended.",
-    ),
-    _Metric(
-        "never_fired_fraction",
-        "Never fired",
-        ".2%",
-        "Share of latents that fired on no held-out token; the fewer tokens, the larger.",
-    ),
-    _Metric("cosine", "Cosine", ".4f", "Mean cosine between an activation and its reconstruction."),
-    _Metric(
-        "shrinkage",
-        "Norm ratio",
-        ".4f",
-        "Mean norm of reconstructions over mean norm of activations; below 1 they are too short.",
-    ),
-    _Metric(
-        "output_cosine",
-        "Cosine of the model's output",
-        ".4f",
-        "Between the model's final hidden states with and without the SAE in place.",
-    ),
-    _Metric(
-        "output_cosine_mean_ablation",
-        "… with the mean instead",
-        ".4f",
-        "Baseline: the same cosine when every activation is replaced by the mean.",
-    ),
-    _Metric("ce_clean", "Loss of the model", ".4f", "Next-token cross-entropy in nats, unchanged."),
-    _Metric("ce_sae", "… with the SAE", ".4f", "With activations replaced by reconstructions."),
-    _Metric("ce_zero_ablation", "… with zeros", ".4f", "Baseline: activations replaced by zeros."),
-    _Metric(
-        "ce_mean_ablation", "… with the mean", ".4f", "Baseline: activations replaced by the mean."
-    ),
-    _Metric(
-        "loss_recovered",
-        "Loss recovered",
-        ".2%",
-        "1 if the SAE does not raise the model's loss, 0 if it raises it as much as zeros do.",
-    ),
-    _Metric("kl_sae", "KL", ".4f", "From the predictions without the SAE to those with it, nats."),
-    _Metric(
-        "dictionary_mcc_signed",
-        "True features recovered (MCC)",
-        ".4f",
-        "Mean cosine between each true feature and the latent matched to it one to one.",
-    ),
-    _Metric(
-        "dictionary_mcc_signed_chance",
-        "… by chance",
-        ".4f",
-        "Baseline: the same mean cosine for random vectors.",
-    ),
-    _Metric("tokens", "Tokens", ",.0f", "Held-out tokens on which these metrics were measured."),
-)
+# Metrics of training that stand in summary.json itself, beside the held-out ones.
+_AFTER_TRAINING = ("fvu", "l0", "dead_fraction")
 _TILES = ("fvu", "l0", "dead_fraction", "output_cosine", "loss_recovered", "dictionary_mcc_signed")
 
 
@@ -108,11 +39,11 @@ def write_report(run_dir: str | Path) -> Path:
         UserError: If the folder is not the folder of a run.
     """
     run = RunData.read(run_dir)
-    rows = [row for metric in _METRICS if (row := _metric_row(run, metric))]
+    rows = [row for metric in METRICS.values() for row in _metric_rows(run, metric)]
     page = load_template("report.html").render(
         title=run.name,
         subtitle=_subtitle(run.metadata | run.summary),
-        tiles=[row for row in rows if row["key"] in _TILES],
+        tiles=[row for name in _TILES for row in rows if row["key"] == name],
         metrics=rows,
         speed=_speed(run.summary),
         # Only the plots are not escaped; plots.py draws them from numbers and column names.
@@ -153,23 +84,27 @@ def evenly_ranked(latents: list[LatentExamples], count: int) -> list[LatentExamp
     return [alive[round(i * (len(alive) - 1) / (count - 1))] for i in range(count)]
 
 
-def _metric_row(run: RunData, metric: _Metric) -> dict[str, str] | None:
-    """Return the row of a metric, or None if it was not measured.
+def _metric_rows(run: RunData, metric: Metric) -> Iterator[dict[str, str]]:
+    """Yield the rows of a metric: its value and, where it is known, its chance level.
 
     A metric without a held-out value shows the value from training, and its label says so.
     """
-    value, label = run.held_out.get(metric.key), metric.label
-    if value is None and metric.key != "tokens":
-        value = run.summary.get(metric.key)
-        label = metric.label if metric.key == "dead_fraction" else f"{metric.label}, training"
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return {
-        "key": metric.key,
-        "label": label,
-        "value": format(value, metric.format),
-        "description": metric.description,
-    }
+    if not metric.in_table:
+        return
+    values = run.held_out
+    if metric.name not in values and metric.name in _AFTER_TRAINING:
+        values = run.summary
+        if metric.name != "dead_fraction":
+            metric = replace(metric, label=f"{metric.label}, training")
+    for shown in (metric, metric.chance()):
+        value = values.get(shown.name)
+        if isinstance(value, int | float) and math.isfinite(value):
+            yield {
+                "key": shown.name,
+                "label": shown.title,
+                "value": shown.text(value),
+                "description": shown.meaning,
+            }
 
 
 def _subtitle(facts: dict[str, Any]) -> str:

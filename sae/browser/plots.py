@@ -20,6 +20,7 @@ from matplotlib.ticker import (
 from sae.browser.run_data import RunData
 from sae.browser.style import COLORS, legend_above, png_style, svg_style, to_svg, write_png
 from sae.metrics.firing import Firing, density_histogram
+from sae.metrics.registry import find_metric
 
 TERM_PREFIX = "loss_"
 """Columns of metrics.csv with this prefix are single terms of the loss."""
@@ -35,24 +36,22 @@ class _Panel:
 
     Attributes:
         column: Column of metrics.csv; `loss` is drawn with its terms.
-        title: Title of the plot.
         formatter: Format of the tick labels of the y axis.
         log: Whether the y axis is logarithmic when the values span more than a factor of 10.
     """
 
     column: str
-    title: str
     formatter: Formatter | None = None
     log: bool = False
 
 
 _PANELS = (
-    _Panel("fvu", "Variance unexplained (FVU)", log=True),
-    _Panel("loss", "Loss", log=True),
-    _Panel("dead_fraction", "Dead latents", PercentFormatter(1.0)),
-    _Panel("l0", "Active latents per token (L0)"),
-    _Panel("lr", "Learning rate", FuncFormatter(lambda value, _: f"{value:g}")),
-    _Panel("tokens_per_second", "Tokens per second", EngFormatter(sep="")),
+    _Panel("fvu", log=True),
+    _Panel("loss", log=True),
+    _Panel("dead_fraction", PercentFormatter(1.0)),
+    _Panel("l0"),
+    _Panel("lr", FuncFormatter(lambda value, _: f"{value:g}")),
+    _Panel("tokens_per_second", EngFormatter(sep="")),
 )
 
 
@@ -127,7 +126,7 @@ def _draw_panel(ax: Axes, run: RunData, panel: _Panel) -> None:
         label = f"held-out {held_out:.3g}"
         ax.axhline(held_out, color=_HELD_OUT, linewidth=1.2, linestyle=(0, (4, 2)), label=label)
     rows = legend_above(ax) if terms or isinstance(held_out, int | float) else 1
-    ax.set_title(panel.title, pad=6 + _LINE_HEIGHT * rows)
+    ax.set_title(find_metric(panel.column).title, pad=6 + _LINE_HEIGHT * rows)
     ax.set_xlabel(run.curves.x_name)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     if panel.log and lowest > 0 and highest > 10 * lowest:

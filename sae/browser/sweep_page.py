@@ -16,16 +16,18 @@ from sae.browser.page import load_template
 from sae.browser.style import png_style, svg_style, to_svg, write_png
 from sae.browser.sweep_plots import plot_over_l0, plot_settings, setting_keys
 from sae.files import write_text
+from sae.metrics.metric import Metric
+from sae.metrics.registry import find_metric, find_metrics
 from sae.sweep.results import MemberResult, SweepResults
 
-# Column of sweep.csv, heading, format.
+# Columns of sweep.csv in the table of all members.
 _COLUMNS = (
-    ("held_out_fvu", "held-out FVU", ".4f"),
-    ("held_out_l0", "L0", ".1f"),
-    ("dead_fraction", "dead", ".2%"),
-    ("output_cosine", "output cosine", ".4f"),
-    ("kl_sae", "KL", ".4f"),
-    ("dictionary_mcc_signed", "MCC", ".4f"),
+    "held_out_fvu",
+    "held_out_l0",
+    "dead_fraction",
+    "output_cosine",
+    "kl_sae",
+    "dictionary_mcc_signed",
 )
 # Metrics that judge an SAE by more than its error; the first that was measured is plotted.
 _DOWNSTREAM = ("kl_sae", "output_cosine", "dictionary_mcc_signed")
@@ -62,7 +64,7 @@ def write_sweep_report(folder: str | Path, best: dict[str, list[MemberResult]]) 
                 panels.append(Markup(to_svg(draw())))
         plots.append({"title": plot.title, "panels": panels})
     measured = {name for member in results.members for name in member.metrics}
-    columns = [column for column in _COLUMNS if column[0] in measured]
+    columns = find_metrics(name for name in _COLUMNS if name in measured)
     stopped = len(results.members) - len(results.finished)
     page = load_template("sweep.html").render(
         title=results.name,
@@ -71,7 +73,7 @@ def write_sweep_report(folder: str | Path, best: dict[str, list[MemberResult]]) 
         best=[_best_row(results, file, seeds) for file, seeds in best.items()],
         plots=plots,
         seeds=[_seed_row(name, group) for name, group in results.seed_groups.items()],
-        columns=[heading for _, heading, _ in columns] + ["stopped"],
+        columns=[metric.short for metric in columns] + ["stopped"],
         rows=[_member_row(folder, member, columns) for member in results.members],
         config=(folder / "config.yaml").read_text(encoding="utf-8"),
     )
@@ -109,24 +111,23 @@ def _best_row(results: SweepResults, file: str, seeds: list[MemberResult]) -> di
 
 def _seed_row(name: str, group: dict[str, Any]) -> dict[str, str]:
     consensus = group["consensus"]
+    text = lambda name: find_metric(name).text(group[name])
     return {
         "name": name,
         "count": str(len(group["members"])),
-        "pw_mcc": f"{group['pw_mcc_signed']:.3f}",
-        "start": f"{group['pw_mcc_signed_start']:.3f}",
-        "chance": f"{group['pw_mcc_signed_chance']:.3f}",
-        "shared": f"{group['shared_fraction_signed']:.1%}",
+        "pw_mcc": text("pw_mcc_signed"),
+        "start": text("pw_mcc_signed_start"),
+        "chance": text("pw_mcc_signed_chance"),
+        "shared": text("shared_fraction_signed"),
         "consensus": f"{consensus['latents']:,}",
         "folder": f"{group['wave']}/consensus/{name}" if consensus["latents"] else "",
     }
 
 
-def _member_row(
-    folder: Path, member: MemberResult, columns: list[tuple[str, str, str]]
-) -> dict[str, Any]:
+def _member_row(folder: Path, member: MemberResult, columns: list[Metric]) -> dict[str, Any]:
     cells = [
-        format(member.metrics[key], spec) if key in member.metrics else ""
-        for key, _, spec in columns
+        metric.text(member.metrics[metric.name]) if metric.name in member.metrics else ""
+        for metric in columns
     ]
     has_page = (folder / member.folder / "report.html").is_file()
     return {

@@ -14,16 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from sae.browser.style import COLORS, legend_above
+from sae.metrics.registry import find_metric
 from sae.sweep.results import MemberResult, SweepResults
 
 # Series differ in color and in marker, so that they can also be told apart in gray.
 _MARKERS = "osD^vP*X"
-_AXIS_LABELS = {
-    "held_out_fvu": "held-out FVU",
-    "kl_sae": "KL with the SAE in place, nats",
-    "output_cosine": "cosine of the model's output",
-    "dictionary_mcc_signed": "MCC with the true features",
-}
 
 
 def plot_over_l0(results: SweepResults, column: str) -> Figure:
@@ -55,7 +50,7 @@ def plot_over_l0(results: SweepResults, column: str) -> Figure:
         ax.set_xscale("log", base=2)
         _write_out_numbers(ax.xaxis)
     ax.set_xlabel("L0, latents per activation, held out")
-    ax.set_ylabel(_AXIS_LABELS.get(column, column))
+    ax.set_ylabel(find_metric(column).axis_label)
     return figure
 
 
@@ -82,7 +77,7 @@ def plot_settings(
         series = partial(results.describe, keys=other_keys)
         _draw_series(ax, members, column, x=x, series=series, point=x)
         ax.set_xlabel(key)
-    panels[0].set_ylabel(_AXIS_LABELS.get(column, column))
+    panels[0].set_ylabel(find_metric(column).axis_label)
     return figure
 
 

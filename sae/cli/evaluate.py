@@ -13,7 +13,7 @@ from rich.console import Console
 from sae.activations import Source
 from sae.autoencoder import SAE
 from sae.cli.config import Settings
-from sae.cli.evaluate_table import WIDTH, table
+from sae.cli.evaluate_table import WIDTH, evaluation_table
 from sae.errors import UserError
 from sae.evaluation.baselines import siblings, train
 from sae.evaluation.context import Case
@@ -104,7 +104,8 @@ def evaluate_run(args: list[str]) -> int:
     write_text(run.path / "evaluation.json", json.dumps(written, indent=2, allow_nan=True) + "\n")
     console = Console(file=sys.stdout, highlight=False)
     console.width = max(console.width, WIDTH)
-    console.print(table(run.path.name, figures, beside, judge.says))
+    columns = dict(beside.values())
+    console.print(evaluation_table(run.path.name, figures, columns, judge.says))
     for finding in findings:
         sys.stdout.write(f"{finding}\n")
     if not findings:

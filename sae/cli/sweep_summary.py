@@ -17,6 +17,7 @@ from sae.browser.sweep_page import write_sweep_report
 from sae.files import write_text
 from sae.lightning.artifacts import printed
 from sae.lightning.seed_agreement import table as seeds_table
+from sae.metrics.registry import SAE_COLUMNS, find_metrics
 from sae.runs.run_dir import RunDir
 from sae.runs.run_files import read_json_object
 from sae.sweep.results import MemberResult, SweepResults
@@ -114,17 +115,13 @@ def _show_l0(l0: float) -> str:
 def _members_table(results: SweepResults) -> Table:
     table = Table(title=f"{results.name}: {len(results.members)} members", title_justify="left")
     table.add_column("")
-    for heading in ("FVU", "held-out FVU", "L0", "dead"):
-        table.add_column(heading, justify="right")
+    columns = find_metrics(SAE_COLUMNS)
+    for metric in columns:
+        table.add_column(metric.short, justify="right")
     for member in results.members:
         if member.stopped:
             table.add_row(member.name, member.stopped)
             continue
-        table.add_row(
-            member.name,
-            f"{member.metrics['fvu']:.4f}",
-            f"{member.fvu:.4f}",
-            f"{member.l0:.1f}",
-            f"{member.metrics['dead_fraction']:.2%}",
-        )
+        values = member.metrics | {"l0": member.l0}
+        table.add_row(member.name, *(metric.text(values[metric.name]) for metric in columns))
     return table

@@ -26,6 +26,7 @@ from sae.lightning.seed_agreement import AcrossSeeds
 from sae.lightning.seed_agreement import table as seeds_table
 from sae.metrics.examples import EXAMPLE_TOKENS, top_examples, write_examples
 from sae.metrics.firing import Firing
+from sae.metrics.registry import SAE_COLUMNS, find_metric, find_metrics
 from sae.runs.run_dir import RunDir
 from sae.training.member import Member
 
@@ -148,28 +149,35 @@ def _table(summary: dict[str, Any], run: RunDir) -> str:
     table.add_column("")
     for column in ("training", "held out"):
         table.add_column(column, justify="right")
-    table.add_row("FVU (0 is a perfect copy)", f"{summary['fvu']:.4f}", f"{held_out['fvu']:.4f}")
-    if "held_out_ema" in summary:
-        averaged = summary["held_out_ema"]["fvu"]
-        table.add_row("  of the averaged weights (sae_ema/)", "", f"{averaged:.4f}")
-    table.add_row("L0, latents per token", f"{summary['l0']:.1f}", f"{held_out['l0']:.1f}")
-    dead = f"dead latents (silent for {summary['dead_after_tokens']:,} tokens)"
-    table.add_row(dead, f"{summary['dead_fraction']:.2%}", "")
-    if "resampled" in summary:
-        table.add_row("latents resampled", f"{summary['resampled']:,}", "")
-        table.add_row("  and fired again", f"{summary['revived']:,}", "")
-    for key, label in (
-        ("output_cosine", "model's output, cosine with the SAE in place"),
-        ("output_cosine_mean_ablation", "  the same with the mean in place"),
-        ("ce_clean", "model's loss, nats"),
-        ("ce_sae", "  with the SAE in place"),
-        ("ce_zero_ablation", "  with zeros in place"),
-        ("dictionary_mcc_signed", "true dictionary found, MCC"),
-        ("dictionary_mcc_signed_chance", "  by chance"),
+    for name in ("fvu", "l0", "dead_fraction"):
+        metric = find_metric(name)
+        label = metric.arrow_label
+        if name == "dead_fraction":
+            label += f" (silent for {summary['dead_after_tokens']:,} tokens)"
+        table.add_row(
+            label, *(metric.text(of[name]) if name in of else "" for of in (summary, held_out))
+        )
+        if name == "fvu" and "held_out_ema" in summary:
+            averaged = metric.text(summary["held_out_ema"][name])
+            table.add_row("  of the averaged weights (sae_ema/)", "", averaged)
+    for name in ("resampled", "revived"):
+        if name in summary:
+            metric = find_metric(name)
+            table.add_row(metric.indented_label, metric.text(summary[name]), "")
+    for name in (
+        "output_cosine",
+        "output_cosine_mean_ablation",
+        "ce_clean",
+        "ce_sae",
+        "ce_zero_ablation",
+        "dictionary_mcc_signed",
+        "dictionary_mcc_signed_chance",
     ):
-        if key in held_out:
-            table.add_row(label, "", f"{held_out[key]:.4f}")
-    table.add_row("tokens per second", f"{summary['tokens_per_second']:,.0f}", "")
+        if name in held_out:
+            metric = find_metric(name)
+            table.add_row(metric.arrow_label, "", metric.text(held_out[name]))
+    rate = find_metric("tokens_per_second")
+    table.add_row(rate.label, rate.text(summary["tokens_per_second"]), "")
     return (
         printed(table)
         + f"report   {run.path / 'report.html'}\n"
@@ -183,19 +191,16 @@ def _tables(of_run: dict[str, Any], run: RunDir) -> str:
     summaries = of_run["members"]
     table = Table(title=f"{run.path.name}: {len(summaries)} members", title_justify="left")
     table.add_column("")
-    for column in ("FVU", "held out", "L0", "dead"):
-        table.add_column(column, justify="right")
+    columns = find_metrics(SAE_COLUMNS)
+    for metric in columns:
+        table.add_column(metric.short, justify="right")
     for summary in summaries:
         if "stopped" in summary:
             table.add_row(summary["name"], f"{summary['stopped']} at step {summary['steps']}")
             continue
-        table.add_row(
-            summary["name"],
-            f"{summary['fvu']:.4f}",
-            f"{summary['held_out']['fvu']:.4f}",
-            f"{summary['held_out']['l0']:.1f}",
-            f"{summary['dead_fraction']:.2%}",
-        )
+        held_out = summary["held_out"]
+        values = summary | {"held_out_fvu": held_out["fvu"], "l0": held_out["l0"]}
+        table.add_row(summary["name"], *(metric.text(values[metric.name]) for metric in columns))
     text = printed(table)
     if of_run.get("seeds"):
         text += printed(seeds_table(of_run["seeds"]))

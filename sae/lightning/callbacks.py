@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from rich.live import Live
 from rich.table import Table
 
+from sae.metrics.registry import SAE_COLUMNS, find_metric, find_metrics
 from sae.runs.run_dir import RunDir
 
 
@@ -70,15 +71,17 @@ class Members(Callback):
         left = f", {module.seconds / done * (total - done):.0f} s left" if done else ""
         table = Table(title=f"step {done} of {total}{left}", title_justify="left")
         table.add_column("")
-        for heading in ("FVU", "held out", "L0", "dead"):
-            table.add_column(heading, justify="right")
+        columns = find_metrics(SAE_COLUMNS)
+        for metric in columns:
+            table.add_column(metric.short, justify="right")
         for member in module.members:
-            read, held_out = member.last_read, member.held_out.get("held_out_fvu")
-            figures = [f"{read['fvu']:.4f}"] if read else [""]
-            figures.append("" if held_out is None else f"{held_out:.4f}")
-            figures += [f"{read['l0']:.1f}", f"{read['dead_fraction']:.1%}"] if read else ["", ""]
+            values = {**member.last_read, **member.held_out}
+            cells = [
+                metric.text(values[metric.name]) if metric.name in values else ""
+                for metric in columns
+            ]
             name = member.name if member.live else f"{member.name}: {member.stopped['reason']}"
-            table.add_row(name, *figures, style=None if member.live else "dim")
+            table.add_row(name, *cells, style=None if member.live else "dim")
         return table
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -92,19 +95,17 @@ def _figures(module: LightningModule) -> list[tuple[str, str]]:
     if not all(reads):
         return []
     if len(module.members) > 1:
-        fvus = [read["fvu"] for read in reads]
+        fvu = find_metric("fvu")
+        values = [read[fvu.name] for read in reads]
         return [
             ("learning", f"{len(reads)} of {len(module.members)}"),
-            ("FVU", f"{min(fvus):.4f} to {max(fvus):.4f}"),
+            (fvu.short, f"{fvu.text(min(values))} to {fvu.text(max(values))}"),
         ]
     (read,) = reads
-    return [
-        ("FVU", f"{read['fvu']:.4f}"),
-        ("L0", f"{read['l0']:.1f}"),
-        ("dead", f"{read['dead_fraction']:.1%}"),
-        # Of the whole run: an interval in which a block was harvested says little by itself.
-        ("tokens/s", f"{read['tokens'] / read['seconds']:,.0f}"),
-    ]
+    # The throughput of the whole run: an interval in which a block was harvested says little.
+    values = {**read, "tokens_per_second": read["tokens"] / read["seconds"]}
+    metrics = find_metrics(("fvu", "l0", "dead_fraction", "tokens_per_second"))
+    return [(metric.short, metric.text(values[metric.name])) for metric in metrics]
 
 
 class SaveCheckpoints(Callback):

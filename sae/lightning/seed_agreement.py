@@ -22,6 +22,7 @@ from sae.lightning.loggers import log_row
 from sae.lightning.module import SAEModule
 from sae.metrics.decoder_directions import mmcs_of_latents
 from sae.metrics.firing import Firing
+from sae.metrics.registry import find_metric, find_metrics
 from sae.metrics.seed_consistency import agreement, pw_mcc_signed, pw_mcc_signed_chance
 from sae.runs.metrics_csv import MetricsCSV
 from sae.training.member import Member
@@ -220,18 +221,26 @@ def compare(
 def table(found: Mapping[str, dict[str, Any]]) -> Table:
     """A row for each group."""
     table = Table(title="seeds: what they agree on", title_justify="left")
-    for column in ("", "seeds", "PW-MCC", "at start", "by chance", "shared", "consensus"):
+    levels = find_metrics(
+        (
+            "pw_mcc_signed",
+            "pw_mcc_signed_start",
+            "pw_mcc_signed_chance",
+            "shared_fraction_signed",
+        )
+    )
+    fvu = find_metric("fvu")
+    for column in ("", "seeds", *(metric.short for metric in levels), "consensus"):
         table.add_column(column, justify="right" if column else "left")
     for group, of in found.items():
         agreed = of["consensus"]
-        fvu = f", FVU {agreed['held_out']['fvu']:.4f}" if agreed["latents"] else ""
+        error = ""
+        if agreed["latents"]:
+            error = f", {fvu.short} {fvu.text(agreed['held_out'][fvu.name])}"
         table.add_row(
             group,
             str(len(of["members"])),
-            f"{of['pw_mcc_signed']:.3f}",
-            f"{of['pw_mcc_signed_start']:.3f}",
-            f"{of['pw_mcc_signed_chance']:.3f}",
-            f"{of['shared_fraction_signed']:.1%}",
-            f"{agreed['latents']:,} latents{fvu}",
+            *(metric.text(of[metric.name]) for metric in levels),
+            f"{agreed['latents']:,} latents{error}",
         )
     return table

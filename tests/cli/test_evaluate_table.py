@@ -4,50 +4,52 @@ import io
 
 from rich.console import Console
 
-from sae.cli.evaluate_table import SHOWN, WIDTH, table
+from sae.cli.evaluate_table import WIDTH, evaluation_table
+from sae.metrics.registry import by_section
 
-HEADINGS = (
+BASELINES = (
     "decoder\nfrozen",
     "Gaussian\nnoise",
     "untrained\nmodel",
     "half\nthe L0",
     "twice\nthe L0",
 )
+SHOWN = [
+    (section, shown)
+    for section, metrics in by_section()
+    if (shown := [metric for metric in metrics if metric.in_table])
+]
 
 
-def printed(figures, beside):
+def printed(metrics, baselines):
     console = Console(file=io.StringIO(), width=WIDTH)
-    console.print(table("r", {"tokens": 16384} | figures, beside, "a friend"))
+    console.print(evaluation_table("r", metrics, baselines, "true codes"))
     return console.file.getvalue()
 
 
-def everything(value):
-    keys = [key for _, rows in SHOWN for _, key, _ in rows]
-    return {key + end: value for key in keys for end in ("", "_low", "_high", "_chance")}
+def test_table_with_all_metrics_and_five_baselines_fits_the_terminal():
+    names = [metric.name for _, metrics in SHOWN for metric in metrics]
+    values = {name + end: 0.51234 for name in names for end in ("", "_low", "_high", "_chance")}
+    assert len(SHOWN) > 5
+    text = printed(values, dict.fromkeys(BASELINES, values))
+    assert "\u2026" not in text  # nothing is cut off
+    lines = text.splitlines()
+    for section, metrics in SHOWN:
+        assert any(line.strip() == section for line in lines)
+        for metric in metrics:
+            texts = [line.removeprefix(metric.arrow_label) for line in lines]
+            assert [metric.text(0.51234)] * 9 in [text.split() for text in texts], metric
+    assert "compares samples by true codes" in text
 
 
-def test_all_of_it_fits_a_terminal_beside_five_controls():
-    figures = everything(0.51234)
-    said = printed(figures, {h: (h, figures) for h in HEADINGS})
-    assert "\u2026" not in said  # nothing is cut
-    lines = said.splitlines()
-    for heading, rows in SHOWN:
-        assert any(line.strip() == heading for line in lines)
-        for label, _, form in rows:
-            value = format(0.51234, form)
-            (line,) = (line for line in lines if line.startswith(f"{label} "))
-            assert line.split(label)[1].split() == [value] * 9, line
-    assert "judged by a friend" in said
-
-
-def test_what_is_not_known_is_left_out():
-    beside = {"c": ("noise", {"fvu": 0.75, "l0": 3.0})}
-    said = printed({"fvu": 0.25, "fvu_low": 0.125, "fvu_high": 0.5, "c_dec": 0.1}, beside)
-    rows = [line.rstrip() for line in said.splitlines()]
+def test_metrics_without_a_value_are_left_out():
+    values = {"fvu": 0.25, "fvu_low": 0.125, "fvu_high": 0.5, "c_dec": 0.1}
+    text = printed(values, {"noise": {"fvu": 0.75, "l0": 3.0}})
+    rows = [line.rstrip() for line in text.splitlines()]
     (fvu,) = (row for row in rows if row.startswith("FVU"))
-    assert fvu.split("copy)")[1].split() == ["0.2500", "0.1250", "0.5000", "0.7500"]
+    assert fvu.split("↓")[1].split() == ["0.2500", "0.1250", "0.5000", "0.7500"]
     (l0,) = (row for row in rows if row.startswith("L0"))
-    assert l0.split("token")[1].split() == ["3.00"] and len(l0) == len(fvu)
+    assert l0.split("L0")[1].split() == ["3.0"] and len(l0) == len(fvu)
     assert "Reconstruction" in rows and "Latents" in rows
-    for absent in ("MCC", "Against the truth", "Capacity", "judged", "None"):
-        assert absent not in said
+    for absent in ("MCC", "Ground truth", "Capacity", "compares samples", "None"):
+        assert absent not in text
