@@ -243,7 +243,7 @@ def test_the_table_on_a_terminal():
     assert "step 10 of 30, 10 s left" in text and "bad: diverged: FVU nan" in text
     cells = lambda line: [cell.strip() for cell in line.split("│")[1:-1]]
     rows = {cells(line)[0]: cells(line)[1:] for line in text.splitlines() if "│" in line}
-    assert rows["good"] == ["0.2500", "0.5000", "4.0", "12.5%"]
+    assert rows["good"] == ["0.2500", "0.5000", "4.0", "12.50%"]
     assert rows["fresh"] == ["", "", "", ""]
 
 
