@@ -378,7 +378,7 @@ class Update:
         return []
 
     def plain(self) -> list[Tensor]:
-        grads = [reference.gradient(m[0].shape, None, m[3]).float() for m in self.matrices]
+        grads = [reference.dense_gradient(m[0].shape, None, m[3]).float() for m in self.matrices]
         scale = torch.nn.utils.get_total_norm(grads).reciprocal().mul(CLIP_NORM).clamp(max=1.0)
         for (rows, moments, master, _, unit_norm), grad in zip(self.matrices, grads, strict=True):
             target = rows if master is None else master

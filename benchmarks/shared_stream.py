@@ -39,7 +39,7 @@ from sae.training import Learner, OptimConfig
 from sae.training.parallel_steps import ParallelSteps, worth
 from sae.training.train_config import TrainConfig
 from sae.worlds import SparseSuperposition
-from sae_kernels.cpu.pre_acts import product
+from sae_kernels.matmul import linear
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,8 @@ def one_product(recipes: list[TrainConfig], d_in: int, batch: int) -> float:
     wide = tuple(torch.cat(parts) for parts in zip(*narrow, strict=True))
     ratios = []
     for _ in range(9):
-        apart = seconds(lambda: [product(x, W, b) for W, b in narrow])
-        ratios.append(seconds(lambda: product(x, *wide)) / apart)
+        apart = seconds(lambda: [linear(x, W, b) for W, b in narrow])
+        ratios.append(seconds(lambda: linear(x, *wide)) / apart)
     return statistics.median(ratios)
 
 

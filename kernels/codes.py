@@ -1,4 +1,4 @@
-"""The sparse code: what passes from encoding to decoding, losses, metrics and disk."""
+"""The sparse code that encoders return and that decoders, losses, metrics and files take."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from sae_kernels.pairs import Pairs
 
 @dataclass(eq=False)
 class Codes:
-    """The active (token, latent, value) triples of a batch, rows contiguous.
+    """The active (token, latent, value) triples of a batch, ordered by token.
 
-    values [batch, k], or [nnz] when ragged; indices int64, same shape, in [0, d_sae).
-    offsets: None for a fixed k, else int64 [batch + 1]; row b is values[offsets[b] : offsets[b +
-    1]]. A slot with value 0 is empty: its index is valid but means nothing. Slots from offsets[-1]
-    on are padding, which ragged codes of a size fixed beforehand have: empty, and of no row;
-    dropped (int64, 0-d) is how many slots such a size left out, None where nothing can be. No order
-    of slots within a row is promised. An encoder never puts a latent twice in one row; where a
-    caller does, its values add.
+    A slot with value 0 is empty: its index is valid but has no meaning. The order of the slots
+    within a row is not specified. An encoder never puts a latent twice in one row; if a caller
+    does, the values add.
+
+    Args:
+        values: [batch, k], or [nnz] if rows have different lengths (ragged codes).
+        indices: The latent of each slot, int64 in [0, d_sae), shaped like `values`.
+        d_sae: The number of latents.
+        offsets: None for a fixed k. Otherwise int64 [batch + 1]: row b is
+            values[offsets[b] : offsets[b + 1]]. Slots from offsets[-1] on are padding: they are
+            empty and belong to no row. Ragged codes of a size that was fixed beforehand have it.
+        dropped: The number of slots that did not fit into such a size, int64 0-d; None if nothing
+            can be dropped.
     """
 
     values: Tensor
@@ -32,22 +38,26 @@ class Codes:
 
     @property
     def batch(self) -> int:
+        """The number of rows (tokens)."""
         return self.values.shape[0] if self.offsets is None else self.offsets.shape[0] - 1
 
     def by_latent(self) -> Pairs:
-        """Where the pairs lie, by token and by latent; made at first use and kept."""
+        """Return the pairs of the code, by token and by latent; computed once and kept."""
         if self._pairs is None:
             self._pairs = Pairs(self.indices, self.offsets, self.d_sae)
         return self._pairs
 
     def to_dense(self) -> Tensor:
-        """[batch, d_sae], differentiable in `values`. For tests and metrics, never in the step."""
-        where = self.by_latent().token_of_slot * self.d_sae + self.indices.flatten()
+        """Return the dense code [batch, d_sae], differentiable in `values`.
+
+        It is meant for tests and metrics, never for the training step.
+        """
+        positions = self.by_latent().token_of_slot * self.d_sae + self.indices.flatten()
         dense = self.values.new_zeros(self.batch * self.d_sae)
-        return dense.index_add(0, where, self.values.flatten()).view(self.batch, self.d_sae)
+        return dense.index_add(0, positions, self.values.flatten()).view(self.batch, self.d_sae)
 
     def l0(self) -> Tensor:
-        """[batch] int64: how many slots of each row hold a non-zero value."""
+        """Return the number of non-zero values of each row, int64 [batch]."""
         active = self.values != 0
         if self.offsets is None:
             return active.sum(1)
@@ -55,19 +65,19 @@ class Codes:
         return before[self.offsets[1:]] - before[self.offsets[:-1]]
 
     def fired(self) -> Tensor:
-        """[d_sae] bool: which latents are non-zero on at least one token."""
-        # index_put_ with one and the same value: the order of writes cannot matter. Empty slots are
-        # sent to an extra latent instead of being filtered, which would wait for the device.
+        """Return which latents are non-zero on at least one token, bool [d_sae]."""
+        # index_fill_ writes the same value everywhere, so the order of writes cannot matter. Empty
+        # slots go to an extra latent instead of being filtered, which would wait for the device.
         hits = torch.zeros(self.d_sae + 1, dtype=torch.bool, device=self.values.device)
         latents = torch.where(self.values != 0, self.indices, self.d_sae)
         return hits.index_fill_(0, latents.flatten(), True)[:-1]
 
     def detach(self) -> Codes:
-        """The same codes without a graph; the transposition stays shared."""
+        """Return the same codes without a graph; the pairs stay shared."""
         return replace(self, values=self.values.detach(), _pairs=self.by_latent())
 
     def rows(self, rows: slice) -> Codes:
-        """The codes of a contiguous run of tokens. On ragged codes it waits for the device."""
+        """Return the codes of a contiguous run of tokens. Ragged codes wait for the device."""
         start, stop, step = rows.indices(self.batch)
         assert step == 1, "rows must be contiguous"
         stop = max(start, stop)

@@ -1,25 +1,24 @@
 """x_hat[b] = b_dec + sum over the slots of row b of value * W_dec[index].
 
-values [batch, k] or ragged [nnz], W_dec [d_sae, d_in], b_dec [d_in], all of one dtype; bf16 is
-summed in fp32. Backward, with g = dL/dx_hat [batch, d_in]:
-    dvalues = <g[token], W_dec[index]>,  dW_dec[j] = sum over the tokens of latent j of value *
-    g[token], db_dec = sum over the batch of g.
-Saved for it: values and W_dec; the pairs are shared with the encoder that made them.
+values [batch, k] or ragged [nnz], W_dec [d_sae, d_in], b_dec [d_in], all of one dtype; 16-bit
+values are summed in fp32. Backward, with g = dL/dx_hat [batch, d_in]:
+    dvalues = <g[token], W_dec[index]>,
+    dW_dec[j] = sum over the tokens of latent j of value * g[token],
+    db_dec = sum over the batch of g.
+Saved for backward: values and W_dec; the pairs are shared with the encoder that computed them.
 """
 
 from __future__ import annotations
-
-from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae_kernels import reference
-from sae_kernels.backend import pair_sums, resolve
+from sae_kernels.backend import PairSums, pair_sums, resolve
 from sae_kernels.codes import Codes
 from sae_kernels.pairs import Pairs
-from sae_kernels.row_grads import PairPart, RowGrads, deferred
+from sae_kernels.row_grads import PairPart, RowGrads, row_grads_of
 
 
 class _Decode(torch.autograd.Function):
@@ -30,11 +29,11 @@ class _Decode(torch.autograd.Function):
         W_dec: Tensor,
         b_dec: Tensor,
         pairs: Pairs,
-        sums: ModuleType,
-        sink: RowGrads | None,
+        sums: PairSums,
+        row_grads: RowGrads | None,
     ) -> Tensor:
         ctx.save_for_backward(values, W_dec)
-        ctx.pairs, ctx.sums, ctx.sink = pairs, sums, sink
+        ctx.pairs, ctx.sums, ctx.row_grads = pairs, sums, row_grads
         return sums.sum_latents(pairs, values.flatten(), W_dec).add_(b_dec)
 
     @staticmethod
@@ -45,30 +44,43 @@ class _Decode(torch.autograd.Function):
         pairs, sums = ctx.pairs, ctx.sums
         d_values = sums.dot_rows(pairs, grad, W_dec).view_as(values) if need_values else None
         d_W = None
-        if need_W and ctx.sink is not None:
-            ctx.sink.pair_parts.append(PairPart(pairs, values.flatten(), grad))
+        if need_W and ctx.row_grads is not None:
+            ctx.row_grads.pair_parts.append(PairPart(pairs, values.flatten(), grad))
         elif need_W:
             d_W = sums.sum_tokens(pairs, values.flatten(), grad)
         d_b = grad.sum(0) if need_b else None
         return d_values, d_W, d_b, None, None, None
 
 
-def decode(codes: Codes, W_dec: Tensor, b_dec: Tensor, *, backend: str = "auto") -> Tensor:
-    """Reconstruction of a batch from its codes: [batch, d_in], differentiable (once) in
-    codes.values, W_dec, b_dec.
-
-    W_dec [d_sae, d_in] contiguous, b_dec [d_in]. backend: "auto" (triton for CUDA tensors, else
-    torch), "torch", "triton" or "reference". Raises ValueError for an unknown backend or a W_dec of
-    another d_sae.
-    """
+def check_d_sae(codes: Codes, W_dec: Tensor) -> None:
+    """Raise ValueError if W_dec does not have one row for each latent of the codes."""
     if W_dec.shape[0] != codes.d_sae:
         raise ValueError(f"W_dec has {W_dec.shape[0]} rows but the codes have d_sae={codes.d_sae}")
+
+
+def decode(codes: Codes, W_dec: Tensor, b_dec: Tensor, *, backend: str = "auto") -> Tensor:
+    """Return the reconstruction of a batch from its codes.
+
+    Args:
+        codes: The codes of the batch.
+        W_dec: Decoder weights, shape [d_sae, d_in], contiguous.
+        b_dec: Decoder bias, shape [d_in].
+        backend: "auto" (triton for CUDA tensors, otherwise torch), "torch", "triton" or
+            "reference".
+
+    Returns:
+        The reconstruction [batch, d_in], differentiable once in codes.values, W_dec and b_dec.
+
+    Raises:
+        ValueError: The backend is unknown, or W_dec does not fit the codes.
+    """
+    check_d_sae(codes, W_dec)
     if torch.compiler.is_compiling() and backend != "reference":
-        from sae_kernels.decode_ops import decode_op
+        from sae_kernels.decode_custom_ops import decode_op
 
         return decode_op(codes.values, W_dec, b_dec, codes.indices, codes.offsets, backend)
     backend = resolve(backend, W_dec)
     if backend == "reference":
         return reference.decode(codes, W_dec, b_dec)
     sums = pair_sums(backend)
-    return _Decode.apply(codes.values, W_dec, b_dec, codes.by_latent(), sums, deferred(W_dec))
+    return _Decode.apply(codes.values, W_dec, b_dec, codes.by_latent(), sums, row_grads_of(W_dec))

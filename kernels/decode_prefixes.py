@@ -2,24 +2,26 @@
 
 Every slot has a level, and x_hat_i[b] = b_dec + sum over the slots of row b with level <= i of
 value * W_dec[index]. values, indices, levels [batch, k] or ragged [nnz], W_dec [d_sae, d_in], b_dec
-[d_in], target [batch, d_in], the floating ones of one dtype. Errors are kept in fp32, their squares
-summed in fp32 along a row and in float64 over the rows on CPU (fp32 in Triton): the result is fp32,
-or float64 for float64.
+[d_in], target [batch, d_in]; the floating-point ones have one dtype. Errors are kept in fp32. Their
+squares are summed in fp32 along a row and in float64 over the rows on CPU (fp32 in Triton). The
+result is fp32, or float64 for float64.
 
 Backward, with E_i [batch, d_in] the errors, s_i = -2 * dL/dresult[i] and G_l = the sum over i >= l
 of s_i * E_i:
-    dvalues = <G_level[token], W_dec[index]>,  dW_dec[j] = sum over the slots of latent j of value *
-    G_level[token],  db_dec = sum over the batch of G_0,  dtarget = -G_0.
-Saved: values, W_dec, b_dec, target and the order of the slots. Errors are made again, a block of
-columns at a time, so that [batch, n_levels, columns] stays bounded. Columns rather than rows: each
-element of dW_dec is then written once, and no size depends on how many slots some rows have, which
-the host would have to wait for.
+    dvalues = <G_level[token], W_dec[index]>,
+    dW_dec[j] = sum over the slots of latent j of value * G_level[token],
+    db_dec = sum over the batch of G_0,
+    dtarget = -G_0.
+Saved for backward: values, W_dec, b_dec, target and the order of the slots. The errors are computed
+again, a block of columns at a time, so that [batch, n_levels, columns] stays bounded. With blocks
+of columns instead of rows, each element of dW_dec is written once, and no size depends on how many
+slots the rows have, which the host would have to wait for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,15 +30,25 @@ from torch.autograd.function import once_differentiable
 from sae_kernels import reference
 from sae_kernels.backend import pair_sums, resolve
 from sae_kernels.codes import Codes
+from sae_kernels.decode import check_d_sae
 from sae_kernels.decode_error import check_target
 from sae_kernels.pairs import Pairs
 
 
 def matryoshka_levels(codes: Codes, prefixes: Sequence[int]) -> Tensor:
-    """Level of each slot: the first prefix of the dictionary that has its latent (Bussmann et al.
-    2025). int64, shaped like codes.values.
+    """Return the level of each slot: the first prefix of the dictionary that has its latent.
 
-    prefixes: widths, ascending, the last one d_sae. Raises ValueError for others.
+    Source: Matryoshka SAEs, Bussmann et al. 2025.
+
+    Args:
+        codes: The codes of the batch.
+        prefixes: The widths of the prefixes, ascending; the last one is d_sae.
+
+    Returns:
+        int64, shaped like codes.values.
+
+    Raises:
+        ValueError: The prefixes are not positive, not ascending, or do not end with d_sae.
     """
     widths = [0, *prefixes]
     ascending = all(low < high for low, high in zip(widths, widths[1:], strict=False))
@@ -45,16 +57,17 @@ def matryoshka_levels(codes: Codes, prefixes: Sequence[int]) -> Tensor:
             f"prefixes={list(prefixes)} must be positive, ascending and end with {codes.d_sae}"
         )
     levels = torch.zeros_like(codes.indices)
-    for width in prefixes[:-1]:  # a tensor of the prefixes would have to be sent to the device
+    for width in prefixes[:-1]:  # no tensor of prefixes, which would be copied to the device
         levels += codes.indices >= width
     return levels
 
 
 def rank_levels(codes: Codes) -> Tensor:
-    """Level of each slot: how many slots of its row have a larger value (HierarchicalTopK,
-    Balagansky et al. 2025); ties by slot. int64, shaped like codes.values.
+    """Return the level of each slot: how many slots of its row have a larger value.
 
-    For a fixed k that is 0..k-1; for ragged codes 0..longest row - 1, and 0 for padding.
+    Ties are broken by the order of the slots. The levels are 0..k - 1 for a fixed k, and
+    0..(longest row) - 1 for ragged codes; 0 for padding. int64, shaped like codes.values.
+    Source: HierarchicalTopK, Balagansky et al. 2025.
     """
     pairs = codes.by_latent()
     values = codes.values.detach()
@@ -67,19 +80,19 @@ def rank_levels(codes: Codes) -> Tensor:
     tokens = pairs.token_of_slot.masked_fill(padding, codes.batch)
     order = values.sort(descending=True, stable=True).indices
     order = order[tokens[order].sort(stable=True).indices]
-    # The rows lie in `order` where they lie in the codes.
+    # Each row has the same positions in `order` as in the codes.
     ranks = slots - codes.offsets[pairs.token_of_slot]
     return torch.empty_like(order).index_copy_(0, order, ranks.masked_fill_(padding, 0))
 
 
-def by_level(codes: Codes, levels: Tensor, n_levels: int) -> tuple[Pairs, Tensor]:
-    """The pairs as if every (token, level) were a row, and which slot of the codes each came from.
+def pairs_by_level(codes: Codes, levels: Tensor, n_levels: int) -> tuple[Pairs, Tensor]:
+    """Return the pairs with one row for each (token, level), and the slot that each came from.
 
-    Row token * n_levels + level; the slots are ordered by it.
+    The row of a pair is token * n_levels + level, and the slots are ordered by it.
     """
     tokens, count = codes.by_latent().token_of_slot, codes.batch * n_levels
     rows = tokens * n_levels + levels.flatten()
-    if codes.offsets is not None:  # padding goes behind the last row
+    if codes.offsets is not None:  # padding is sorted behind the last row
         slots = torch.arange(len(rows), device=rows.device)
         rows.masked_fill_(slots >= codes.offsets[-1], count)
     rows, order = rows.to(torch.int32).sort(stable=True)
@@ -102,18 +115,48 @@ class _DecodePrefixes(torch.autograd.Function):
         backend: str,
     ) -> Tensor:
         ctx.save_for_backward(values, W_dec, b_dec, target)
-        ctx.how = pairs, order, n_levels, backend
+        ctx.context = pairs, order, n_levels, backend
         weights = values.flatten()[order]
-        return _prefixes(backend).squares(pairs, n_levels, weights, W_dec, b_dec, target)
+        prefix_sums = _prefix_sums(backend)
+        return prefix_sums.squared_errors(pairs, n_levels, weights, W_dec, b_dec, target)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        grads = prefixes_grad(grad, *ctx.saved_tensors, *ctx.how, ctx.needs_input_grad[:4])
+        grads = prefixes_grad(grad, *ctx.saved_tensors, *ctx.context, ctx.needs_input_grad[:4])
         return *grads, None, None, None, None
 
 
-def _prefixes(backend: str) -> ModuleType:
+class PrefixSums(Protocol):
+    """The two halves of the op that depend on the backend: `cpu.` and `gpu.decode_prefixes`."""
+
+    def squared_errors(
+        self,
+        pairs: Pairs,
+        n_levels: int,
+        weights: Tensor,
+        W_dec: Tensor,
+        b_dec: Tensor,
+        target: Tensor,
+    ) -> Tensor:
+        """Return the sum of squared errors of each prefix, [n_levels]."""
+        ...
+
+    def error_gradients(
+        self,
+        pairs: Pairs,
+        n_levels: int,
+        weights: Tensor,
+        W_dec: Tensor,
+        b_dec: Tensor,
+        target: Tensor,
+        scale: Tensor,
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield (columns, G, dot products) for each block of columns."""
+        ...
+
+
+def _prefix_sums(backend: str) -> PrefixSums:
     if backend == "triton":
         from sae_kernels.gpu import decode_prefixes
     else:
@@ -133,30 +176,40 @@ def prefixes_grad(
     backend: str,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of values, W_dec, b_dec and target, each None where not needed.
+    """Return the gradients of values, W_dec, b_dec and target, each None if it is not needed.
 
-    grad [n_levels]; pairs and order from `by_level`; needs: which of the four are wanted. W_dec's
-    is made whole even where it could be handed over in parts: a part keeps its table, which here
-    has n_levels rows a token.
+    The gradient of W_dec is dense even if W_dec has `row_grads`: a part keeps its table alive,
+    which here has n_levels rows per token.
+
+    Args:
+        grad: dL/dresult, shape [n_levels].
+        values, W_dec, b_dec, target: The saved tensors.
+        pairs, order: From `pairs_by_level`.
+        n_levels: The number of levels.
+        backend: A resolved backend.
+        needs: Which of the four gradients are needed.
     """
     need_values, need_W, need_b, need_target = needs
-    sums, weights, dots = pair_sums(backend), values.flatten()[order], 0
+    sums, weights = pair_sums(backend), values.flatten()[order]
+    acc_dtype = torch.promote_types(W_dec.dtype, torch.float32)
+    dots = torch.zeros(len(weights), dtype=acc_dtype, device=W_dec.device)
     d_values = None
     d_W = torch.empty_like(W_dec) if need_W else None
     d_b = torch.empty_like(b_dec) if need_b else None
     d_target = torch.empty_like(target) if need_target else None
-    blocks = _prefixes(backend).walks(pairs, n_levels, weights, W_dec, b_dec, target, -2 * grad)
-    for columns, table, dot in blocks:
-        dots = dots + dot
-        if need_W:
+    prefix_sums = _prefix_sums(backend)
+    blocks = prefix_sums.error_gradients(pairs, n_levels, weights, W_dec, b_dec, target, -2 * grad)
+    for columns, table, block_dots in blocks:
+        dots = dots + block_dots
+        if d_W is not None:
             d_W[:, columns] = sums.sum_tokens(pairs, weights.to(table.dtype), table)
         first = table[::n_levels]
-        if need_b:
+        if d_b is not None:
             d_b[columns] = first.sum(0)
-        if need_target:
+        if d_target is not None:
             d_target[:, columns] = -first
     if need_values:
-        # Padding comes last and no kernel writes it.
+        # Padding comes last, and no kernel writes to it.
         slots = torch.arange(len(order), device=order.device)
         dots = torch.where(slots < pairs.row_starts[-1], dots, 0).to(values.dtype)
         d_values = torch.empty_like(dots).index_copy_(0, order, dots).view_as(values)
@@ -173,26 +226,32 @@ def decode_prefixes(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Squared error of every prefix: [n_levels], entry i of the reconstruction from the slots with
-    level <= i, summed over the batch and the width.
+    """Return the squared error of every prefix, summed over the batch and the width.
 
-    levels: int64, shaped like codes.values, in 0..n_levels - 1 (of padding, any number); from
-    `matryoshka_levels` or `rank_levels`. codes, W_dec, b_dec and target as in `decode_error`. fp32
-    or float64, differentiable (once) in codes.values, W_dec, b_dec and target.
+    Entry i is the error of the reconstruction from the slots with level <= i.
 
-    backend: as in `decode`. Raises ValueError for an unknown backend, a W_dec of another d_sae, a
-    target or levels of another shape and, on CPU alone, where nothing has to be waited for, a level
-    out of range.
+    Args:
+        codes, W_dec, b_dec, target: As in `decode_error`.
+        levels: int64, shaped like codes.values, in 0..n_levels - 1 (any number in padding); from
+            `matryoshka_levels` or `rank_levels`.
+        n_levels: The number of levels.
+        backend: As in `decode`.
+
+    Returns:
+        [n_levels], fp32 or float64, differentiable once in codes.values, W_dec, b_dec and target.
+
+    Raises:
+        ValueError: The backend is unknown, or a shape does not fit the codes. On CPU also if a
+            level is out of range; on a GPU this check would have to wait for the device.
     """
-    if W_dec.shape[0] != codes.d_sae:
-        raise ValueError(f"W_dec has {W_dec.shape[0]} rows but the codes have d_sae={codes.d_sae}")
+    check_d_sae(codes, W_dec)
     check_target(codes, W_dec, target)
     if levels.shape != codes.values.shape:
         raise ValueError(
             f"levels have shape {tuple(levels.shape)}; the values {tuple(codes.values.shape)}"
         )
     if torch.compiler.is_compiling() and backend != "reference":
-        from sae_kernels.decode_ops import decode_prefixes_op
+        from sae_kernels.decode_custom_ops import decode_prefixes_op
 
         return decode_prefixes_op(
             codes.values,
@@ -212,7 +271,7 @@ def decode_prefixes(
     backend = resolve(backend, W_dec)
     if backend == "reference":
         return reference.decode_prefixes(codes, levels, n_levels, W_dec, b_dec, target)
-    pairs, order = by_level(codes, levels, n_levels)
+    pairs, order = pairs_by_level(codes, levels, n_levels)
     return _DecodePrefixes.apply(
         codes.values, W_dec, b_dec, target, pairs, order, n_levels, backend
     )

@@ -1,29 +1,32 @@
-"""A sum that does not depend on how many threads there are."""
+"""Sums that do not depend on the number of CPU threads."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# torch splits a sum of more numbers than this between the threads of a CPU, and where it splits
-# decides how it rounds. Sums of rows are never split.
-_WHOLE = 32_768
+# PyTorch splits a sum of more numbers than this between CPU threads, and the split decides how it
+# rounds. Sums of rows are never split.
+_UNSPLIT = 32_768
 _ROW = 4096
 
 
 def deterministic_sum(values: Tensor) -> Tensor:
-    """The sum of all of `values`, of any shape: 0-d, the same bits on any number of CPU threads."""
-    if values.device.type != "cpu" or values.numel() <= _WHOLE:
+    """Return the sum of all values, 0-d, with the same bits for any number of CPU threads."""
+    if values.device.type != "cpu" or values.numel() <= _UNSPLIT:
         return values.sum()
     flat = values.flatten()
     rows = len(flat) // _ROW * _ROW
     return flat[:rows].view(-1, _ROW).sum(1).sum() + flat[rows:].sum()
 
 
-def square_norm_of(matrix: Tensor) -> Tensor:
-    """|matrix|^2 of a matrix or vector: 0-d, float64, likewise. Norms of rows first, which takes
-    one pass and no copy, and rounds less than one norm of everything."""
-    wide = torch.promote_types(matrix.dtype, torch.float32)
-    if matrix.dim() > 1:
-        matrix = torch.linalg.vector_norm(matrix, dim=1, dtype=wide)
-    return deterministic_sum(matrix.double().square())
+def sum_of_squares(tensor: Tensor) -> Tensor:
+    """Return the sum of squares of a matrix or vector, 0-d float64, the same for any thread count.
+
+    The norms of the rows come first: this takes one pass and no copy, and rounds less than one norm
+    of everything.
+    """
+    acc_dtype = torch.promote_types(tensor.dtype, torch.float32)
+    if tensor.dim() > 1:
+        tensor = torch.linalg.vector_norm(tensor, dim=1, dtype=acc_dtype)
+    return deterministic_sum(tensor.double().square())

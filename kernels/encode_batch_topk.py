@@ -1,16 +1,16 @@
 """values, indices = relu of the k * batch largest of pre = (x - b_dec) @ W_enc + b_enc, of a batch.
 
 x [batch, d_in], W_enc [d_in, d_sae] stored latent-major (W_enc.t() contiguous), b_enc [d_sae],
-b_dec [d_in], all of one dtype. Selection is exact: what is kept is what a stable descending sort of
-the whole batch, row after row, has among its first k * batch, as far as it is positive; so a tie at
-the cut goes to the lowest (row, column). On CPU bf16 is multiplied into fp32, selected in fp32 and
-rounded last; Triton selects from the product as it is rounded to the inputs' dtype.
-Pre-activations exist for a bounded chunk of rows only.
+b_dec [d_in], all of one dtype. Selection is exact: the slots are those that a stable descending
+sort of the whole batch, row after row, has among its first k * batch, as far as they are positive.
+A tie at the cut goes to the lowest (row, column). On CPU 16-bit inputs are multiplied into fp32,
+selected in fp32 and rounded last; Triton selects from the product as rounded to the inputs' dtype.
+Pre-activations exist only for a bounded chunk of rows.
 
-Backward: `encoder_backward`, with g = dL/dvalues where the value is positive, else 0. Saved for it:
-x - b_dec, W_enc, values and the pairs.
+Backward: `encoder_backward`, with g = dL/dvalues where the value is positive, else 0. Saved for
+backward: x - b_dec, W_enc, values and the pairs.
 
-Not finite: NaN counts as the largest value and comes out as NaN, with gradient 0.
+Non-finite values: NaN counts as the largest value and comes out as NaN, with gradient 0.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from sae_kernels import reference
-from sae_kernels.backend import compaction, pair_sums, resolve
+from sae_kernels.backend import pair_sums, resolve
 from sae_kernels.codes import Codes
-from sae_kernels.encoder_backward import Selected
+from sae_kernels.encoder_backward import SelectedPreActs
 from sae_kernels.pairs import Pairs
-from sae_kernels.row_grads import deferred
+from sae_kernels.row_grads import row_grads_of
 
 
 def encode_batch_topk(
@@ -35,37 +35,45 @@ def encode_batch_topk(
     *,
     backend: str = "auto",
 ) -> Codes:
-    """relu of the k * batch largest of (x - b_dec) @ W_enc + b_enc: BatchTopK (Bussmann et al.
-    2024, arXiv 2412.06410), where k is what a row has on average.
+    """Return relu of the k * batch largest of (x - b_dec) @ W_enc + b_enc, as ragged codes.
 
-    x [batch, d_in], W_enc [d_in, d_sae] (fast when W_enc.t() is contiguous), b_enc [d_sae], b_dec
-    [d_in] or None. Returns ragged Codes of exactly k * batch slots, ordered by (row, column),
-    differentiable once in x, W_enc, b_enc and b_dec; where fewer pre-activations are positive the
-    last slots are padding. Nothing waits for the device. autocast has no effect.
+    The smallest selected value, whose average becomes the threshold at inference, is on the device:
+    torch.where(codes.values > 0, codes.values, torch.inf).amin(), which is inf if nothing fired.
+    Source: BatchTopK, Bussmann et al. 2024, arXiv 2412.06410.
 
-    The smallest kept value, from which the threshold at inference is averaged, is on the device as
-    torch.where(codes.values > 0, codes.values, torch.inf).amin(): inf where nothing fired.
+    Args:
+        x, W_enc, b_enc, b_dec, backend: As in `encode_topk`.
+        k: The mean number of slots per row, 1..d_sae.
 
-    backend: as in `decode`. Raises ValueError for k outside 1..d_sae and for an unknown backend.
+    Returns:
+        Codes of exactly k * batch slots, ordered by (row, column), differentiable once in x, W_enc,
+        b_enc and b_dec. If fewer pre-activations are positive, the last slots are padding. Nothing
+        waits for the device. autocast has no effect.
+
+    Raises:
+        ValueError: k is not in 1..d_sae, or the backend is unknown.
     """
     d_sae = W_enc.shape[1]
     if not 1 <= k <= d_sae:
         raise ValueError(f"k={k} must lie between 1 and d_sae={d_sae}")
     if torch.compiler.is_compiling() and backend != "reference":
-        from sae_kernels.encode_ops import encode_batch_topk_op
+        from sae_kernels.encode_custom_ops import encode_batch_topk_op
 
         values, indices, offsets = encode_batch_topk_op(x, W_enc, b_enc, b_dec, k, backend)
         return Codes(values, indices, d_sae, offsets)
     backend = resolve(backend, W_enc)
     if backend == "reference":
         return reference.encode_batch_topk(x, W_enc, b_enc, k, b_dec)
+    if backend == "triton":
+        from sae_kernels.gpu.encode_batch_topk import largest
+    else:
+        from sae_kernels.cpu.encode_batch_topk import largest
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         centred = x if b_dec is None else x - b_dec
-        compact = compaction(backend)
-        slots = compact.largest(centred, W_enc.t().contiguous(), b_enc, k * len(x))
+        slots = largest(centred, W_enc.t().contiguous(), b_enc, k * len(x))
         values = slots.pre.relu().to(x.dtype)
     pairs = Pairs(slots.indices, slots.offsets, d_sae)
     codes = Codes(values, slots.indices, d_sae, slots.offsets, _pairs=pairs)
-    sums, sink = pair_sums(backend), deferred(W_enc)
-    codes.values = Selected.apply(x, W_enc, b_enc, b_dec, centred, codes, sums, sink)
+    sums, row_grads = pair_sums(backend), row_grads_of(W_enc)
+    codes.values = SelectedPreActs.apply(x, W_enc, b_enc, b_dec, centred, codes, sums, row_grads)
     return codes

@@ -2,37 +2,39 @@
 
     h = (x - b_dec) @ W_enc,  pi_gate = h + b_gate,  pi_mag = h * exp(r_mag) + b_mag.
 x [batch, d_in], W_enc [d_in, d_sae] stored latent-major (W_enc.t() contiguous), b_gate, b_mag,
-r_mag [d_sae], b_dec [d_in], all of one dtype. One product. A slot is where pi_gate > 0; h exists
-for a bounded chunk of rows only. On CPU bf16 is multiplied into fp32; Triton rounds h to the
-inputs' dtype. What follows is fp32 (float64 for float64) and rounded last.
+r_mag [d_sae], b_dec [d_in], all of one dtype. There is one product. A slot is where pi_gate > 0; h
+exists only for a bounded chunk of rows. On CPU 16-bit inputs are multiplied into fp32; Triton
+rounds h to the inputs' dtype. The rest is fp32 (float64 for float64) and rounded last.
 
 Backward, with g_gate and g_mag the gradients of the two values where these are positive, else 0:
     dh = g_gate + g_mag * exp(r_mag),  for x, W_enc and b_dec through `encoder_backward`,
     db_gate, db_mag, dr_mag = the sums over the tokens of a latent of g_gate, g_mag, and
     g_mag * exp(r_mag) * h.
-The step has no gradient. Saved: x - b_dec, W_enc, r_mag, both values, h of each slot and the pairs.
+The step function has no gradient. Saved for backward: x - b_dec, W_enc, r_mag, both values, h of
+each slot and the pairs.
 
-Not finite: a NaN of h makes a slot and comes out as NaN, with gradient 0.
+Non-finite values: a NaN of h makes a slot and comes out as NaN, with gradient 0.
 """
 
 from __future__ import annotations
-
-from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae_kernels import reference
-from sae_kernels.backend import compaction, pair_sums, resolve
+from sae_kernels.backend import PairSums, pair_sums, resolve
 from sae_kernels.codes import Codes
 from sae_kernels.encoder_backward import encoder_grad
 from sae_kernels.pairs import Pairs
-from sae_kernels.row_grads import RowGrads, deferred
+from sae_kernels.row_grads import RowGrads, row_grads_of
 
 
 class _EncodeGated(torch.autograd.Function):
-    """Attaches the graph to codes that were already made. h [nnz]."""
+    """Attach the graph to codes that were already computed.
+
+    h [nnz] is (x - b_dec) @ W_enc at each slot.
+    """
 
     @staticmethod
     def forward(
@@ -47,11 +49,11 @@ class _EncodeGated(torch.autograd.Function):
         codes: Codes,
         gates: Codes,
         h: Tensor,
-        sums: ModuleType,
-        sink: RowGrads | None,
+        sums: PairSums,
+        row_grads: RowGrads | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(centred, W_enc, r_mag, codes.values, gates.values, h)
-        ctx.pairs, ctx.sums, ctx.sink = codes.by_latent(), sums, sink
+        ctx.pairs, ctx.sums, ctx.row_grads = codes.by_latent(), sums, row_grads
         return codes.values, gates.values
 
     @staticmethod
@@ -65,7 +67,7 @@ class _EncodeGated(torch.autograd.Function):
         scaled = g_mag * r_mag.to(h.dtype).exp()[pairs.indices]
         needs = (need_x, need_W, False, need_b_dec)
         dh = (g_gate + scaled).to(dtype)
-        d_x, d_W, _, d_b_dec = encoder_grad(dh, centred, W_enc, pairs, sums, ctx.sink, needs)
+        d_x, d_W, _, d_b_dec = encoder_grad(dh, centred, W_enc, pairs, sums, ctx.row_grads, needs)
         d_b_gate = sums.sum_weights(pairs, g_gate).to(dtype) if need_b_gate else None
         d_b_mag = sums.sum_weights(pairs, g_mag).to(dtype) if need_b_mag else None
         d_r_mag = None
@@ -85,18 +87,28 @@ def encode_gated(
     capacity: int | None = None,
     backend: str = "auto",
 ) -> tuple[Codes, Codes]:
-    """Gated encoder (Rajamanoharan et al. 2024, arXiv 2404.16014): (codes, gates).
+    """Return the codes and the gate activations of a gated encoder.
 
-    x [batch, d_in], W_enc [d_in, d_sae] (fast when W_enc.t() is contiguous), b_gate, b_mag, r_mag
-    [d_sae], b_dec [d_in] or None. codes: 1[pi_gate > 0] * relu(pi_mag), which the decoder takes.
-    gates: relu(pi_gate) > 0, whose sum is the L1 penalty and which the auxiliary loss decodes with
-    a decoder held constant. Both are ragged and have the same indices, offsets and pairs; a slot
-    whose gate is open but whose magnitude is not positive is empty in codes. Values are
-    differentiable once in every input. autocast has no effect.
+    Source: Gated SAEs, Rajamanoharan et al. 2024, arXiv 2404.16014.
 
-    capacity, and what Triton waits for without it: as in `encode_threshold`; both codes have
-    `dropped`. backend: as in `decode`. Raises ValueError for a negative capacity and an unknown
-    backend.
+    Args:
+        x: Activations, shape [batch, d_in].
+        W_enc: Encoder weights, shape [d_in, d_sae]; fast if W_enc.t() is contiguous.
+        b_gate, b_mag, r_mag: Gate bias, magnitude bias and log scale of the magnitude, [d_sae].
+        b_dec: Subtracted from x, shape [d_in], or None.
+        capacity: As in `encode_threshold`; both codes have `dropped`.
+        backend: As in `decode`.
+
+    Returns:
+        codes: 1[pi_gate > 0] * relu(pi_mag), for the decoder. A slot with an open gate and a
+            magnitude that is not positive is empty.
+        gates: relu(pi_gate) > 0. Their sum is the L1 penalty, and the auxiliary loss decodes them
+            with a constant decoder.
+        Both are ragged with the same indices, offsets and pairs, and differentiable once in every
+        input. autocast has no effect.
+
+    Raises:
+        ValueError: The capacity is negative, or the backend is unknown.
     """
     d_sae = W_enc.shape[1]
     if capacity is not None and capacity < 0:
@@ -104,21 +116,24 @@ def encode_gated(
     backend = resolve(backend, W_enc)
     if backend == "reference":
         return reference.encode_gated(x, W_enc, b_gate, b_mag, r_mag, b_dec)
+    if backend == "triton":
+        from sae_kernels.gpu.encode_threshold import above_floor
+    else:
+        from sae_kernels.cpu.encode_threshold import above_floor
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        wide = torch.promote_types(x.dtype, torch.float32)
+        acc_dtype = torch.promote_types(x.dtype, torch.float32)
         centred = x if b_dec is None else x - b_dec
-        compact = compaction(backend)
-        # pi_gate > 0 as h > -b_gate, which is the same in floating point: so h itself is kept.
+        # pi_gate > 0 is tested as h > -b_gate, which is equivalent in floating point and keeps h.
         W_rows, no_bias = W_enc.t().contiguous(), torch.zeros_like(b_gate)
-        slots = compact.above_floor(centred, W_rows, no_bias, -b_gate.to(wide), capacity)
-        h, at = slots.pre, slots.indices
-        is_slot = h != -torch.inf  # which padding is
-        magnitude = h * r_mag.to(wide).exp()[at] + b_mag.to(wide)[at]
+        slots = above_floor(centred, W_rows, no_bias, -b_gate.to(acc_dtype), capacity)
+        h, indices = slots.pre, slots.indices
+        is_slot = h != -torch.inf  # padding is -inf
+        magnitude = h * r_mag.to(acc_dtype).exp()[indices] + b_mag.to(acc_dtype)[indices]
         acts = torch.where(is_slot, magnitude, 0).relu().to(x.dtype)
-        opened = torch.where(is_slot, h + b_gate.to(wide)[at], 0).relu().to(x.dtype)
+        gate = torch.where(is_slot, h + b_gate.to(acc_dtype)[indices], 0).relu().to(x.dtype)
     pairs = Pairs(slots.indices, slots.offsets, d_sae)
     codes = Codes(acts, slots.indices, d_sae, slots.offsets, slots.dropped, pairs)
-    gates = Codes(opened, slots.indices, d_sae, slots.offsets, slots.dropped, pairs)
+    gates = Codes(gate, slots.indices, d_sae, slots.offsets, slots.dropped, pairs)
     codes.values, gates.values = _EncodeGated.apply(
         x,
         W_enc,
@@ -131,6 +146,6 @@ def encode_gated(
         gates,
         h,
         pair_sums(backend),
-        deferred(W_enc),
+        row_grads_of(W_enc),
     )
     return codes, gates

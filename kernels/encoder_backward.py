@@ -1,20 +1,22 @@
-"""The backward every encoder shares.
+"""The backward pass that every encoder shares.
 
-Every rule makes slots whose value depends on one pre-activation, pre = c @ W_enc[:, j] + b_enc[j]
-with c = x - b_dec. Given g [nnz], the gradient by that pre-activation of each slot:
-    dW_enc[:, j] = sum over the tokens of latent j of g * c[token],  db_enc[j] = the sum of those g,
+Each slot's value depends on one pre-activation, pre = c @ W_enc[:, j] + b_enc[j] with c = x -
+b_dec. Given g [nnz], the gradient of each slot's pre-activation:
+    dW_enc[:, j] = sum over the tokens of latent j of g * c[token],
+    db_enc[j] = sum over the tokens of latent j of g,
     db_dec = -W_enc @ db_enc (tokens are summed first),
     dx[b] = sum over the slots of row b of g * W_enc[:, index].
 """
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sae_kernels.backend import PairSums
 from sae_kernels.codes import Codes
 from sae_kernels.pairs import Pairs
 from sae_kernels.row_grads import PairPart, RowGrads
@@ -25,38 +27,45 @@ def encoder_grad(
     centred: Tensor,
     W_enc: Tensor,
     pairs: Pairs,
-    sums: ModuleType,
-    sink: RowGrads | None,
-    needs: tuple[bool, bool, bool, bool],
+    sums: PairSums,
+    row_grads: RowGrads | None,
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, W_enc, b_enc and b_dec, each None where not needed.
+    """Return the gradients of x, W_enc, b_enc and b_dec, each None if it is not needed.
 
-    g [nnz], centred [batch, d_in]; needs: which of the four are wanted. With a sink W_enc's goes
-    there in parts, and None is returned for it.
+    Args:
+        g: The gradient of each slot's pre-activation, shape [nnz].
+        centred: x - b_dec, shape [batch, d_in].
+        W_enc: Encoder weights, shape [d_in, d_sae].
+        pairs: The pairs of the codes.
+        sums: The sums over pairs of the backend.
+        row_grads: Receives the gradient of W_enc in parts, and None is returned for it; None to
+            return it dense.
+        needs: Which of the four gradients are needed.
     """
     need_x, need_W, need_b_enc, need_b_dec = needs
     d_x = d_W = d_b_enc = d_b_dec = None
     if need_x:
         d_x = sums.sum_latents(pairs, g, W_enc.t())
-    if need_W and sink is not None:
-        sink.pair_parts.append(PairPart(pairs, g, centred))
+    if need_W and row_grads is not None:
+        row_grads.pair_parts.append(PairPart(pairs, g, centred))
     elif need_W:
         d_W = sums.sum_tokens(pairs, g, centred).t()
     if need_b_enc or need_b_dec:
         d_b = sums.sum_weights(pairs, g)
         d_b_enc = d_b.to(W_enc.dtype)
         if need_b_dec:
-            wide = torch.promote_types(W_enc.dtype, torch.float32)
+            acc_dtype = torch.promote_types(W_enc.dtype, torch.float32)
             with torch.autocast(g.device.type, enabled=False):
-                d_b_dec = -(W_enc.to(wide) @ d_b.to(wide)).to(W_enc.dtype)
+                d_b_dec = -(W_enc.to(acc_dtype) @ d_b.to(acc_dtype)).to(W_enc.dtype)
     return d_x, d_W, d_b_enc, d_b_dec
 
 
-class Selected(torch.autograd.Function):
-    """Attaches the graph to codes that were already selected: the selection itself is constant.
+class SelectedPreActs(torch.autograd.Function):
+    """Attach the graph to codes that were already selected; the selection itself is constant.
 
-    A value is its pre-activation where it is not 0 (nor NaN), else constant. Saved: x - b_dec,
-    W_enc, values and the pairs.
+    A value is its pre-activation if it is neither 0 nor NaN, else constant. Saved for backward:
+    x - b_dec, W_enc, values and the pairs.
     """
 
     @staticmethod
@@ -68,11 +77,11 @@ class Selected(torch.autograd.Function):
         b_dec,
         centred: Tensor,
         codes: Codes,
-        sums: ModuleType,
-        sink: RowGrads | None,
+        sums: PairSums,
+        row_grads: RowGrads | None,
     ) -> Tensor:
         ctx.save_for_backward(centred, W_enc, codes.values)
-        ctx.pairs, ctx.sums, ctx.sink = codes.by_latent(), sums, sink
+        ctx.pairs, ctx.sums, ctx.row_grads = codes.by_latent(), sums, row_grads
         return codes.values
 
     @staticmethod
@@ -81,5 +90,5 @@ class Selected(torch.autograd.Function):
         centred, W_enc, values = ctx.saved_tensors
         g = torch.where(values.abs() > 0, grad, 0).flatten()
         needs = ctx.needs_input_grad[:4]
-        grads = encoder_grad(g, centred, W_enc, ctx.pairs, ctx.sums, ctx.sink, needs)
+        grads = encoder_grad(g, centred, W_enc, ctx.pairs, ctx.sums, ctx.row_grads, needs)
         return *grads, None, None, None, None

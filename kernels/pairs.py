@@ -1,9 +1,9 @@
-"""The (token, latent) pairs of a batch, by token and turned by latent.
+"""The (token, latent) pairs of a batch, ordered by token and by latent.
 
-Both weight gradients are sums over the tokens of one latent. With the pairs ordered by latent each
+Both weight gradients are sums over the tokens of one latent. With the pairs ordered by latent, each
 of their rows is written once, by one owner, in a fixed order: no atomics, no dense [batch, d_sae],
-and two runs give the same bits. The order depends on the indices alone, so it is made once per
-batch and shared by encode's and decode's backward.
+and two runs give the same bits. The order depends on the indices alone, so it is computed once a
+batch and shared by the backward passes of the encoder and the decoder.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from torch import Tensor
 
 
 class Pairs:
-    """Where the pairs lie. Everything is made at first use, then kept; nothing here waits for the
-    device.
+    """Index tensors for the pairs of a batch, computed at first use without waiting for the device.
 
-    indices [batch, k], or [nnz] with offsets [batch + 1]; all tensors are int64. A *slot* is a
-    position in the flattened indices, which are ordered by token. Slots from offsets[-1] on are
-    padding: they belong to no token and to no latent.
+    A *slot* is a position in the flattened indices, which are ordered by token. All tensors are
+    int64.
+
+    Args:
+        indices: The latent of each slot, [batch, k], or [nnz] with offsets.
+        offsets: None for a fixed k. Otherwise [batch + 1]; slots from offsets[-1] on are padding
+            and belong to no token and no latent.
+        d_sae: The number of latents.
     """
 
     def __init__(self, indices: Tensor, offsets: Tensor | None, d_sae: int) -> None:
@@ -30,6 +34,7 @@ class Pairs:
 
     @property
     def batch(self) -> int:
+        """The number of tokens."""
         return self.indices.shape[0] if self.offsets is None else self.offsets.shape[0] - 1
 
     @cached_property
@@ -42,7 +47,7 @@ class Pairs:
 
     @cached_property
     def token_of_slot(self) -> Tensor:
-        """[nnz]: the token each slot belongs to; of padding, the last one."""
+        """[nnz]: the token that each slot belongs to; the last token for padding."""
         slots = torch.arange(self.indices.numel(), device=self.indices.device)
         if self.offsets is None:
             return slots // self.indices.shape[1]
@@ -50,11 +55,10 @@ class Pairs:
 
     @cached_property
     def _by_latent(self) -> tuple[Tensor, Tensor]:
-        # Narrow keys: a radix sort of int16 takes 0.12 ms where int64 takes 0.31 (65536 pairs, 2
-        # cores).
+        # A radix sort of int16 keys takes 0.12 ms where int64 takes 0.31 (65,536 pairs, 2 cores).
         narrow = torch.int16 if self.d_sae < 2**15 else torch.int32
         latents = self.indices.flatten().to(narrow)
-        if self.offsets is not None:  # padding goes behind the last latent
+        if self.offsets is not None:  # padding is sorted behind the last latent
             slots = torch.arange(latents.numel(), device=latents.device)
             latents = latents.masked_fill_(slots >= self.offsets[-1], self.d_sae)
         latents, slots = latents.sort(stable=True)
@@ -68,7 +72,7 @@ class Pairs:
 
     @property
     def slots(self) -> Tensor:
-        """[nnz]: the slots ordered by latent, and within a latent by token; then the padding."""
+        """[nnz]: the slots ordered by latent, then by token, followed by the padding."""
         return self._by_latent[1]
 
     @cached_property

@@ -1,14 +1,17 @@
-"""result[i] = the sum over the batch of relu(theta[i] - pre[:, latents[i]]): how far listed latents
-stay below their thresholds; pre = (x - b_dec) @ W_enc + b_enc.
+"""result[i] = the sum over the batch of relu(theta[i] - pre[:, latents[i]]), for listed latents,
+with pre = (x - b_dec) @ W_enc + b_enc: how far they stay below their thresholds.
 
 x [batch, d_in], W_enc [d_in, d_sae] stored latent-major, b_enc [d_sae], b_dec [d_in], latents int64
 [n], theta [n]. Compared and summed in fp32 (float64 for float64).
 
-The gradient is made in the forward pass, a chunk of rows at a time, up to the factors s =
+The gradient is computed in the forward pass, a chunk of rows at a time, up to the factors s =
 dL/dresult that only the backward pass knows: [batch, n] never exists, and nothing is computed
-twice. With K [batch, n] = 1 where pre < theta and c its column sums:
-    dtheta = s * c,  db_enc[latents] = -s * c,  dW_enc[:, latents] = -s * ((x - b_dec)^T K),
-    db_dec = W_enc[:, latents] @ (s * c). x is a constant. Saved: (x - b_dec)^T K and c.
+twice. With K [batch, n] = 1 where pre < theta, and c its column sums:
+    dtheta = s * c,
+    db_enc[latents] = -s * c,
+    dW_enc[:, latents] = -s * ((x - b_dec)^T K),
+    db_dec = W_enc[:, latents] @ (s * c).
+x is a constant. Saved for backward: (x - b_dec)^T K and c.
 """
 
 from __future__ import annotations
@@ -18,13 +21,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae_kernels import reference
-from sae_kernels.aux_error import CHUNK_ELEMENTS, CHUNK_MIN_ROWS
 from sae_kernels.backend import resolve
-from sae_kernels.cpu.pre_acts import matmul, product
-from sae_kernels.row_grads import RowGrads, RowPart, deferred
+from sae_kernels.listed_latents import chunk_rows, scatter_rows
+from sae_kernels.matmul import linear, matmul
+from sae_kernels.row_grads import RowGrads, RowPart, row_grads_of
 
 
-class _Shortfall(torch.autograd.Function):
+class _PreActLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx,
@@ -34,23 +37,22 @@ class _Shortfall(torch.autograd.Function):
         theta: Tensor,
         x: Tensor,
         latents: Tensor,
-        sink: RowGrads | None,
+        row_grads: RowGrads | None,
     ) -> Tensor:
         encoder, bias = W_enc.t().index_select(0, latents), b_enc[latents]
-        wide = torch.promote_types(x.dtype, torch.float32)
-        at, n = theta.to(wide), len(latents)
-        total, counts = at.new_zeros(n), at.new_zeros(n)
-        sums = at.new_zeros(encoder.shape)
-        rows = max(CHUNK_ELEMENTS[x.device.type] // max(n, 1), CHUNK_MIN_ROWS)
-        for centred in x.split(rows):
+        acc_dtype = torch.promote_types(x.dtype, torch.float32)
+        thresholds, n = theta.to(acc_dtype), len(latents)
+        total, counts = thresholds.new_zeros(n), thresholds.new_zeros(n)
+        sums = thresholds.new_zeros(encoder.shape)
+        for centred in x.split(chunk_rows(x.device.type, n)):
             centred = centred if b_dec is None else centred - b_dec
-            short = torch.sub(at, product(centred, encoder, bias)).relu_()
-            total += short.sum(0)
-            below = (short > 0).to(centred.dtype)
-            counts += below.sum(0, dtype=wide)
+            shortfall = torch.sub(thresholds, linear(centred, encoder, bias)).relu_()
+            total += shortfall.sum(0)
+            below = (shortfall > 0).to(centred.dtype)
+            counts += below.sum(0, dtype=acc_dtype)
             sums += matmul(below.t(), centred)
         ctx.save_for_backward(W_enc, b_enc, latents, sums, counts)
-        ctx.sink, ctx.dtype = sink, theta.dtype
+        ctx.row_grads, ctx.dtype = row_grads, theta.dtype
         return total
 
     @staticmethod
@@ -62,12 +64,12 @@ class _Shortfall(torch.autograd.Function):
         d_W = d_b_enc = d_b_dec = None
         if need_W:
             rows = (sums * -grad[:, None]).to(W_enc.dtype)
-            if ctx.sink is not None:
-                ctx.sink.row_parts.append(RowPart(latents, rows))
+            if ctx.row_grads is not None:
+                ctx.row_grads.row_parts.append(RowPart(latents, rows))
             else:
-                d_W = rows.new_zeros(W_enc.t().shape).index_copy_(0, latents, rows).t()
+                d_W = scatter_rows(latents, rows, W_enc.t()).t()
         if need_b_enc:
-            d_b_enc = torch.zeros_like(b_enc).index_copy_(0, latents, -d_theta.to(b_enc.dtype))
+            d_b_enc = scatter_rows(latents, -d_theta.to(b_enc.dtype), b_enc)
         if need_b_dec:
             encoder = W_enc.t().index_select(0, latents)
             d_b_dec = (d_theta @ encoder.to(d_theta.dtype)).to(W_enc.dtype)
@@ -85,14 +87,26 @@ def pre_act_loss(
     b_dec: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """[n], at least fp32: how far the pre-activations of `latents` lie below theta, summed over the
-    batch; what the pre-activation loss of JumpReLU sums (Anthropic, January 2025).
+    """Return how far the pre-activations of `latents` lie below theta, summed over the batch.
 
-    x [batch, d_in] is a constant; W_enc [d_in, d_sae], b_enc [d_sae], b_dec [d_in] and theta [n]
-    get gradients, differentiable once; a W_enc with `row_grads` gets its in parts. latents int64
-    [n], ascending, without repeats. backend: as in `decode`; torch and triton are the same here,
-    for every product is the vendor's. Raises ValueError for a theta of another shape and an unknown
-    backend.
+    The pre-activation loss of JumpReLU sums it (Anthropic, January 2025).
+
+    Args:
+        x: Activations, shape [batch, d_in], a constant.
+        W_enc: Encoder weights, shape [d_in, d_sae]. If it has `row_grads`, its gradient goes there
+            in parts.
+        b_enc: Encoder bias, shape [d_sae].
+        theta: The thresholds of the listed latents, shape [n].
+        latents: The listed latents, int64 [n], ascending, without repeats.
+        b_dec: Subtracted from x, shape [d_in], or None.
+        backend: As in `decode`. "torch" and "triton" are the same here: every product is the
+            vendor's.
+
+    Returns:
+        [n], fp32 or wider, differentiable once in W_enc, b_enc, b_dec and theta.
+
+    Raises:
+        ValueError: theta does not have one entry per listed latent, or the backend is unknown.
     """
     if theta.shape != latents.shape:
         raise ValueError(f"theta has shape {tuple(theta.shape)}; latents {tuple(latents.shape)}")
@@ -100,4 +114,4 @@ def pre_act_loss(
     if resolve(backend, W_enc) == "reference":
         return reference.pre_act_loss(x, W_enc, b_enc, theta, latents, b_dec)
     with torch.autocast(x.device.type, enabled=False):
-        return _Shortfall.apply(W_enc, b_enc, b_dec, theta, x, latents, deferred(W_enc))
+        return _PreActLoss.apply(W_enc, b_enc, b_dec, theta, x, latents, row_grads_of(W_enc))

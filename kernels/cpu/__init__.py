@@ -1,1 +1,1 @@
-"""CPU halves of the ops, in plain PyTorch."""
+"""The CPU half of each op, in plain PyTorch."""

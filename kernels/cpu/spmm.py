@@ -1,8 +1,8 @@
-"""The four sums over pairs that decode and both backwards are made of, on CPU.
+"""The four sums over pairs (`backend.PairSums`) on CPU.
 
-`weights` is [nnz], one number a slot; `table` has rows of width d. `gpu.spmm` has the same
-four. embedding_bag is the one fused gather-multiply-add that torch ships: 5.6 ms where gather + bmm
-takes 86 and the dense product 437 (1,024 tokens, 32,768 latents, 512 wide, k 32, one core).
+`weights` is [nnz], one number a slot; `table` has rows of width d. embedding_bag is the only fused
+gather-multiply-add in PyTorch: 5.6 ms where gather + bmm takes 86 and the dense product 437 (1,024
+tokens, 32,768 latents, width 512, k 32, one core).
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ _SUM = 0  # embedding_bag's mode
 
 
 def _bags(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    """Return, for each bag starts[i] : starts[i + 1] of slots, the sum of weight * table[row]."""
     return torch._embedding_bag_forward_only(
         table.contiguous(), rows, starts, False, _SUM, False, weights, True
     )[0]
 
 
 def sum_latents(pairs: Pairs, weights: Tensor, table: Tensor) -> Tensor:
-    """[batch, d]: for each token, the sum over its latents of weight * table[latent]."""
+    """Return, for each token, the sum over its latents of weight * table[latent]: [batch, d]."""
     return _bags(table, pairs.indices.flatten(), pairs.row_starts, weights)
 
 
 def sum_tokens(
     pairs: Pairs, weights: Tensor, table: Tensor, latents: slice | None = None
 ) -> Tensor:
-    """[d_sae, d]: for each latent, the sum over its tokens of weight * table[token].
+    """Return, for each latent, the sum over its tokens of weight * table[token]: [d_sae, d].
 
-    latents: only those, a contiguous run.
+    With `latents`, only the rows of that contiguous run of latents are returned.
     """
     starts, slots, tokens = pairs.latent_starts, pairs.slots, pairs.tokens
     if latents is not None:
@@ -42,13 +43,13 @@ def sum_tokens(
 
 
 def sum_weights(pairs: Pairs, weights: Tensor) -> Tensor:
-    """[d_sae]: for each latent, the sum of its weights; float64, since it costs 0.1 ms."""
+    """Return the sum of the weights of each latent: [d_sae], float64, which costs only 0.1 ms."""
     ordered = weights[pairs.slots].double()
     return torch.segment_reduce(ordered, "sum", offsets=pairs.latent_starts)
 
 
 def dot_rows(pairs: Pairs, left: Tensor, table: Tensor) -> Tensor:
-    """[nnz]: for each pair, <left[token], table[latent]>."""
+    """Return <left[token], table[latent]> for each pair: [nnz]."""
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         left.contiguous(),
         table.contiguous(),

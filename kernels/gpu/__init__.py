@@ -1,1 +1,1 @@
-"""GPU halves of the ops, in Triton."""
+"""The GPU half of each op, in Triton."""

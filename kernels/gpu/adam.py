@@ -1,12 +1,12 @@
 """`sae_kernels.adam` in Triton: every element of param and moments is read and written once.
 
-A gradient in parts is made row by row in registers (`gpu.row_grads`) and never reaches memory.
-Arithmetic is fp32 (float64 for float64). With unit_norm a program holds a whole row, up to d = 8192
-without spilling (at most 120 registers); wider rows are right but spill.
+The rows of a gradient in parts are computed in registers (`gpu.row_grads`) and never reach memory.
+Arithmetic is fp32 (float64 for float64). With unit_norm a program holds a complete row, up to d =
+8192 without spilling (at most 120 registers); wider rows give correct results but spill.
 
-A bf16 moment beside wider rows is rounded stochastically: 16 random bits are added to the 16 that
-are cut off. They come from a counter: Philox (Salmon et al. 2011) of (seed, step, row, block) once
-a program, then a 32-bit mix (8 instructions, Philox takes 100) of its words with the column.
+A bf16 moment of wider rows is rounded stochastically: 16 random bits are added to the 16 that are
+cut off. They are counter-based: Philox (Salmon et al. 2011) of (seed, step, row, block) once per
+program, then a 32-bit mix (8 instructions, where Philox takes 100) of its words with the column.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from sae_kernels.gpu.row_grads import (
 )
 from sae_kernels.row_grads import RowGrads
 
-_BLOCK = 1024  # of a tensor that is taken as one long row
+_BLOCK = 1024  # columns of a block, for a tensor that is treated as one long row
 
 
 @triton.jit
-def _touched(pair_parts, row_parts, j):
-    """How many parts have something for row j."""
+def _count_parts(pair_parts, row_parts, j):
+    """Return how many parts contribute to row j."""
     count = 0
     for n in tl.static_range(len(pair_parts)):
         starts = pair_parts[n][4]
@@ -45,7 +45,7 @@ def _touched(pair_parts, row_parts, j):
 
 @triton.jit
 def _random_bits(seed, step, row, block, o_d):
-    """[BLOCK] uint32. The mix is C. Wellons' lowbias32, a bijection of 32 bits."""
+    """Return [BLOCK] random uint32. The mix is C. Wellons' lowbias32, a bijection of 32 bits."""
     word, other, _, _ = tl.philox(
         seed, row.to(tl.uint32), block.to(tl.uint32), step.to(tl.uint32), tl.full((), 0, tl.uint32)
     )
@@ -57,9 +57,9 @@ def _random_bits(seed, step, row, block, o_d):
 
 @triton.jit
 def _to_bf16(b_x, b_random):
-    """fp32 to bf16, up or down with the chances that make the mean right. b_random < 2^16."""
+    """Round fp32 to bf16, up or down so that the result is unbiased. b_random < 2^16."""
     b_bits = b_x.to(tl.float32).to(tl.uint32, bitcast=True)
-    # An infinity has nothing that is cut off, but a NaN may have all of its bits there.
+    # An infinity has no bits that are cut off, but a NaN may have all its bits there.
     b_bits = tl.where(b_x == b_x, b_bits + b_random, b_bits | 0x400000)
     return (b_bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
@@ -92,9 +92,9 @@ def _adam_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program per (row of `width`, block of columns); `count` elements in all."""
+    """Update one block of columns of one row. Program (row, block); `count` elements in total."""
     j = tl.program_id(0).to(tl.int64)
-    if LAZY and _touched(pair_parts, row_parts, j) == 0:
+    if LAZY and _count_parts(pair_parts, row_parts, j) == 0:
         return
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     o_i = j * width + o_d
@@ -111,7 +111,7 @@ def _adam_kernel(
         beta2 = tl.load(hyper_ptr + 3).to(tl.float64)
         eps = tl.load(hyper_ptr + 4).to(tl.float64)
         step = tl.load(hyper_ptr + 5).to(tl.float64)
-    # param and moments pass through once: evict them first, the gathered tables are read again.
+    # param and moments are used once: evict them first, because the gathered tables are read again.
     rows_ptr = param_ptr if master_ptr is None else master_ptr
     b_p = tl.load(rows_ptr + o_i, mask=m_i, other=0.0, eviction_policy="evict_first").to(ACC)
     if UNIT_NORM:
@@ -119,7 +119,7 @@ def _adam_kernel(
         b_g -= tl.sum(b_p * b_g, axis=0) / tl.where(square > 0, square, 1.0) * b_p
     b_m = tl.load(exp_avg_ptr + o_i, mask=m_i, other=0.0, eviction_policy="evict_first").to(ACC)
     b_v = tl.load(exp_avg_sq_ptr + o_i, mask=m_i, other=0.0, eviction_policy="evict_first").to(ACC)
-    # 1 - beta is taken in float64: fp32 would leave 1 - 0.999 off by 1e-5.
+    # 1 - beta is computed in float64: in fp32, 1 - 0.999 would be off by 1e-5.
     b_m = tl.full((), beta1, ACC) * b_m + tl.full((), 1 - beta1, ACC) * b_g
     b_v = tl.full((), beta2, ACC) * b_v + tl.full((), 1 - beta2, ACC) * b_g * b_g
     b_root = tl.sqrt(b_v) / tl.full((), root_scale, ACC) + tl.full((), eps, ACC)
@@ -158,11 +158,11 @@ def adam_rows(
     lazy: bool = False,
     hyper: Tensor | None = None,
 ) -> None:
-    """In place on contiguous [rows, width] tensors; the moments have one dtype.
+    """Take one step in place on contiguous [rows, width] tensors; both moments have one dtype.
 
-    hyper: the six `hyper_values` in a tensor on the device, float64 (in fp32 1 - beta2 is off by
-    1e-5). It is read in place of the scalars, so that a captured graph can be replayed with another
-    lr and step.
+    `hyper` is the six `hyper_values` in a float64 tensor on the device (in fp32, 1 - beta2 is off
+    by 1e-5). It is read instead of the scalars, so that a captured graph can be replayed with
+    another lr and step.
     """
     in_rows = unit_norm or bool(parts)
     width = param.shape[1] if in_rows else _BLOCK

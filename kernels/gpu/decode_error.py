@@ -1,4 +1,4 @@
-"""`decode_error`'s forward in Triton: gather, subtract, square, one pass."""
+"""The forward pass of `decode_error` in Triton: gather, subtract and square in one pass."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ def _error_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """residual[i] = target[i] - bias - sum over p in starts[i] : starts[i + 1] of weights[p] *
-    table[latents[p]], and squares[i, block] = the sum of its squares in one block of columns.
+    """Compute one block of columns of one residual and its sum of squares. Program (i, block).
 
-    One program per (i, block). The squares are those of the residual as it is stored.
+    residual[i] = target[i] - bias - sum over p in starts[i] : starts[i + 1] of
+        weights[p] * table[latents[p]],
+    squares[i, block] = the sum of the squares of the residual, as it is stored.
     """
     i = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
@@ -62,13 +63,13 @@ def _error_kernel(
 def forward(
     pairs: Pairs, weights: Tensor, W_dec: Tensor, b_dec: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(residual [batch, d_in], squared_error 0-d); weights [nnz]."""
+    """Return (residual [batch, d_in], its sum of squares, 0-d); weights [nnz]."""
     width = W_dec.shape[1]
     block = min(triton.next_power_of_2(width), _BLOCK_WIDTH)
     blocks = triton.cdiv(width, block)
     residual = torch.empty(pairs.batch, width, dtype=W_dec.dtype, device=W_dec.device)
-    wide = torch.promote_types(W_dec.dtype, torch.float32)
-    squares = torch.empty(pairs.batch, blocks, dtype=wide, device=W_dec.device)
+    acc_dtype = torch.promote_types(W_dec.dtype, torch.float32)
+    squares = torch.empty(pairs.batch, blocks, dtype=acc_dtype, device=W_dec.device)
     with on_device_of(W_dec):
         _error_kernel[(pairs.batch, blocks)](
             residual_ptr=residual,

@@ -1,10 +1,10 @@
-"""The two functions of `cpu.decode_prefixes` in Triton: a program walks the slots of one token
-level by
-level, with the errors of one block of columns in registers.
+"""The two functions of `cpu.decode_prefixes` in Triton.
 
-Forwards the error loses the slots of a level and its square is kept; backwards G gains the error of
-a level and the error regains its slots. No atomics: partial squares and dot products of the blocks
-are summed afterwards, in a fixed order.
+A program goes through the slots of one token level by level, with the errors of one block of
+columns in registers. In the forward pass, it subtracts the slots of a level from the error and
+stores its square. In the backward pass, it adds the error of a level to G and the slots back to the
+error. There are no atomics: partial squares and dot products of the blocks are summed afterwards,
+in a fixed order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sae_kernels.gpu.launch import accumulator, on_device_of
 from sae_kernels.pairs import Pairs
 
 _BLOCK_WIDTH = 512
-# [batch, n_levels, columns]: 128 MB in bf16, and at 8192 tokens of 32 levels 256 columns in one.
+# Elements of [batch, n_levels, columns]: 128 MB in bf16; 256 columns for 8192 tokens of 32 levels.
 _CHUNK_ELEMENTS = 2**26
 
 
@@ -30,7 +30,7 @@ def _weighted_rows(
     p, last, table_ptr, stride, latents_ptr, weights_ptr, o_d, m_d, ACC: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Rows of the table for the slots p : p + BLOCK_P before last, 0 behind, and their weights."""
+    """Return the table rows and weights of slots p : p + BLOCK_P; both are 0 from `last` on."""
     o_p = p + tl.arange(0, BLOCK_P)
     m_p = o_p < last
     b_latent = tl.load(latents_ptr + o_p, mask=m_p, other=0)
@@ -59,8 +59,11 @@ def _prefix_squares_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """squares[i, block, l] = the sum over a block of columns of (target[i] - x_hat_l[i])^2, for
-    every l. The slots of (i, l) are starts[i * n_levels + l] up to the next. Program (i, block)."""
+    """Compute the squared errors of one token at every level. Program (i, block of columns).
+
+    squares[i, block, l] = the sum over the block of (target[i] - x_hat_l[i])^2. The slots of (i, l)
+    are starts[i * n_levels + l] : starts[i * n_levels + l + 1].
+    """
     i = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     o_d = block * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -82,7 +85,7 @@ def _prefix_squares_kernel(
 
 
 @triton.jit
-def _prefix_walk_kernel(
+def _prefix_gradients_kernel(
     grads_ptr,
     dots_ptr,
     table_ptr,
@@ -101,11 +104,11 @@ def _prefix_walk_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """grads[i, l] = the sum over m >= l of scale[m] * error_m[i], and for the slots p of (i, l)
-    dots[block, p] = <grads[i, l], table[latents[p]]>, both in one block of columns. Program (i,
-    block).
+    """Compute the gradients of one token's errors at every level. Program (i, block of columns).
 
-    The last error is made first, BLOCK_R slots at a time.
+    grads[i, l] = the sum over m >= l of scale[m] * error_m[i],
+    dots[block, p] = <grads[i, l], table[latents[p]]> over the block, for the slots p of (i, l).
+    The error of the last level is computed first, BLOCK_R slots at a time.
     """
     i = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1).to(tl.int64)
@@ -140,20 +143,20 @@ def _prefix_walk_kernel(
 
 
 def _slots_at_once(pairs: Pairs) -> int:
-    """As many as a level of a token has on average, at most 8; the kernels have a warp for two."""
-    each = pairs.indices.numel() // max(pairs.batch, 1)
-    return min(triton.next_power_of_2(max(each, 1)), 8)
+    """Return the mean number of slots of a (token, level), at most 8. Two slots share a warp."""
+    mean = pairs.indices.numel() // max(pairs.batch, 1)
+    return min(triton.next_power_of_2(max(mean, 1)), 8)
 
 
-def squares(
+def squared_errors(
     pairs: Pairs, n_levels: int, weights: Tensor, W_dec: Tensor, b_dec: Tensor, target: Tensor
 ) -> Tensor:
-    """[n_levels]: the sum of the squared errors of each prefix."""
+    """Return the sum of squared errors of each prefix: [n_levels]."""
     W_dec, batch, width = W_dec.contiguous(), target.shape[0], W_dec.shape[1]
     block = min(triton.next_power_of_2(width), _BLOCK_WIDTH)
     blocks, slots = triton.cdiv(width, block), _slots_at_once(pairs)
-    wide = torch.promote_types(W_dec.dtype, torch.float32)
-    partial = torch.empty(batch, blocks, n_levels, dtype=wide, device=W_dec.device)
+    acc_dtype = torch.promote_types(W_dec.dtype, torch.float32)
+    partial = torch.empty(batch, blocks, n_levels, dtype=acc_dtype, device=W_dec.device)
     with on_device_of(W_dec):
         _prefix_squares_kernel[(batch, blocks)](
             squares_ptr=partial,
@@ -174,7 +177,7 @@ def squares(
     return partial.sum((0, 1))
 
 
-def walks(
+def error_gradients(
     pairs: Pairs,
     n_levels: int,
     weights: Tensor,
@@ -183,21 +186,22 @@ def walks(
     target: Tensor,
     scale: Tensor,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """For each block of columns: them; G [batch * n_levels, columns], row (token, l) the sum over i
-    >= l of scale[i] * error_i[token]; and <G[row], W_dec[latent]> [nnz] in those columns. Of
-    padding the latter are not written."""
+    """Yield (columns, G, dot products) for each block of columns; see `cpu.decode_prefixes`.
+
+    The dot products of padding are not written.
+    """
     W_dec, b_dec, target = W_dec.contiguous(), b_dec.contiguous(), target.contiguous()
     batch, d_in = target.shape
-    wide = torch.promote_types(W_dec.dtype, torch.float32)
+    acc_dtype = torch.promote_types(W_dec.dtype, torch.float32)
     slots, n_slots = _slots_at_once(pairs), weights.shape[0]
     for columns in column_blocks(d_in, pairs.batch, _CHUNK_ELEMENTS):
         width = columns.stop - columns.start
         block = min(triton.next_power_of_2(width), _BLOCK_WIDTH)
         blocks = triton.cdiv(width, block)
         grads = torch.empty(pairs.batch, width, dtype=W_dec.dtype, device=W_dec.device)
-        dots = torch.empty(blocks, n_slots, dtype=wide, device=W_dec.device)
+        dots = torch.empty(blocks, n_slots, dtype=acc_dtype, device=W_dec.device)
         with on_device_of(W_dec):
-            _prefix_walk_kernel[(batch, blocks)](
+            _prefix_gradients_kernel[(batch, blocks)](
                 grads_ptr=grads,
                 dots_ptr=dots,
                 table_ptr=W_dec[:, columns],

@@ -1,18 +1,17 @@
-"""The n largest pre-activations of a batch, exactly, on the GPU: `cpu.encode_threshold.largest`
-there.
+"""The n largest pre-activations of a batch (BatchTopK), exactly, on the GPU.
 
-Pre-activations come rounded to the inputs' dtype and are compared as ordered integers, the keys of
-`gpu.encode_topk`. A place is row * d_sae + column; ties go to the lowest. The sequence of launches
-is fixed, and nothing waits:
-- the n largest so far and the next chunk are all that matters later, so n keys are kept;
-- the n largest of a chunk lie in the n of its groups of 32 columns that lead by their maximum (ties
-  to the lowest group): the maxima of n groups that lead it are n elements ahead of all in a group;
-- both choices are one radix search over a list of keys, 8 bits a pass: a histogram of a digit over
-  the keys that agree with the digits found fixes the next, whatever the keys and their ties;
-- what is taken, above the n-th key or equal to it and early enough, is written at its rank.
-So a chunk is read once for its maxima, and 32 columns again for each group that could still matter:
-those whose maximum exceeds the least of n kept keys. Histograms are sums of integers by atomics,
-whose order cannot show.
+Pre-activations are rounded to the inputs' dtype and compared as ordered integers, the keys of
+`gpu.encode_topk`. A flat position is row * d_sae + column; ties go to the lowest. The sequence of
+launches is fixed, and nothing waits for the device:
+- Only the n largest so far and the next chunk matter later, so n keys are kept.
+- The n largest of a chunk lie in the n groups of 32 columns with the largest maxima (ties go to the
+  lowest group): the maxima of n groups ahead of another are n elements ahead of all its elements.
+- Both selections are one radix search over a list of keys, 8 bits a pass. A histogram of a digit,
+  over the keys that agree with the digits known so far, fixes the next digit for any keys and ties.
+- A selected key is above the n-th key, or equal to it and early enough; it is written at its rank.
+So a chunk is read once for its maxima, and 32 columns are read again for each group that could
+still matter: those whose maximum exceeds the least of n kept keys. Histograms are integer sums by
+atomics, so their order has no effect. `cpu.encode_batch_topk` has the same function.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sae_kernels.cpu.encode_threshold import Slots, slots_of
-from sae_kernels.gpu.encode_topk import GROUP, bits, group_maxima, key_constants, keys
+from sae_kernels.gpu.encode_topk import GROUP, as_integers, group_maxima, key_constants, keys
 from sae_kernels.gpu.encoder_matmul import fits
 from sae_kernels.gpu.launch import on_device_of
-from sae_kernels.gpu.pre_acts import acts_chunks, design, pre_acts_chunks
+from sae_kernels.gpu.pre_acts import acts_chunks, choose_product, pre_acts_chunks
+from sae_kernels.slots import Slots, slots_from_positions
 
 _BLOCK = 1024
-_BLOCKS = 16  # of one program of the histogram, so that it adds to the 256 sums less often
+_BLOCKS = 16  # blocks per program of the histogram; fewer atomic additions to its 256 sums
 
 
 @triton.jit
 def _load_keys(keys_ptr, floor_ptr, o_p, length, KEY: tl.constexpr):
-    """Keys at o_p, those that do not exceed the floor as 0, and which exist."""
+    """Return the keys at o_p, 0 for those that do not exceed the floor, and which of them exist."""
     m_p = o_p < length
     b_key = tl.load(keys_ptr + o_p, mask=m_p, other=0).to(KEY)
     if floor_ptr is not None:
@@ -44,7 +43,7 @@ def _load_keys(keys_ptr, floor_ptr, o_p, length, KEY: tl.constexpr):
 
 @triton.jit
 def _length(size, n, groups_state_ptr, GROUP: tl.constexpr):
-    """How many keys a list has: all, or n kept ones and the members of the groups taken."""
+    """Return the length of a list: `size`, or n kept keys plus the selected groups' members."""
     if groups_state_ptr is None:
         return size
     else:
@@ -53,7 +52,7 @@ def _length(size, n, groups_state_ptr, GROUP: tl.constexpr):
 
 @triton.jit
 def _kth(histograms_ptr, n, KEY: tl.constexpr, DIGITS: tl.constexpr, DONE: tl.constexpr):
-    """The first DONE digits of the n-th largest key, and its rank among keys that start so."""
+    """Return the first DONE digits of the n-th largest key, and its rank among keys with them."""
     o_bin = tl.arange(0, 256)
     kth = tl.zeros((), KEY)
     room = n
@@ -81,7 +80,7 @@ def _histogram_kernel(
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """histograms[DONE] += how often each digit comes next in the keys that start like the n-th."""
+    """Add to histograms[DONE] the next digits of the keys that start like the n-th largest."""
     kth, _ = _kth(histograms_ptr, n, KEY, DIGITS, DONE)
     shift: tl.constexpr = 8 * (DIGITS - 1 - DONE)
     length = _length(size, n, groups_state_ptr, GROUP)
@@ -109,7 +108,7 @@ def _rank_kernel(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """ranks[0, block], ranks[1, block]: how many keys are above the n-th, and equal to it."""
+    """Store how many keys of a block are above the n-th (ranks[0]) and equal to it (ranks[1])."""
     block = tl.program_id(0).to(tl.int64)
     kth, _ = _kth(histograms_ptr, n, KEY, DIGITS, DIGITS)
     length = _length(size, n, groups_state_ptr, GROUP)
@@ -121,9 +120,9 @@ def _rank_kernel(
 
 
 @triton.jit
-def _take_kernel(
-    places_ptr,
-    taken_ptr,
+def _compact_kernel(
+    positions_ptr,
+    out_keys_ptr,
     state_ptr,
     ranks_ptr,
     histograms_ptr,
@@ -131,7 +130,7 @@ def _take_kernel(
     floor_ptr,
     groups_ptr,
     groups_state_ptr,
-    kept_ptr,
+    kept_positions_ptr,
     size,
     n,
     first_row,
@@ -141,16 +140,18 @@ def _take_kernel(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Places (and keys) of the n largest, in their order; state: the n-th key, how many there are.
+    """Write the positions (and keys) of the n largest, in order, and the state.
 
-    ranks [2, blocks] of `_rank_kernel`, summed up to and with each block. Without groups the place
-    is the position in the list. With them the list has n kept keys, whose places are at kept_ptr,
-    and then the members of the groups of a chunk that starts at first_row.
+    The state is the n-th key and the number of keys written. ranks [2, blocks] is from
+    `_rank_kernel`, summed up to and including each block. Without groups, a position is the
+    position in the list. With groups, the list has n kept keys, whose positions are at
+    kept_positions_ptr, followed by the members of the selected groups of a chunk that starts at
+    first_row.
     """
     block = tl.program_id(0).to(tl.int64)
     blocks = tl.num_programs(0)
     kth, room = _kth(histograms_ptr, n, KEY, DIGITS, DIGITS)
-    room = tl.where(kth > 0, room, 0)  # 0 is what is not positive
+    room = tl.where(kth > 0, room, 0)  # 0 is the key of everything that is not positive
     above = tl.load(ranks_ptr + block - 1, mask=block > 0, other=0)
     equal = tl.load(ranks_ptr + blocks + block - 1, mask=block > 0, other=0)
     length = _length(size, n, groups_state_ptr, GROUP)
@@ -158,20 +159,20 @@ def _take_kernel(
     b_key, m_p = _load_keys(keys_ptr, floor_ptr, o_p, length, KEY)
     b_equal = (m_p & (b_key == kth)).to(tl.int32)
     m_equal = (b_equal > 0) & (equal + tl.cumsum(b_equal, axis=0) <= room)
-    m_take = (m_p & (b_key > kth)) | m_equal
-    o_out = above + tl.minimum(equal, room) + tl.cumsum(m_take.to(tl.int32), axis=0) - 1
-    b_place = o_p
+    m_taken = (m_p & (b_key > kth)) | m_equal
+    o_out = above + tl.minimum(equal, room) + tl.cumsum(m_taken.to(tl.int32), axis=0) - 1
+    b_position = o_p
     if groups_ptr is not None:
         m_kept = o_p < n
-        b_kept = tl.load(kept_ptr + o_p, mask=m_take & m_kept, other=0)
+        b_kept_position = tl.load(kept_positions_ptr + o_p, mask=m_taken & m_kept, other=0)
         o_m = tl.where(m_kept, 0, o_p - n)
-        b_group = tl.load(groups_ptr + o_m // GROUP, mask=m_take & ~m_kept, other=0)
+        b_group = tl.load(groups_ptr + o_m // GROUP, mask=m_taken & ~m_kept, other=0)
         n_groups = tl.cdiv(d_sae, GROUP)
         b_row = first_row + (b_group // n_groups).to(tl.int64)
-        b_place = b_row * d_sae + b_group % n_groups * GROUP + o_m % GROUP
-        b_place = tl.where(m_kept, b_kept, b_place)
-        tl.store(taken_ptr + o_out, b_key.to(taken_ptr.dtype.element_ty), mask=m_take)
-    tl.store(places_ptr + o_out, b_place.to(places_ptr.dtype.element_ty), mask=m_take)
+        b_position = b_row * d_sae + b_group % n_groups * GROUP + o_m % GROUP
+        b_position = tl.where(m_kept, b_kept_position, b_position)
+        tl.store(out_keys_ptr + o_out, b_key.to(out_keys_ptr.dtype.element_ty), mask=m_taken)
+    tl.store(positions_ptr + o_out, b_position.to(positions_ptr.dtype.element_ty), mask=m_taken)
     if block == blocks - 1:
         above = tl.load(ranks_ptr + blocks - 1)
         equal = tl.load(ranks_ptr + 2 * blocks - 1)
@@ -192,7 +193,7 @@ def _members_kernel(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The keys of the columns of each group taken; BLOCK groups a program."""
+    """Write the keys of all columns of each selected group. A program has BLOCK groups."""
     o_g = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m_g = o_g < tl.load(groups_state_ptr + 1)
     b_group = tl.load(groups_ptr + o_g, mask=m_g, other=0)
@@ -206,8 +207,10 @@ def _members_kernel(
     tl.store(keys_ptr + o_g[:, None] * GROUP + o_m[None, :], b_key, mask=m_g[:, None])
 
 
-def _take(keys: Tensor, n: int, dtype: torch.dtype, places: Tensor, state: Tensor, **more) -> None:
-    """`_take_kernel` on `keys`, with what it needs first. n is at most len(keys)."""
+def _select_n(
+    keys: Tensor, n: int, dtype: torch.dtype, positions: Tensor, state: Tensor, **more
+) -> None:
+    """Find the n largest of `keys` and run `_compact_kernel` on them. n is at most len(keys)."""
     constants = key_constants(dtype)
     digits = dtype.itemsize
     histograms = keys.new_zeros((digits, 256), dtype=torch.int32)
@@ -229,48 +232,48 @@ def _take(keys: Tensor, n: int, dtype: torch.dtype, places: Tensor, state: Tenso
         _histogram_kernel[grid](DONE=done, BLOCKS=_BLOCKS, **arguments)
     ranks = keys.new_empty((2, blocks), dtype=torch.int32)
     _rank_kernel[(blocks,)](ranks_ptr=ranks, **arguments)
-    _take_kernel[(blocks,)](
-        places_ptr=places, state_ptr=state, ranks_ptr=ranks.cumsum(1), **more, **arguments
+    _compact_kernel[(blocks,)](
+        positions_ptr=positions, state_ptr=state, ranks_ptr=ranks.cumsum(1), **more, **arguments
     )
 
 
 def _leading_groups(maxima: Tensor, n: int, floor: Tensor) -> tuple[Tensor, Tensor]:
-    """The n groups that lead, ascending, of those above `floor`; state[1] is how many there are."""
-    keys, state = bits(maxima).flatten(), floor.new_empty(2)
+    """Return the n groups with the largest maxima above `floor`, ascending, and the state."""
+    keys, state = as_integers(maxima).flatten(), floor.new_empty(2)
     if n >= len(keys):
         every = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
         return every, state.fill_(len(keys))
     groups = torch.empty(n, dtype=torch.int32, device=keys.device)
-    nothing = dict.fromkeys(["taken_ptr", "groups_ptr", "groups_state_ptr", "kept_ptr"])
-    _take(keys, n, maxima.dtype, groups, state, floor_ptr=floor, first_row=0, d_sae=0, **nothing)
+    unused = dict.fromkeys(["out_keys_ptr", "groups_ptr", "groups_state_ptr", "kept_positions_ptr"])
+    _select_n(keys, n, maxima.dtype, groups, state, floor_ptr=floor, first_row=0, d_sae=0, **unused)
     return groups, state
 
 
 def largest(centred: Tensor, W_rows: Tensor, bias: Tensor, n: int) -> Slots:
-    """The n largest positive pre-activations of the batch; ties go to the lowest place.
+    """Return the n largest positive pre-activations of the batch; ties go to the lowest position.
 
-    Beside the chunk it holds at most 33 keys for each of n. Nothing waits for the device, but for
-    the first fused product of a shape (`gpu.encoder_matmul.encode`).
+    Besides the chunk it holds at most 33 keys for each of the n. Nothing waits for the device,
+    except the first fused product of a shape (`gpu.encoder_matmul.encode`).
     """
     batch, d_sae = centred.shape[0], W_rows.shape[0]
-    fused = design(centred.shape[1], d_sae, centred.dtype) == "fused"
+    fused = choose_product(centred.shape[1], d_sae, centred.dtype) == "fused"
     if fused and fits(centred, W_rows, GROUP):
         chunks = acts_chunks(centred, W_rows, bias.contiguous(), GROUP)
     else:
         chunks = pre_acts_chunks(centred, W_rows, bias)
         chunks = ((rows, pre, group_maxima(pre)) for rows, pre in chunks)
-    kept = bits(centred.new_zeros(n))
-    places = torch.full((n,), batch * d_sae, dtype=torch.int64, device=centred.device)
+    kept_keys = as_integers(centred.new_zeros(n))
+    positions = torch.full((n,), batch * d_sae, dtype=torch.int64, device=centred.device)
     state = torch.zeros(2, dtype=torch.int64, device=centred.device)
     with on_device_of(centred):
         for rows, pre, maxima in chunks:
             groups, groups_state = _leading_groups(maxima, n, state)
-            keys = kept.new_empty(n + GROUP * len(groups))
-            keys[:n] = kept
+            keys = kept_keys.new_empty(n + GROUP * len(groups))
+            keys[:n] = kept_keys
             block = 128
             _members_kernel[(triton.cdiv(len(groups), block),)](
                 keys_ptr=keys[n:],
-                bits_ptr=bits(pre),
+                bits_ptr=as_integers(pre),
                 groups_ptr=groups,
                 groups_state_ptr=groups_state,
                 d_sae=d_sae,
@@ -278,23 +281,25 @@ def largest(centred: Tensor, W_rows: Tensor, bias: Tensor, n: int) -> Slots:
                 GROUP=GROUP,
                 BLOCK=block,
             )
-            old_places = places
-            places = torch.full_like(places, batch * d_sae)
-            kept, state = torch.zeros_like(kept), torch.zeros_like(state)
-            _take(
+            kept_positions = positions
+            positions = torch.full_like(positions, batch * d_sae)
+            kept_keys, state = torch.zeros_like(kept_keys), torch.zeros_like(state)
+            _select_n(
                 keys,
                 n,
                 pre.dtype,
-                places,
+                positions,
                 state,
-                taken_ptr=kept,
+                out_keys_ptr=kept_keys,
                 floor_ptr=None,
                 groups_ptr=groups,
                 groups_state_ptr=groups_state,
-                kept_ptr=old_places,
+                kept_positions_ptr=kept_positions,
                 first_row=rows.start,
                 d_sae=d_sae,
             )
-    wide = torch.promote_types(centred.dtype, torch.float32)
-    values = kept.view(centred.dtype).to(wide)
-    return slots_of(places, torch.where(values == 0, -torch.inf, values), batch, d_sae)
+    acc_dtype = torch.promote_types(centred.dtype, torch.float32)
+    values = kept_keys.view(centred.dtype).to(acc_dtype)
+    return slots_from_positions(
+        positions, torch.where(values == 0, -torch.inf, values), batch, d_sae
+    )

@@ -1,8 +1,9 @@
-"""Every pre-activation above a floor, on the GPU; `cpu.encode_threshold` is this on the CPU.
+"""Every pre-activation above a floor (ReLU, JumpReLU, Gated), on the GPU.
 
 Pre-activations come from `pre_acts_chunks`, rounded to the inputs' dtype, and are compared in fp32
-or wider. One program a row counts, a cumulative sum over the rows says where each starts, and a
-second pass over the same chunk writes, so slots come out in the order of (row, column).
+or wider. One program per row counts, a cumulative sum over the rows gives the start of each, and a
+second pass over the same chunk writes. So the slots are in the order of (row, column).
+`cpu.encode_threshold` has the same function.
 """
 
 from __future__ import annotations
@@ -12,17 +13,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sae_kernels.cpu.encode_threshold import Slots
-from sae_kernels.gpu.encode_batch_topk import largest as largest
 from sae_kernels.gpu.launch import on_device_of
 from sae_kernels.gpu.pre_acts import pre_acts_chunks
+from sae_kernels.slots import Slots
 
 _BLOCK = 1024
 
 
 @triton.jit
 def _above(pre_ptr, floor_ptr, o_c, d_sae, PER_LATENT: tl.constexpr):
-    """Pre-activations at the columns o_c, and which exist and are above their floor, or NaN."""
+    """Return the pre-activations at columns o_c, and which of them are above their floor or NaN."""
     m_c = o_c < d_sae
     b_pre = tl.load(pre_ptr + o_c, mask=m_c, other=0.0)
     b_floor = tl.load(floor_ptr + o_c, mask=m_c, other=0.0) if PER_LATENT else tl.load(floor_ptr)
@@ -33,7 +33,7 @@ def _above(pre_ptr, floor_ptr, o_c, d_sae, PER_LATENT: tl.constexpr):
 def _count_kernel(
     counts_ptr, pre_ptr, floor_ptr, d_sae, PER_LATENT: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """counts[row]: how many of a row are above the floor. One program a row."""
+    """Store in counts[row] how many values of a row are above the floor. One program per row."""
     row = tl.program_id(0).to(tl.int64)
     b_count = tl.zeros((BLOCK,), tl.int32)
     for c in range(0, d_sae, BLOCK):
@@ -55,7 +55,7 @@ def _write_kernel(
     PER_LATENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What is above the floor, from slot starts[row] on, as far as it fits. One program a row."""
+    """Write a row's values above the floor from slot starts[row] on, up to the capacity."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(starts_ptr + row)
     for c in range(0, d_sae, BLOCK):
@@ -76,16 +76,16 @@ def above_floor(
     floor: Tensor | float,
     capacity: int | None = None,
 ) -> Slots:
-    """Every pre-activation above `floor`: one number, or [d_sae].
+    """Return every pre-activation above `floor`: one number, or [d_sae].
 
     With a capacity nothing waits for the device. Without one the number of slots is read back for
-    each chunk of rows, before they are written: one sweep that counts for the whole batch would
-    wait once, and do every product twice.
+    each chunk of rows before they are written. Counting the whole batch first would wait only once,
+    but compute every product twice.
     """
     batch, d_sae = centred.shape[0], W_rows.shape[0]
-    wide = torch.promote_types(centred.dtype, torch.float32)
+    acc_dtype = torch.promote_types(centred.dtype, torch.float32)
     if not isinstance(floor, Tensor):
-        floor = torch.full((), floor, dtype=wide, device=centred.device)
+        floor = torch.full((), floor, dtype=acc_dtype, device=centred.device)
     floor = floor.contiguous()
     offsets = torch.zeros(batch + 1, dtype=torch.int64, device=centred.device)
 
@@ -122,4 +122,4 @@ def above_floor(
     if capacity is not None:
         dropped = (offsets[-1] - capacity).clamp_(min=0)
         offsets.clamp_(max=capacity)
-    return Slots(indices, offsets, values.to(wide), dropped)
+    return Slots(indices, offsets, values.to(acc_dtype), dropped)

@@ -1,23 +1,26 @@
 """values, indices = relu of the k largest of pre = centred @ W_rows.T + b_enc, per row, on the GPU.
 
-centred [batch, d_in], W_rows [d_sae, d_in], b_enc [d_sae], one dtype; values [batch, k] in that
-dtype, indices int64, in the order of the columns. Products are summed in fp32 (float64 for float64)
-and rounded once to the inputs' dtype; selection is exact for the rounded numbers: the set is that
-of a stable descending sort, so a tie at the k-th place goes to the lowest index. Pre-activations
-exist for a bounded chunk of rows only. Nothing is saved here: the backward needs the codes alone.
+centred [batch, d_in], W_rows [d_sae, d_in], b_enc [d_sae], all of one dtype; values [batch, k] in
+that dtype, indices int64, in the order of the columns. Products are summed in fp32 (float64 for
+float64) and rounded once to the inputs' dtype. Selection is exact for the rounded numbers: the set
+is that of a stable descending sort, so a tie at the k-th place goes to the lowest index.
+Pre-activations exist only for a bounded chunk of rows. Nothing is saved here, because the backward
+pass needs only the codes.
 
-A row is selected from the maxima of its groups of 32 columns. The k groups that lead (the lowest
-of those that tie) hold the k largest elements, ties included: an element above the k-th maximum
-makes its group lead, so such elements are all in; and of those equal to it, each leading group that
-was let in by a tie holds one to the left of any group that was left out. So one pass over the row
-makes the maxima, and 32 k elements are looked at again.
+A row is selected through the maxima of its groups of 32 columns. The k groups with the largest
+maxima (the lowest ones if they tie) hold the k largest elements, ties included. An element above
+the k-th maximum puts its group among them, so all such elements are in. As for elements equal to
+it, each group that a tie let in holds one to the left of any group that was left out. So one pass
+over the row computes the maxima, and 32 k elements are read again.
 
-Both selections, of groups and of elements, are the same radix search for the k-th largest key, one
-program a row: relu'd floats compare like their bit patterns, eight bits a pass, whatever k and
-d_sae. Kernels see the numbers as integers of the same width.
+Both selections, of groups and of elements, are the same radix search for the k-th largest key, with
+one program per row: relu'd floats compare like their bit patterns, eight bits a pass, for any k and
+d_sae. The kernels read the numbers as integers of the same width.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -26,12 +29,12 @@ from torch import Tensor
 
 from sae_kernels.gpu.encoder_matmul import fits
 from sae_kernels.gpu.launch import on_device_of
-from sae_kernels.gpu.pre_acts import acts_chunks, design, pre_acts_chunks
+from sae_kernels.gpu.pre_acts import acts_chunks, choose_product, pre_acts_chunks
 
 GROUP = 32  # columns that share a maximum
 _BLOCK = 1024
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_INF = {  # the bit pattern of +inf: what is larger, without the sign, is NaN
+_INF = {  # the bit pattern of +inf; larger patterns, without the sign, are NaN
     torch.bfloat16: 0x7F80,
     torch.float16: 0x7C00,
     torch.float32: 0x7F800000,
@@ -41,7 +44,7 @@ _INF = {  # the bit pattern of +inf: what is larger, without the sign, is NaN
 
 @triton.jit
 def keys(b_bits, INF: tl.constexpr, TOP: tl.constexpr, KEY: tl.constexpr):
-    """Integers in the order of the relu'd values; NaN above all, whatever its sign bit."""
+    """Return integers in the order of the relu'd values; NaN of either sign is above all."""
     b_bits = b_bits.to(KEY)
     return tl.where((b_bits & TOP) > INF, TOP, tl.maximum(b_bits, 0))
 
@@ -57,7 +60,7 @@ def _group_max_kernel(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The relu'd maximum of each GROUP contiguous columns; BLOCK groups of one row a program."""
+    """Compute relu of the maximum of each GROUP contiguous columns. A program has BLOCK groups."""
     row = tl.program_id(0).to(tl.int64)
     n_groups = tl.cdiv(d_sae, GROUP)
     o_g = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -81,9 +84,9 @@ def _load_keys(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Candidates p : p + BLOCK of a row: their columns, their keys, and which of them exist.
+    """Return the columns and keys of candidates p : p + BLOCK of a row, and which of them exist.
 
-    All columns are candidates, or those of the k groups listed at groups_ptr.
+    All columns are candidates, or only those of the k groups at groups_ptr.
     """
     o_c = p + tl.arange(0, BLOCK)
     if groups_ptr is not None:
@@ -109,9 +112,10 @@ def _select_kernel(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The k largest of a row of `width` bit patterns, in the order of the columns.
+    """Write the k largest of a row of `width` bit patterns, in the order of the columns.
 
-    groups_ptr [rows, k], ascending, or None: see `_load_keys`. values_ptr None: not wanted.
+    groups_ptr [rows, k], ascending, or None: see `_load_keys`. With values_ptr None only the
+    indices are written. One program per row.
     """
     row = tl.program_id(0).to(tl.int64)
     bits_ptr += row * width
@@ -121,7 +125,7 @@ def _select_kernel(
         count = k * GROUP
     o_bin = tl.arange(0, 256)
     kth = tl.zeros((), KEY)
-    room = k  # how many are still to be found among the keys that start like kth
+    room = k  # how many of the k are still missing, among the keys that start like kth
     # A loop at run time: unrolled, it takes 2 to 8 times as long to compile, and Triton 3.7 spills.
     for i in range(DIGITS):
         shift = 8 * (DIGITS - 1 - i)
@@ -153,11 +157,13 @@ def _select_kernel(
         equal += tl.sum(b_equal, axis=0)
 
 
-def bits(tensor: Tensor) -> Tensor:
+def as_integers(tensor: Tensor) -> Tensor:
+    """Return the bit patterns of `tensor` as integers of the same width, without a copy."""
     return tensor.view(_INTEGER[tensor.dtype.itemsize])
 
 
-def key_constants(dtype: torch.dtype) -> dict[str, object]:
+def key_constants(dtype: torch.dtype) -> dict[str, Any]:
+    """Return the constants of `keys` for a dtype."""
     return {
         "INF": _INF[dtype],
         "TOP": (1 << (8 * dtype.itemsize - 1)) - 1,
@@ -166,14 +172,14 @@ def key_constants(dtype: torch.dtype) -> dict[str, object]:
 
 
 def group_maxima(pre: Tensor) -> Tensor:
-    """[rows, groups]: relu'd, NaN where the group has one."""
+    """Return relu of the maximum of each group, [rows, groups]; NaN if the group has one."""
     rows, d_sae = pre.shape
     n_groups = triton.cdiv(d_sae, GROUP)
     maxima = pre.new_empty(rows, n_groups)
     block = min(triton.next_power_of_2(n_groups), 4 * _BLOCK // GROUP)
     _group_max_kernel[(rows, triton.cdiv(n_groups, block))](
-        pre_ptr=bits(pre),
-        maxima_ptr=bits(maxima),
+        pre_ptr=as_integers(pre),
+        maxima_ptr=as_integers(maxima),
         d_sae=d_sae,
         **key_constants(pre.dtype),
         GROUP=GROUP,
@@ -185,13 +191,13 @@ def group_maxima(pre: Tensor) -> Tensor:
 def _select(
     pre: Tensor, groups: Tensor | None, k: int, values: Tensor | None, indices: Tensor
 ) -> None:
-    """`_select_kernel` on the rows of pre [rows, width], into values and indices [rows, k]."""
+    """Run `_select_kernel` on the rows of pre [rows, width], into values and indices [rows, k]."""
     rows, width = pre.shape
     count = width if groups is None else k * GROUP
     _select_kernel[(rows,)](
-        bits_ptr=bits(pre),
+        bits_ptr=as_integers(pre),
         groups_ptr=groups,
-        values_ptr=None if values is None else bits(values),
+        values_ptr=None if values is None else as_integers(values),
         indices_ptr=indices,
         width=width,
         k=k,
@@ -203,10 +209,10 @@ def _select(
 
 
 def top_k(pre: Tensor, maxima: Tensor | None, k: int, values: Tensor, indices: Tensor) -> None:
-    """relu of the k largest of each row of pre [rows, d_sae], into values and indices [rows, k].
+    """Write relu of the k largest of each row of pre [rows, d_sae] to values and indices [rows, k].
 
-    maxima [rows, groups] as of `group_maxima`, or None to search whole rows, which it takes when
-    k is not below the number of groups: then every group leads.
+    maxima is from `group_maxima`, or None to search complete rows. It must be None if k is not
+    below the number of groups, when every group would be selected.
     """
     groups = None
     if maxima is not None:
@@ -216,7 +222,7 @@ def top_k(pre: Tensor, maxima: Tensor | None, k: int, values: Tensor, indices: T
 
 
 def largest(scores: Tensor, k: int) -> Tensor:
-    """int64 [rows, k]: where the k largest of each row of scores [rows, d_sae] >= 0 lie."""
+    """Return the columns of the k largest scores of each row, int64 [rows, k]; scores >= 0."""
     scores = scores.contiguous()
     rows, d_sae = scores.shape
     values = scores.new_empty(rows, k)
@@ -231,12 +237,20 @@ def largest(scores: Tensor, k: int) -> Tensor:
 def forward(
     centred: Tensor, W_rows: Tensor, b_enc: Tensor, k: int, *, product: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """values and int64 indices, [batch, k], of centred [batch, d_in] and W_rows [d_sae, d_in].
+    """Return values and int64 indices, both [batch, k].
 
-    product: "fused", "vendor", or None for `design`'s choice where it can run. Raises ValueError
-    for a fused one that cannot: see `gpu.encoder_matmul.fits`; it also wants k < d_sae / 32. The
-    first
-    fused call of a shape waits for the device: see `gpu.encoder_matmul.encode`.
+    The first fused call of a shape waits for the device: see `gpu.encoder_matmul.encode`.
+
+    Args:
+        centred: x - b_dec, shape [batch, d_in].
+        W_rows: Shape [d_sae, d_in].
+        b_enc: Shape [d_sae].
+        k: The number of slots per row.
+        product: "fused", "vendor", or None for the choice of `choose_product` if it can run.
+
+    Raises:
+        ValueError: "fused" cannot take these inputs. See `gpu.encoder_matmul.fits`; it also needs
+            k < d_sae / 32.
     """
     batch, d_sae = centred.shape[0], W_rows.shape[0]
     values = torch.empty(batch, k, dtype=centred.dtype, device=centred.device)
@@ -246,7 +260,7 @@ def forward(
     can_fuse = grouped and fits(centred, W_rows, GROUP)
     if product == "fused" and not can_fuse:
         raise ValueError("product='fused' cannot take these inputs; use 'vendor' or None")
-    product = product or design(centred.shape[1], d_sae, centred.dtype)
+    product = product or choose_product(centred.shape[1], d_sae, centred.dtype)
     if product == "fused" and can_fuse:
         chunks = acts_chunks(centred, W_rows, b_enc, GROUP)
     else:

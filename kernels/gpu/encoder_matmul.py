@@ -1,11 +1,11 @@
 """acts = relu(centred @ W_rows.T + b_enc) and the maximum of each 32 columns, in one kernel.
 
 centred [batch, d_in], W_rows [d_sae, d_in], b_enc [d_sae], bf16 or fp16; acts [batch, d_sae] and
-maxima [batch, d_sae / 32] in the same dtype. Sums, bias, relu and maxima are fp32, rounded last;
-rounding keeps the order, so a rounded maximum is the maximum of the rounded. NaN stays NaN.
+maxima [batch, d_sae / 32] in the same dtype. Sums, bias, relu and maxima are fp32, rounded last.
+Rounding keeps the order, so a rounded maximum is the maximum of the rounded values. NaN stays NaN.
 Nothing is saved for backward.
 
-A vendor's product leaves the maxima to a pass of their own over the activations. Here they cost 32
+The vendor's product needs another pass over the activations for the maxima. Here they cost 32
 shuffles a thread after each tile of 128 x 256: 6 % of the product at d_in = 768 and 1 % at 4096, if
 nothing overlaps (instructions counted in the code for sm_90, not measured).
 """
@@ -20,7 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 def _config(block_b: int, block_f: int, num_warps: int, num_stages: int) -> triton.Config:
-    # One BLOCK_D for all: it fixes the order of each sum, so whichever wins, the bits are the same.
+    # All have one BLOCK_D, which fixes the order of each sum, so tuning cannot change the bits.
     blocks = {"BLOCK_B": block_b, "BLOCK_F": block_f, "BLOCK_D": 64}
     return triton.Config(
         blocks, num_warps=num_warps, num_stages=num_stages, pre_hook=_set_block_shapes
@@ -28,6 +28,7 @@ def _config(block_b: int, block_f: int, num_warps: int, num_stages: int) -> trit
 
 
 def _set_block_shapes(arguments: dict) -> None:
+    """Give the tensor descriptors the block shapes of a configuration, before a launch."""
     if arguments["TMA"]:
         b, f, d = (arguments[name] for name in ("BLOCK_B", "BLOCK_F", "BLOCK_D"))
         arguments["x"].block_shape = [b, d]
@@ -37,12 +38,12 @@ def _set_block_shapes(arguments: dict) -> None:
 
 CONFIGS = [
     _config(128, 256, num_warps=8, num_stages=4),
-    _config(128, 128, num_warps=4, num_stages=3),  # two on a processor: one stores, one multiplies
+    _config(128, 128, num_warps=4, num_stages=3),  # two per SM: one stores while one multiplies
     _config(128, 128, num_warps=8, num_stages=4),
 ]
 
 
-# The interpreter cannot time, and takes the first.
+# The interpreter cannot measure time, so it gets only the first.
 @triton.autotune(CONFIGS[:1] if triton.knobs.runtime.interpret else CONFIGS, key=["d_in", "d_sae"])
 @triton.jit
 def _encode_kernel(
@@ -61,9 +62,10 @@ def _encode_kernel(
     BLOCK_F: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One tile a program. Neighbours share the columns: W is read from memory once.
+    """Compute one tile of acts and its maxima. x, W and acts are pointers without TMA.
 
-    x, W and acts are descriptors, or pointers without TMA.
+    Neighbouring programs share their columns, so that W is read from memory once. With TMA, x, W
+    and acts are tensor descriptors.
     """
     if not TMA:
         x = tl.make_tensor_descriptor(x, [batch, d_in], [d_in, 1], [BLOCK_B, BLOCK_D])
@@ -83,7 +85,7 @@ def _encode_kernel(
     b_acts = tl.maximum(b_acc + b_bias[None, :], 0.0, propagate_nan=tl.PropagateNan.ALL)
     dtype: tl.constexpr = maxima_ptr.dtype.element_ty
     acts.store([o_b, o_f], b_acts.to(dtype))
-    # As unsigned integers relu'd floats keep their order, and NaN of either sign lies above them.
+    # As unsigned integers, relu'd floats keep their order, and NaN of either sign is above them.
     b_bits = tl.reshape(b_acts.to(tl.uint32, bitcast=True), (BLOCK_B, BLOCK_F // GROUP, GROUP))
     b_max = tl.max(b_bits, axis=2).to(tl.float32, bitcast=True).to(dtype)
     n_groups = d_sae // GROUP
@@ -94,8 +96,10 @@ def _encode_kernel(
 
 
 def fits(centred: Tensor, W_rows: Tensor, group: int) -> bool:
-    """Whether `encode` takes these: contiguous rows of 16-bit floats, aligned to 16 bytes, and
-    whole groups."""
+    """Return whether `encode` can take these inputs.
+
+    It needs contiguous rows of 16-bit floats, aligned to 16 bytes, and d_sae a multiple of `group`.
+    """
     return (
         centred.dtype.itemsize == 2
         and centred.shape[1] % 8 == 0
@@ -114,11 +118,15 @@ def encode(
     *,
     tma: bool | None = None,
 ) -> None:
-    """Into acts [batch, d_sae] and maxima [batch, d_sae / group].
+    """Write acts [batch, d_sae] and maxima [batch, d_sae / group].
 
-    tma: whether tiles are copied by Hopper's engine for that; None: where there is one. The first
-    call for a (d_in, d_sae) times the configurations, which waits for the device: make one before
-    capturing a CUDA graph.
+    The first call for a (d_in, d_sae) times the configurations, which waits for the device. Make
+    one before capturing a CUDA graph.
+
+    Args:
+        centred, W_rows, b_enc, acts, maxima: See the module's docstring.
+        group: The columns that share a maximum.
+        tma: Whether the tensor memory accelerator copies the tiles; None to use it if there is one.
     """
     batch, d_in = centred.shape
     d_sae = W_rows.shape[0]

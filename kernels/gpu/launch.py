@@ -1,4 +1,4 @@
-"""What every Triton launcher needs."""
+"""What every Triton launcher needs: the device of a tensor and the dtype of its sums."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from torch import Tensor
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Return a context in which Triton launches on the device of `tensor`.
+
+    Triton launches on the current device, which may be another one.
+    """
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:
-    """What sums are kept in: float64 for float64, float32 for everything narrower."""
+    """Return the dtype that sums are kept in: float64 for float64, else float32."""
     return tl.float64 if dtype == torch.float64 else tl.float32

@@ -1,7 +1,8 @@
 """Pre-activations on the GPU: centred @ W_rows.T + b_enc, a bounded chunk of rows at a time.
 
 centred [batch, d_in], W_rows [d_sae, d_in], b_enc [d_sae], one dtype. Products are summed in fp32
-(float64 for float64) and rounded once, to the inputs' dtype. `_product` is this on the CPU.
+(float64 for float64) and rounded once, to the inputs' dtype. `cpu.pre_acts` is the
+CPU half.
 """
 
 from __future__ import annotations
@@ -14,27 +15,28 @@ from torch import Tensor
 
 from sae_kernels.gpu.encoder_matmul import encode
 
-CHUNK_BYTES = 2**27  # of pre-activations
-# W_enc is read once a chunk. In 16 bits 184 rows of products take as long as that (790 TFLOP/s,
-# 4.3 TB/s); wider products are slow enough at any number of rows. 256 rows bind above 262,144
-# latents and make 0.5 GB at a million.
+CHUNK_BYTES = 2**27  # bytes of pre-activations
+# W_enc is read once a chunk. In 16 bits the product of 184 rows takes as long as that (790 TFLOP/s,
+# 4.3 TB/s); wider products are slower than that for any number of rows. The minimum of 256 rows
+# applies above 262,144 latents and takes 0.5 GB at a million.
 CHUNK_MIN_ROWS = 256
 _ROW_TILE = 128  # rows of one tile of the product
 
 
-def design(d_in: int, d_sae: int, dtype: torch.dtype) -> str:
-    """Which product makes the pre-activations: "fused" (`gpu.encoder_matmul`) or "vendor".
+def choose_product(d_in: int, d_sae: int, dtype: torch.dtype) -> str:
+    """Return which product computes the pre-activations: "fused" or "vendor".
 
-    A vendor's product needs one more pass over the pre-activations, for the maxima, which takes
-    184 / d_in of the product (790 TFLOP/s, 4.3 TB/s). Fused wins where that is more than what its
-    product loses to the vendor's, taken to be 10 %. From a model: nobody has measured it yet.
+    "fused" is `gpu.encoder_matmul`. The vendor's product needs one more pass over the
+    pre-activations, for the maxima, which takes 184 / d_in of the product (790 TFLOP/s, 4.3 TB/s).
+    "fused" is faster if that exceeds what its product loses to the vendor's, assumed to be 10 %.
+    This is a model; it has not been measured.
     """
     worth_it = dtype.itemsize == 2 and 184 / d_in > 0.10
     return "fused" if worth_it else "vendor"
 
 
 def chunk_rows(batch: int, d_sae: int, dtype: torch.dtype) -> int:
-    """Rows of a chunk: the batch spread evenly over the fewest chunks, in whole tiles."""
+    """Return the rows of a chunk: the batch spread evenly over the fewest chunks, in full tiles."""
     fit = CHUNK_BYTES // (d_sae * dtype.itemsize)
     fit = max(fit, CHUNK_MIN_ROWS if dtype.itemsize == 2 else 1)
     rows = triton.cdiv(batch, max(triton.cdiv(batch, fit), 1))
@@ -44,12 +46,11 @@ def chunk_rows(batch: int, d_sae: int, dtype: torch.dtype) -> int:
 def pre_acts_chunks(
     centred: Tensor, W_rows: Tensor, b_enc: Tensor
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Pre-activations by chunks of rows, from the vendor's product: (rows, pre) pairs.
+    """Yield (rows, pre) by chunks of rows, from the vendor's product.
 
-    pre [rows, d_sae] is centred[rows] @ W_rows.T + b_enc in the inputs' dtype, summed in fp32, bias
-    included, without relu. It lies in one buffer of at most CHUNK_BYTES (CHUNK_MIN_ROWS rows, if
-    that is more), which the next chunk overwrites: use it up before asking for the next. Call it
-    under torch.no_grad().
+    pre [rows, d_sae] is centred[rows] @ W_rows.T + b_enc in the inputs' dtype, summed in fp32
+    including the bias, without relu. It is in one buffer of at most CHUNK_BYTES (or CHUNK_MIN_ROWS
+    rows, if that is more), which the next chunk overwrites. Call it under torch.no_grad().
     """
     batch, d_sae = centred.shape[0], W_rows.shape[0]
     size = chunk_rows(batch, d_sae, centred.dtype)
@@ -63,10 +64,10 @@ def pre_acts_chunks(
 def acts_chunks(
     centred: Tensor, W_rows: Tensor, b_enc: Tensor, group: int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(rows, acts, maxima) by chunks of rows, from the fused product: see `gpu.encoder_matmul`.
+    """Yield (rows, acts, maxima) by chunks of rows, from the fused product (`gpu.encoder_matmul`).
 
-    acts are relu'd; maxima are those of each `group` columns. Both buffers are used again, as that
-    of `pre_acts_chunks` is.
+    acts are relu(pre); maxima are those of each `group` columns. The next chunk overwrites both
+    buffers.
     """
     batch, d_sae = centred.shape[0], W_rows.shape[0]
     size = chunk_rows(batch, d_sae, centred.dtype)

@@ -1,20 +1,20 @@
-"""Gradient rows of a matrix with one row a latent, made in registers from their parts, in Triton.
+"""Gradient rows of a matrix with one row per latent, summed in registers from parts, in Triton.
 
 Row j of the gradient [d_sae, d], in fp32 (float64 for float64):
     dense[j] + sum over pair parts, over the pairs p of latent j, of weights[slot_p] *
     table[token_p] + sum over row parts of rows[position of j].
-Terms are added in a fixed order by one owner: no atomics, two runs give the same bits. Offsets are
-int64. `gpu.adam` consumes the rows; here their squared norm is taken. Nothing of [d_sae, d] is
-written.
+Terms are added in a fixed order by one owner: there are no atomics, and two runs give the same
+bits. Offsets are int64. `gpu.adam` consumes the rows; this module computes their squared norm. No
+[d_sae, d] is written.
 
-A latent that fires on a third of 8,192 tokens has 2,700 pairs, which one program would walk alone
-while the device idles. A list start : end of n > PIECE pairs is cut in pieces of PIECE; a first
-pass sums each into a row of scratch, and who wants the row of the latent adds those, in order.
-Piece i has the number 2 start // PIECE + i, for which nothing need be counted or asked of the
-device. With m PIECE < n <= (m + 1) PIECE, m >= 1:
-    2 end // PIECE - 2 start // PIECE >= 2 m >= m + 1, so that the numbers of two lists never meet
-    and all are below 2 nnz // PIECE, which is how many programs are launched;
-    pair (number + 1) PIECE / 2 - 1 lies in start : end, and there a program finds its latent.
+A latent that fires on a third of 8,192 tokens has 2,700 pairs. One program would process them alone
+while the device idles. So a list start : end of n > PIECE pairs is cut into pieces of PIECE: a
+first pass sums each piece into a row of scratch, and the program that needs the row of the latent
+adds these in order. Piece i has the number 2 start // PIECE + i, which needs no counting and no
+answer from the device. With m PIECE < n <= (m + 1) PIECE, m >= 1:
+    2 end // PIECE - 2 start // PIECE >= 2 m >= m + 1, so the numbers of two lists never overlap,
+    and all are below 2 nnz // PIECE, the number of programs launched;
+    pair (number + 1) PIECE / 2 - 1 lies in start : end, and a program finds its latent there.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ BLOCK_WIDTH = 512
 
 
 @triton.jit
-def piece_run(number, indices, slots, starts, PIECE: tl.constexpr):
-    """(latent, first, last): whose piece this is, and its pairs. None has first >= last."""
+def piece_range(number, indices, slots, starts, PIECE: tl.constexpr):
+    """Return (latent, first, last) of piece `number`; first >= last if there is no such piece."""
     slot = tl.load(slots + (number + 1) * PIECE // 2 - 1)
-    j = tl.load(indices + slot)  # of padding, any: first is then behind the end
+    j = tl.load(indices + slot)  # any latent for padding: first is then behind the end
     start = tl.load(starts + j)
     end = tl.load(starts + j + 1)
     first = start + (number - 2 * start // PIECE) * PIECE
@@ -44,8 +44,8 @@ def piece_run(number, indices, slots, starts, PIECE: tl.constexpr):
 
 
 @triton.jit
-def whole_run(j, starts, PIECE: tl.constexpr):
-    """(first, last): the pairs of latent j; none when they are cut."""
+def uncut_range(j, starts, PIECE: tl.constexpr):
+    """Return (first, last) of the pairs of latent j; an empty range if its list is cut."""
     first = tl.load(starts + j)
     last = tl.load(starts + j + 1)
     return first, tl.where(last - first > PIECE, first, last)
@@ -53,11 +53,11 @@ def whole_run(j, starts, PIECE: tl.constexpr):
 
 @triton.jit
 def add_rows(b_acc, first, last, table, rows, slots, weights, width, o_d, m_d, BLOCK_P):
-    """b_acc [BLOCK_P, BLOCK_D]: line i += weights[slots[p]] * table[rows[p]], p = first + i, i +
-    BLOCK_P, ... below last.
+    """Return b_acc [BLOCK_P, BLOCK_D] plus weights[slots[p]] * table[rows[p]], p in first : last.
 
-    Without rows, rows[p] is p; without slots, slots[p] is p; without weights they are 1. Adding the
-    lines up is left to the caller: in this loop it would be a trip through shared memory.
+    Line i of b_acc gets p = first + i, first + i + BLOCK_P, ... Without rows, rows[p] is p; without
+    slots, slots[p] is p; without weights, they are 1. The caller adds up the lines: in this loop
+    that would go through shared memory.
     """
     for p in range(first, last, BLOCK_P):
         o_p = p + tl.arange(0, BLOCK_P).to(tl.int64)
@@ -77,9 +77,9 @@ def add_rows(b_acc, first, last, table, rows, slots, weights, width, o_d, m_d, B
 
 @triton.jit
 def latent_row(part, j, width, o_d, m_d, b_acc, PIECE: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Row j of the gradient in one `pair_part`, added to the lines of b_acc [BLOCK_P, BLOCK_D]."""
+    """Return b_acc [BLOCK_P, BLOCK_D] plus row j of the gradient in one `pair_part`."""
     table, tokens, slots, weights, starts, partials = part
-    first, last = whole_run(j, starts, PIECE)
+    first, last = uncut_range(j, starts, PIECE)
     b_acc = add_rows(b_acc, first, last, table, tokens, slots, weights, width, o_d, m_d, BLOCK_P)
     count = tl.load(starts + j + 1) - first
     piece = 2 * first // PIECE
@@ -101,16 +101,16 @@ def gradient_row(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """[BLOCK_D]: row j of the whole gradient; dense may be None, both tuples may be empty."""
+    """Return row j of the gradient, [BLOCK_D]. dense may be None, and both tuples may be empty."""
     b_acc = tl.zeros((BLOCK_P, BLOCK_D), ACC)
     for n in tl.static_range(len(pair_parts)):
         b_acc = latent_row(pair_parts[n], j, width, o_d, m_d, b_acc, PIECE, BLOCK_P)
     b_grad = tl.sum(b_acc, axis=0)
     for n in tl.static_range(len(row_parts)):
         positions, rows = row_parts[n]
-        at = tl.load(positions + j).to(tl.int64)
-        m_at = m_d & (o_d < tl.where(at >= 0, width, 0))
-        b_grad += tl.load(rows + at * width + o_d, mask=m_at, other=0.0).to(ACC)
+        row = tl.load(positions + j).to(tl.int64)
+        m_row = m_d & (o_d < tl.where(row >= 0, width, 0))
+        b_grad += tl.load(rows + row * width + o_d, mask=m_row, other=0.0).to(ACC)
     if dense is not None:
         b_grad += tl.load(dense + j * width + o_d, mask=m_d, other=0.0).to(ACC)
     return b_grad
@@ -131,9 +131,9 @@ def _sum_pieces_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """partials[number] = the sum over that piece; one program per (number, block of columns)."""
+    """Store the sum over one piece in partials[number]. Program (number, block of columns)."""
     number = tl.program_id(0).to(tl.int64)
-    _, first, last = piece_run(number, indices_ptr, slots_ptr, starts_ptr, PIECE)
+    _, first, last = piece_range(number, indices_ptr, slots_ptr, starts_ptr, PIECE)
     if first >= last:
         return
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -157,7 +157,7 @@ def _square_norm_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """out[j, block] = the sum of squares of that block of row j of the gradient."""
+    """Store in out[j, block] the sum of squares of one block of row j of the gradient."""
     j = tl.program_id(0).to(tl.int64)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     b_grad = gradient_row(
@@ -167,23 +167,24 @@ def _square_norm_kernel(
 
 
 def block_width(width: int) -> int:
+    """Return the number of columns of a block."""
     return min(triton.next_power_of_2(width), BLOCK_WIDTH)
 
 
 def block_pairs(block: int, table_bytes: int, warps: int = 4) -> int:
-    """How many rows are in flight: 64 bytes a thread, which hide latency and do not spill."""
+    """Return how many rows are in flight: 64 bytes a thread hide latency and do not spill."""
     return max(1, min(8, 2048 * warps // (block * table_bytes)))
 
 
 def pair_part(pairs: Pairs, weights: Tensor, table: Tensor) -> tuple[Tensor, ...]:
-    """What `latent_row` reads: table, tokens, slots, weights, starts, and the sums over pieces.
+    """Return what `latent_row` reads: table, tokens, slots, weights, starts and sums over pieces.
 
-    Those are 2 nnz / PIECE rows: 75 MB at 8,192 tokens, k = 64, d = 2304.
+    The sums over pieces are 2 nnz / PIECE rows: 75 MB at 8,192 tokens, k = 64, d = 2304.
     """
     table, weights, width = table.contiguous(), weights.contiguous(), table.shape[1]
     count = 2 * pairs.slots.numel() // PIECE
-    wide = torch.promote_types(table.dtype, torch.float32)
-    partials = torch.empty(count, width, dtype=wide, device=table.device)
+    acc_dtype = torch.promote_types(table.dtype, torch.float32)
+    partials = torch.empty(count, width, dtype=acc_dtype, device=table.device)
     block = block_width(width)
     if count > 0:
         with on_device_of(table):
@@ -205,14 +206,14 @@ def pair_part(pairs: Pairs, weights: Tensor, table: Tensor) -> tuple[Tensor, ...
 
 
 def _row_part(d_sae: int, latents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(where in rows each latent is, -1 for nowhere, [d_sae] int32; rows)."""
+    """Return the position of each latent in `rows` (int32 [d_sae], -1 if absent), and `rows`."""
     positions = torch.full((d_sae,), -1, dtype=torch.int32, device=rows.device)
     order = torch.arange(len(latents), dtype=torch.int32, device=rows.device)
     return positions.index_copy_(0, latents, order), rows.contiguous()
 
 
 def kernel_parts(d_sae: int, parts: RowGrads | None) -> tuple[tuple, tuple]:
-    """The pair parts and the row parts as kernels take them; any number of each, unrolled."""
+    """Return the pair parts and row parts as kernels take them; they unroll loops over parts."""
     if parts is None:
         return (), ()
     row_parts = tuple(_row_part(d_sae, *part) for part in parts.row_parts)
@@ -220,16 +221,17 @@ def kernel_parts(d_sae: int, parts: RowGrads | None) -> tuple[tuple, tuple]:
 
 
 def table_bytes(pair_parts: tuple) -> int:
+    """Return the largest element size among the tables of the pair parts, in bytes."""
     return max((part[0].element_size() for part in pair_parts), default=4)
 
 
 def square_norm(rows: Tensor, dense: Tensor | None, parts: RowGrads) -> Tensor:
-    """|gradient|^2 of a matrix stored as `rows` [d_sae, d]: 0-d, float64, on the device."""
+    """Return the squared norm of the gradient of a [d_sae, d] matrix: 0-d, float64."""
     d_sae, width = rows.shape
     block = block_width(width)
-    wide = torch.promote_types(rows.dtype, torch.float32)
+    acc_dtype = torch.promote_types(rows.dtype, torch.float32)
     blocks = triton.cdiv(width, block)
-    squares = torch.empty(d_sae, blocks, dtype=wide, device=rows.device)
+    squares = torch.empty(d_sae, blocks, dtype=acc_dtype, device=rows.device)
     pair_parts, row_parts = kernel_parts(d_sae, parts)
     with on_device_of(rows):
         _square_norm_kernel[(d_sae, blocks)](

@@ -1,8 +1,8 @@
-"""The four sums over pairs of `cpu.spmm`, in Triton.
+"""The four sums over pairs (`backend.PairSums`) in Triton.
 
-Each number has one owner that adds its terms in a fixed order: no atomics, two runs give the same
-bits. Sums are kept in fp32 (float64 for float64) and rounded once. Offsets are int64. Long lists of
-one latent are cut, see `gpu.row_grads`.
+Each number has one owner that adds its terms in a fixed order: there are no atomics, and two runs
+give the same bits. Sums are kept in fp32 (float64 for float64) and rounded once. Offsets are int64.
+Long lists of one latent are cut, see `gpu.row_grads`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sae_kernels.gpu.row_grads import (
     block_width,
     latent_row,
     pair_part,
-    piece_run,
-    whole_run,
+    piece_range,
+    uncut_range,
 )
 from sae_kernels.pairs import Pairs
 
-# A latent of every token of 8,192 takes 16 rounds: too few to be worth cutting its list.
+# A latent on each of 8,192 tokens takes 16 rounds, which is too few to cut its list.
 _BLOCK_WEIGHTS = 512
 
 
@@ -41,9 +41,9 @@ def _sum_rows_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """out[i] = sum over p in starts[i] : starts[i + 1] of weights[p] * table[rows[p]].
+    """Store the weighted sum of one token's rows. Program (i, block of columns).
 
-    One program per (i, block of columns).
+    out[i] = sum over p in starts[i] : starts[i + 1] of weights[p] * table[rows[p]].
     """
     i = tl.program_id(0).to(tl.int64)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -68,7 +68,7 @@ def _sum_tokens_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """out[j] = `latent_row`; one program per (latent, block of columns)."""
+    """Store `latent_row` in out[j]. Program (latent, block of columns)."""
     j = tl.program_id(0).to(tl.int64)
     o_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_d = o_d < width
@@ -82,7 +82,7 @@ def _sum_tokens_kernel(
 def _sum_weights_kernel(
     out_ptr, slots_ptr, weights_ptr, starts_ptr, ACC: tl.constexpr, BLOCK_P: tl.constexpr
 ):
-    """out[j] = sum over p in starts[j] : starts[j + 1] of weights[slots[p]]. One program a row."""
+    """Store in out[j] the sum of weights[slots[p]] over starts[j] : starts[j + 1]. Program j."""
     j = tl.program_id(0).to(tl.int64)
     first = tl.load(starts_ptr + j)
     last = tl.load(starts_ptr + j + 1)
@@ -111,16 +111,16 @@ def _dot_rows_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """out[slots[p]] = <left[tokens[p]], table[j]> for the pairs p of latent j.
+    """Store <left[tokens[p]], table[j]> in out[slots[p]] for the pairs p of latent j.
 
     Program i < d_sae has the list of latent i, unless it is cut; the others have one piece each.
     """
     i = tl.program_id(0).to(tl.int64)
     if i < d_sae:
         j = i
-        first, last = whole_run(j, starts_ptr, PIECE)
+        first, last = uncut_range(j, starts_ptr, PIECE)
     else:
-        j, first, last = piece_run(i - d_sae, indices_ptr, slots_ptr, starts_ptr, PIECE)
+        j, first, last = piece_range(i - d_sae, indices_ptr, slots_ptr, starts_ptr, PIECE)
     for p in range(first, last, BLOCK_P):
         o_p = p + tl.arange(0, BLOCK_P)
         m_p = o_p < last
@@ -140,7 +140,7 @@ def _dot_rows_kernel(
 
 
 def sum_latents(pairs: Pairs, weights: Tensor, table: Tensor) -> Tensor:
-    """[batch, d]: for each token, the sum over its latents of weight * table[latent]."""
+    """Return, for each token, the sum over its latents of weight * table[latent]: [batch, d]."""
     table, width = table.contiguous(), table.shape[1]
     block = block_width(width)
     out = torch.empty(pairs.batch, width, dtype=table.dtype, device=table.device)
@@ -160,7 +160,7 @@ def sum_latents(pairs: Pairs, weights: Tensor, table: Tensor) -> Tensor:
 
 
 def sum_tokens(pairs: Pairs, weights: Tensor, table: Tensor) -> Tensor:
-    """[d_sae, d]: for each latent, the sum over its tokens of weight * table[token]."""
+    """Return, for each latent, the sum over its tokens of weight * table[token]: [d_sae, d]."""
     width = table.shape[1]
     block = block_width(width)
     out = torch.empty(pairs.d_sae, width, dtype=table.dtype, device=table.device)
@@ -178,9 +178,9 @@ def sum_tokens(pairs: Pairs, weights: Tensor, table: Tensor) -> Tensor:
 
 
 def sum_weights(pairs: Pairs, weights: Tensor) -> Tensor:
-    """[d_sae]: for each latent, the sum of its weights, in the accumulator's dtype."""
-    wide = torch.promote_types(weights.dtype, torch.float32)
-    out = torch.empty(pairs.d_sae, dtype=wide, device=weights.device)
+    """Return the sum of the weights of each latent: [d_sae], in the dtype that sums are kept in."""
+    acc_dtype = torch.promote_types(weights.dtype, torch.float32)
+    out = torch.empty(pairs.d_sae, dtype=acc_dtype, device=weights.device)
     with on_device_of(weights):
         _sum_weights_kernel[(pairs.d_sae,)](
             out_ptr=out,
@@ -194,17 +194,18 @@ def sum_weights(pairs: Pairs, weights: Tensor) -> Tensor:
 
 
 def dot_rows(pairs: Pairs, left: Tensor, table: Tensor) -> Tensor:
-    """[nnz]: for each pair, <left[token], table[latent]>; 0 for padding.
+    """Return <left[token], table[latent]> for each pair: [nnz]; 0 for padding.
 
-    By latent, since a batch is the smaller table: at (d, d_sae, k, batch) = (2304, 65536, 64, 8192)
-    in bf16 both ways gather 2.4 GB, but by token from the 302 MB of W_dec, of which a cache of 60
-    MB holds a fifth (2.0 GB from memory), and by latent from the 38 MB of g, which it holds (0.34
-    GB from memory, W_dec's single pass included). Estimated, not measured.
+    It goes latent by latent, because the batch is the smaller table. At (d, d_sae, k, batch) =
+    (2304, 65536, 64, 8192) in bf16 both orders gather 2.4 GB. By token they come from the 302 MB of
+    W_dec, of which a cache of 60 MB holds a fifth (2.0 GB from memory). By latent they come from
+    the 38 MB of g, which the cache holds (0.34 GB from memory, including one pass over W_dec). This
+    is an estimate, not a measurement.
     """
     left, table, width = left.contiguous(), table.contiguous(), left.shape[1]
     block, piece = block_width(width), gpu_row_grads.PIECE
-    make = torch.empty if pairs.offsets is None else torch.zeros
-    out = make(pairs.slots.numel(), dtype=table.dtype, device=table.device)
+    allocate = torch.empty if pairs.offsets is None else torch.zeros
+    out = allocate(pairs.slots.numel(), dtype=table.dtype, device=table.device)
     with on_device_of(table):
         _dot_rows_kernel[(pairs.d_sae + 2 * pairs.slots.numel() // piece,)](
             out_ptr=out,

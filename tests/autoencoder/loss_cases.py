@@ -83,7 +83,7 @@ def gradients(made: Learner) -> dict[str, Tensor]:
         by_latent = (lambda t: t.t()) if name == "W_enc" else (lambda t: t)
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         parts = getattr(parameter, "row_grads", None)
-        whole = reference.gradient(by_latent(parameter).shape, by_latent(grad), parts)
+        whole = reference.dense_gradient(by_latent(parameter).shape, by_latent(grad), parts)
         found[name] = by_latent(whole)
     made.optimizer.zero_grad()
     return found

@@ -112,7 +112,7 @@ def gradients(made: Learner) -> dict[str, Tensor]:
             rows = name != "W_enc"
             like = parameter if rows else parameter.t()
             whole = grad if grad is None or rows else grad.t()
-            whole = reference.gradient(like.shape, whole, parts)
+            whole = reference.dense_gradient(like.shape, whole, parts)
             grad = whole if rows else whole.t()
         found[name] = torch.zeros_like(parameter) if grad is None else grad
     return found

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernel_cases import assert_as_good
+from kernel_cases import assert_as_accurate
 from sae_kernels import reference
 from sae_kernels.adam import adam_rows_
 from sae_kernels.codes import Codes
@@ -85,7 +85,7 @@ def test_encode(shape, dtype):
     grads = torch.autograd.grad((fast.values * cotangent.to(dtype)).sum(), fast_in)
     names = ["values", "x", "W_enc", "b_enc", "b_dec"]
     for name, *tensors in zip(names, [fast.values, *grads], *reversed(results), strict=True):
-        assert_as_good(*tensors, name)
+        assert_as_accurate(*tensors, name)
     assert grads[1].t().is_contiguous()
 
 
@@ -113,7 +113,7 @@ def test_decode_with_a_latent_on_every_token(shape, dtype):
 
     results = run("auto", dtype), run("reference", dtype), run("reference", torch.float64)
     for name, *tensors in zip(["x_hat", "values", "W_dec", "b_dec"], *results, strict=True):
-        assert_as_good(*tensors, name)
+        assert_as_accurate(*tensors, name)
 
 
 @each_dtype
@@ -133,7 +133,7 @@ def test_adam(dtype, unit_norm):
 
     results = run("auto", dtype), run("reference", dtype), run("reference", torch.float64)
     for name, *tensors in zip(["param", "exp_avg", "exp_avg_sq"], *results, strict=True):
-        assert_as_good(*tensors, name)
+        assert_as_accurate(*tensors, name)
 
 
 def step(tensors: list[Tensor], x: Tensor) -> list[Tensor]:

@@ -59,7 +59,7 @@ def leaves(*tensors: Tensor, dtype: torch.dtype, device: str = "cpu") -> list[Te
     return [t.detach().to(device, dtype).clone().requires_grad_() for t in tensors]
 
 
-def assert_as_good(
+def assert_as_accurate(
     fast: Tensor, plain: Tensor | Sequence[Tensor], truth: Tensor, what: str
 ) -> None:
     """Assert that `fast` loses at most twice what plain PyTorch loses in the same dtype.
@@ -91,7 +91,7 @@ def tokens_first(W_enc: Tensor, d_pre: Tensor, dtype: torch.dtype) -> Tensor:
 
     An encoder's backward pass sums over the tokens first (`encoder_backward`), where autograd sums
     over the latents first; the two orders lose differently. This is the second of the `plain`
-    results for `assert_as_good`.
+    results for `assert_as_accurate`.
 
     Args:
         W_enc: Encoder weights, shape [d_in, d_sae].

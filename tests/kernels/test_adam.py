@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernel_cases import assert_as_good, device, each_backend, each_dtype, normal
+from kernel_cases import assert_as_accurate, device, each_backend, each_dtype, normal
 from sae_kernels.adam import adam_rows_
 
 HYPER = {"lr": 3e-2, "beta1": 0.9, "beta2": 0.98, "eps": 1e-8}
@@ -45,7 +45,7 @@ def test_steps_equal_the_reference(backend, dtype, layout):
     for name, *tensors in zip(
         ["param", "exp_avg", "exp_avg_sq"], results, plain, truth, strict=True
     ):
-        assert_as_good(*tensors, name)
+        assert_as_accurate(*tensors, name)
 
 
 @each_backend
@@ -60,7 +60,7 @@ def test_unit_norm_steps_equal_the_reference(backend, dtype, shape, monkeypatch)
     for name, *tensors in zip(
         ["param", "exp_avg", "exp_avg_sq"], results, plain, truth, strict=True
     ):
-        assert_as_good(*tensors, name)
+        assert_as_accurate(*tensors, name)
     norms = results[0].double().norm(dim=1)
     assert ((norms - 1).abs() <= 4 * torch.finfo(dtype).eps).all()
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernel_cases import assert_as_good, each_dtype, given, leaves, normal, settings, st
+from kernel_cases import assert_as_accurate, each_dtype, given, leaves, normal, settings, st
 from sae_kernels.aux_error import aux_error
 from sae_kernels.row_grads import RowGrads
 
@@ -35,7 +35,7 @@ def check(case, k: int, dtype: torch.dtype, masked: bool = True) -> None:
     plain = run(case, k, dtype, "reference", masked)
     truth = run(case, k, torch.float64, "reference", masked)
     for name, *three in zip(["error", *NAMES], fast, plain, truth, strict=True):
-        assert_as_good(*three, name)
+        assert_as_accurate(*three, name)
 
 
 @each_dtype
@@ -63,7 +63,7 @@ def test_any_shape(shape, k, masked):
 def test_chunks_of_rows_do_not_show(monkeypatch):
     case = problem(200, 9, 50, 11)
     whole = run(case, 4, torch.float64, "torch")
-    monkeypatch.setattr("sae_kernels.aux_error.CHUNK_ELEMENTS", {"cpu": 1})  # 160 rows
+    monkeypatch.setattr("sae_kernels.listed_latents.CHUNK_ELEMENTS", {"cpu": 1})  # 160 rows
     for a, b in zip(run(case, 4, torch.float64, "torch"), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 

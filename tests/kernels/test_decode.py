@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernel_cases import (
-    assert_as_good,
+    assert_as_accurate,
     device,
     each_backend,
     each_dtype,
@@ -51,7 +51,7 @@ def check(codes: Codes, d_in: int, backend: str, dtype: torch.dtype) -> None:
     in_order = sum_over_tokens(codes, codes.values.to(dtype), cotangent.to(dtype))
     plain[2] = [plain[2], in_order]
     for name, got, same, true in zip(NAMES, run(backend, dtype), plain, truth, strict=True):
-        assert_as_good(got, same, true, name)
+        assert_as_accurate(got, same, true, name)
         assert got.is_contiguous()
 
 

@@ -7,7 +7,7 @@ import torch
 
 from kernel_cases import (
     BACKENDS,
-    assert_as_good,
+    assert_as_accurate,
     device,
     each_backend,
     each_dtype,
@@ -21,7 +21,7 @@ from kernel_cases import (
 )
 from sae_kernels.codes import Codes
 from sae_kernels.decode_error import decode_error
-from sae_kernels.reference import gradient
+from sae_kernels.reference import dense_gradient
 from sae_kernels.row_grads import RowGrads
 
 NAMES = ["residual", "squared_error", "values", "W_dec", "b_dec", "target"]
@@ -66,7 +66,7 @@ def check(codes: Codes, d_in: int, backend: str, dtype: torch.dtype) -> None:
             true = got[0].cpu().double().square().sum()
             torch.testing.assert_close(mine.cpu().double(), true, rtol=CLOSE[mine.dtype], atol=0)
         else:
-            assert_as_good(mine, same, true, name)
+            assert_as_accurate(mine, same, true, name)
 
 
 @each_backend
@@ -105,7 +105,7 @@ def test_rows_wider_than_a_block(backend, monkeypatch):
     if backend == "triton":
         monkeypatch.setattr("sae_kernels.gpu.decode_error._BLOCK_WIDTH", 16)
     else:
-        monkeypatch.setattr("sae_kernels.decode_error._NORM_ROWS", 2)
+        monkeypatch.setattr("sae_kernels.cpu.decode_error.NORM_ROWS", 2)
     check(fixed((5, 50, 20, 10)), 50, backend, torch.float32)
 
 
@@ -154,7 +154,7 @@ def test_gradient_of_the_dictionary_in_parts(backend):
 
     sink = RowGrads()
     assert backward(sink) is None and len(sink.pair_parts) == 1
-    torch.testing.assert_close(gradient(W_dec.shape, None, sink), backward(None))
+    torch.testing.assert_close(dense_gradient(W_dec.shape, None, sink), backward(None))
 
 
 @each_backend

@@ -5,7 +5,7 @@ import torch
 
 from kernel_cases import (
     BACKENDS,
-    assert_as_good,
+    assert_as_accurate,
     device,
     each_backend,
     each_shape,
@@ -74,7 +74,7 @@ def check(codes, levels, n_levels, d_in, backend, dtype) -> None:
         for how in (("reference", torch.float64), ("reference", dtype), (backend, dtype))
     )
     for name, mine, same, true in zip(NAMES, got, plain, truth, strict=True):
-        assert_as_good(mine, same, true, name)
+        assert_as_accurate(mine, same, true, name)
 
 
 @each_backend

@@ -15,7 +15,7 @@ from encoder_cases import (
 )
 from kernel_cases import (
     DTYPES,
-    assert_as_good,
+    assert_as_accurate,
     device,
     each_backend,
     each_shape,
@@ -28,7 +28,7 @@ from kernel_cases import (
 )
 from sae_kernels import reference
 from sae_kernels.codes import Codes
-from sae_kernels.cpu import encode_threshold as cpu_encode_threshold
+from sae_kernels.cpu import encode_batch_topk as cpu_encode_batch_topk
 from sae_kernels.encode_batch_topk import encode_batch_topk
 from sae_kernels.encode_threshold import encode_threshold
 from sae_kernels.row_grads import RowGrads
@@ -46,10 +46,10 @@ def of_pre(pre: Tensor, k: int, backend: str, rows: int, monkeypatch) -> Codes:
             yield chunk, pre[chunk].to(centred.device)
 
     owner = "sae_kernels." + (
-        "cpu.encode_threshold" if backend == "torch" else "gpu.encode_batch_topk"
+        "cpu.encode_batch_topk" if backend == "torch" else "gpu.encode_batch_topk"
     )
     monkeypatch.setattr(f"{owner}.pre_acts_chunks", chunks)
-    monkeypatch.setattr(f"{owner}.design", lambda *_: "vendor", raising=backend == "triton")
+    monkeypatch.setattr(f"{owner}.choose_product", lambda *_: "vendor", raising=backend == "triton")
     x, W_enc, b_enc = torch.zeros(batch, 1), torch.zeros(1, d_sae), torch.zeros(d_sae)
     at = [t.to(device(backend), pre.dtype) for t in (x, W_enc, b_enc)]
     return encode_batch_topk(*at, k, backend=backend)
@@ -95,7 +95,7 @@ def test_values_and_gradients_of_every_input(backend, dtype, shape):
     assert torch.equal(lists.offsets.cpu(), codes.offsets)
     results[1][-1] = [results[1][-1], tokens_first(inputs[1], results[2][3], dtype)]
     for name, got, same, true in zip(["values", *NAMES[:4]], *results, strict=True):
-        assert_as_good(got, same, true, name)
+        assert_as_accurate(got, same, true, name)
 
 
 NAN, INF = float("nan"), float("inf")
@@ -167,9 +167,9 @@ def test_the_keys_of_every_dtype(backend, dtype, monkeypatch):
 def test_no_more_than_n_and_a_chunk_are_held(monkeypatch):
     """Rows that grow: each chunk displaces all that came before it."""
     pre, k, held = adversarial("rows-grow", 40, 99), 5, []
-    largest = cpu_encode_threshold._largest
+    largest = cpu_encode_batch_topk._select_largest
     monkeypatch.setattr(
-        cpu_encode_threshold, "_largest", lambda v, n: held.append(len(v)) or largest(v, n)
+        cpu_encode_batch_topk, "_select_largest", lambda v, n: held.append(len(v)) or largest(v, n)
     )
     assert_kept(of_pre(pre, k, "torch", 2, monkeypatch), pre, k)
     assert len(held) > 10 and max(held) <= k * 40 + 2 * 99
@@ -198,7 +198,9 @@ def test_the_fused_product_keeps_the_same(backend, monkeypatch):
     chunks_of(4, 96, torch.bfloat16, backend, monkeypatch)
     runs = []
     for which in ("fused", "vendor"):
-        monkeypatch.setattr("sae_kernels.gpu.encode_batch_topk.design", lambda *_, it=which: it)
+        monkeypatch.setattr(
+            "sae_kernels.gpu.encode_batch_topk.choose_product", lambda *_, it=which: it
+        )
         codes = encode_batch_topk(*inputs[:3], 1, inputs[3], backend=backend)
         runs.append([codes.values, codes.indices, codes.offsets])
     assert runs[0][0].count_nonzero() == 9
@@ -252,9 +254,7 @@ def test_chunks_of_the_product_do_not_show(backend, monkeypatch):
 
 @each_backend
 def test_autocast_changes_nothing(backend, monkeypatch):
-    monkeypatch.setattr(
-        "sae_kernels.cpu.pre_acts._has_onednn", lambda: False
-    )  # it ignores autocast
+    monkeypatch.setattr("sae_kernels.matmul._has_onednn", lambda: False)  # it ignores autocast
     at = [t.to(device(backend), torch.float32) / 3 for t in problem(6, 50, 70)]
     want = encode_batch_topk(*at[:3], 5, at[3], backend=backend)
     with torch.autocast(device(backend), dtype=torch.bfloat16):
@@ -271,7 +271,7 @@ def test_the_gradient_of_W_enc_in_parts(backend):
     dense = encode()
     dense.backward(normal(*dense.shape, seed=7).to(dense.device))
     assert at[1].grad is None
-    got = reference.gradient(at[1].t().shape, None, at[1].row_grads).t()
+    got = reference.dense_gradient(at[1].t().shape, None, at[1].row_grads).t()
     torch.testing.assert_close(got, want)
 
 

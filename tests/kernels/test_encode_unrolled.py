@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernel_cases import assert_as_good, leaves, normal
+from kernel_cases import assert_as_accurate, leaves, normal
 from sae_kernels.codes import Codes
 from sae_kernels.encode_unrolled import encode_unrolled
 
@@ -83,7 +83,7 @@ def test_narrow_dtypes_are_as_good_as_plain_torch(dtype):
         z = run(at)
         results.append([z, *torch.autograd.grad((z * cotangent.to(kind)).sum(), at)])
     for name, *three in zip(["codes", *NAMES], *results, strict=True):
-        assert_as_good(*three, name)
+        assert_as_accurate(*three, name)
 
 
 def test_layers_that_share_a_step_get_its_whole_gradient():
@@ -111,13 +111,13 @@ def test_slots_are_the_positive_entries_in_order():
 def test_only_a_chunk_of_rows_is_ever_dense(monkeypatch):
     import sae_kernels.encode_unrolled as module
 
-    rows, last = [], module._last
+    rows, last = [], module._dense_code
 
     def spy(x, *others):
         rows.append(len(x))
         return last(x, *others)
 
-    monkeypatch.setattr(module, "_last", spy)
+    monkeypatch.setattr(module, "_dense_code", spy)
     at = leaves(*problem(), dtype=torch.float64)
     loss = encoded(at).values.sum()
     assert rows == [4, 4, 3]

@@ -9,7 +9,7 @@ import torch
 from torch.library import opcheck
 
 from kernel_cases import CUDA, normal
-from sae_kernels import decode_ops, encode_ops
+from sae_kernels import decode_custom_ops, encode_custom_ops
 from sae_kernels.decode import decode
 from sae_kernels.decode_error import decode_error
 from sae_kernels.decode_prefixes import decode_prefixes, matryoshka_levels, rank_levels
@@ -157,7 +157,7 @@ def test_an_eager_call_never_meets_its_op(monkeypatch):
     def refuse(*args):
         raise AssertionError("dispatched")
 
-    for ops in (encode_ops, decode_ops):
+    for ops in (encode_custom_ops, decode_custom_ops):
         for name in [name for name in vars(ops) if name.endswith("_op")]:
             monkeypatch.setattr(ops, name, refuse)
     for step in (reconstruct, error, matryoshka, ranked):

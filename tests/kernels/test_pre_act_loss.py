@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernel_cases import assert_as_good, each_dtype, leaves, normal
+from kernel_cases import assert_as_accurate, each_dtype, leaves, normal
 from sae_kernels import reference
 from sae_kernels.pre_act_loss import pre_act_loss
 from sae_kernels.row_grads import RowGrads
@@ -39,7 +39,7 @@ def test_equals_the_reference(shape, centred, dtype):
     plain = run(case, dtype, "reference", centred)
     truth = run(case, torch.float64, "reference", centred)
     for name, *three in zip(["short", *NAMES], fast, plain, truth, strict=True):
-        assert_as_good(*three, name)
+        assert_as_accurate(*three, name)
 
 
 def test_what_lies_at_its_threshold_is_not_short_of_it():
@@ -56,7 +56,7 @@ def test_what_lies_at_its_threshold_is_not_short_of_it():
 def test_chunks_of_rows_do_not_show(monkeypatch):
     case = problem(400, 9, 50, 11)
     whole = run(case, torch.float64, "torch")
-    monkeypatch.setattr("sae_kernels.pre_act_loss.CHUNK_ELEMENTS", {"cpu": 1})  # 160 rows
+    monkeypatch.setattr("sae_kernels.listed_latents.CHUNK_ELEMENTS", {"cpu": 1})  # 160 rows
     for a, b in zip(run(case, torch.float64, "torch"), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
@@ -69,7 +69,7 @@ def test_in_parts_the_gradient_is_the_same():
     short = pre_act_loss(x, W_enc, b_enc, theta, latents, b_dec=b_dec)
     (short @ torch.linspace(-1, 2, 11, dtype=torch.float64)).backward()
     assert W_enc.grad is None
-    whole = reference.gradient(W_enc.t().shape, None, W_enc.row_grads)
+    whole = reference.dense_gradient(W_enc.t().shape, None, W_enc.row_grads)
     torch.testing.assert_close(whole, want.t(), rtol=1e-12, atol=1e-12)
 
 

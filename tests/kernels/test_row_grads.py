@@ -7,7 +7,15 @@ import copy
 import pytest
 import torch
 
-from kernel_cases import assert_as_good, device, each_backend, each_dtype, leaves, normal, ragged
+from kernel_cases import (
+    assert_as_accurate,
+    device,
+    each_backend,
+    each_dtype,
+    leaves,
+    normal,
+    ragged,
+)
 from sae_kernels import reference
 from sae_kernels.adam import adam_rows_, square_norm
 from sae_kernels.codes import Codes
@@ -94,7 +102,7 @@ def test_update_from_parts_equals_the_reference(backend, dtype, case, monkeypatc
     plain = updated(dtype, "reference", *options)
     truth = updated(torch.float64, "reference", *options)
     for name, *three in zip(["param", "exp_avg", "exp_avg_sq"], fast, plain, truth, strict=True):
-        assert_as_good(*three, name)
+        assert_as_accurate(*three, name)
 
 
 @each_backend
@@ -107,7 +115,7 @@ def test_square_norm(backend, dtype, dense, monkeypatch):
     param = start(dtype, place, False)
     whole = normal(D_SAE, WIDTH, seed=1, dtype=dtype).to(place) if dense else None
     got = square_norm(param, whole, grads, backend=backend)
-    truth = reference.gradient(
+    truth = reference.dense_gradient(
         param.shape, None if whole is None else whole.double(), as_double(grads)
     )
     eps = torch.finfo(dtype).eps
@@ -133,7 +141,7 @@ def test_ops_hand_over_parts_that_sum_to_the_gradient(backend):
         if deferring:
             assert W.grad is None and W_dec.grad is None
             whole = [
-                reference.gradient(t.shape, None, p.row_grads)
+                reference.dense_gradient(t.shape, None, p.row_grads)
                 for t, p in ((W.t(), W), (W_dec, W_dec))
             ]
             grads.append([whole[0], b_enc.grad, whole[1], b_dec.grad])
@@ -153,7 +161,7 @@ def test_lazy_leaves_untouched_rows_alone(backend):
         *lazy[:1], None, *lazy[1:], step=1, row_grads=grads, lazy=True, backend=backend, **HYPER
     )
     adam_rows_(*dense[:1], None, *dense[1:], step=1, row_grads=grads, backend="reference", **HYPER)
-    touched = reference.gradient(state[0].shape, None, grads).abs().sum(1) > 0
+    touched = reference.dense_gradient(state[0].shape, None, grads).abs().sum(1) > 0
     assert 0 < touched.sum() < D_SAE
     for before, after, exact in zip(state, lazy, dense, strict=True):
         assert torch.equal(after[~touched], before[~touched])

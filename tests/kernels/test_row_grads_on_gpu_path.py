@@ -11,7 +11,7 @@ import torch
 from kernel_cases import (
     CUDA,
     TRITON,
-    assert_as_good,
+    assert_as_accurate,
     each_dtype,
     given,
     normal,
@@ -89,7 +89,7 @@ def check_sums(pairs: Pairs, width: int, dtype: torch.dtype) -> None:
         strict=True,
     )
     for name, *three in results:
-        assert_as_good(*three, name)
+        assert_as_accurate(*three, name)
 
 
 @each_dtype
@@ -169,7 +169,7 @@ def test_square_norm_of_any_number_of_parts(n_pairs, n_rows, dense, monkeypatch)
         assert squares[0].item() == 0
         return
     wide = None if whole is None else whole.double()
-    truth = reference.gradient(rows.shape, wide, doubled(grads)).square().sum()
+    truth = reference.dense_gradient(rows.shape, wide, doubled(grads)).square().sum()
     torch.testing.assert_close(squares[0], truth, rtol=1e-6, atol=0)
     assert squares[0].ndim == 0 and torch.equal(*squares)
 
@@ -204,7 +204,7 @@ def test_update_from_any_number_of_parts(n_pairs, n_rows, unit_norm, dtype):
         runs.append(tensors)
     for name, got, again, plain, truth in zip(["param", "m", "v"], *runs, strict=True):
         assert torch.equal(got, again), "two runs must give the same bits"
-        assert_as_good(got, plain, truth, name)
+        assert_as_accurate(got, plain, truth, name)
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32], ids=str)
@@ -239,7 +239,7 @@ def test_hyperparameters_on_the_device(kind):
 def test_lazy_leaves_rows_without_a_part_alone():
     grads = parts(1, 0, 7, 9, torch.float32)  # latent 0 in all 9 rows: its list is cut
     grads.row_parts.append(RowPart(torch.tensor([5], device=PLACE), torch.ones(1, 9, device=PLACE)))
-    touched = reference.gradient(torch.Size([7, 9]), None, grads).abs().sum(1) > 0
+    touched = reference.dense_gradient(torch.Size([7, 9]), None, grads).abs().sum(1) > 0
     assert touched[0] and touched[5] and not touched[6]
     before, lazy, dense = (state(7, 9, torch.float32) for _ in range(3))
     for tensors, only in ((lazy, True), (dense, False)):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernel_cases import CUDA, TRITON, assert_as_good, device, given, normal, settings, st
+from kernel_cases import CUDA, TRITON, assert_as_accurate, device, given, normal, settings, st
 
 if not TRITON:
     pytest.skip("needs a GPU, or the interpreter", allow_module_level=True)
@@ -129,7 +129,7 @@ def test_fused_product_and_its_maxima(tma, dtype, shape):
     inputs = [t.to(dtype) for t in inputs]
     acts, maxima = fused(*inputs, tma)
     plain = (inputs[0] @ inputs[1].T + inputs[2]).relu()
-    assert_as_good(acts, plain, truth, "acts")
+    assert_as_accurate(acts, plain, truth, "acts")
     assert torch.equal(maxima, acts.unflatten(1, (-1, 32)).amax(2))
 
 
@@ -231,6 +231,6 @@ def test_memory_of_a_chunk(d_sae, dtype, rows):
 
 
 def test_design_follows_its_model():
-    assert product.design(768, 24576, torch.bfloat16) == "fused"
-    assert product.design(4096, 131072, torch.bfloat16) == "vendor"
-    assert product.design(768, 24576, torch.float32) == "vendor"
+    assert product.choose_product(768, 24576, torch.bfloat16) == "fused"
+    assert product.choose_product(4096, 131072, torch.bfloat16) == "vendor"
+    assert product.choose_product(768, 24576, torch.float32) == "vendor"

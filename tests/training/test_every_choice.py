@@ -146,7 +146,7 @@ def gradients(made: Learner, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         by_latent = grad.t() if turned else grad
         parts = getattr(parameter, "row_grads", None)
-        found[name] = reference.gradient(by_latent.shape, by_latent, parts)
+        found[name] = reference.dense_gradient(by_latent.shape, by_latent, parts)
     made.optimizer.zero_grad()
     return found
 

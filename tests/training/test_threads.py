@@ -30,7 +30,7 @@ from sae.autoencoder.sparsity import (
 )
 from sae.metrics.fvu import FVU as HeldOutFVU
 from sae.training import Learner, OptimConfig
-from sae_kernels.deterministic_sum import deterministic_sum, square_norm_of
+from sae_kernels.deterministic_sum import deterministic_sum, sum_of_squares
 
 # 512 x 384 numbers are more than the 32,768 from which torch splits a sum between threads.
 D_IN, D_SAE, BATCH, STEPS = 384, 512, 512, 4
@@ -99,5 +99,5 @@ def test_sums_are_right_and_do_not_depend_on_threads():
     exact = torch.arange(100_003, dtype=torch.float64)
     assert deterministic_sum(exact).item() == 100_002 * 100_003 / 2
     assert deterministic_sum(exact[:5].reshape(1, 5)).item() == 10
-    assert square_norm_of(torch.tensor([[3.0, 4.0], [1.0, 2.0]])).item() == pytest.approx(30)
-    assert square_norm_of(torch.tensor([3.0, -4.0])).item() == 25
+    assert sum_of_squares(torch.tensor([[3.0, 4.0], [1.0, 2.0]])).item() == pytest.approx(30)
+    assert sum_of_squares(torch.tensor([3.0, -4.0])).item() == 25

@@ -10,7 +10,7 @@ from sae.autoencoder.weights import Weights
 from sae_kernels.codes import Codes
 from sae_kernels.decode import decode
 from sae_kernels.encode_topk import encode_topk
-from sae_kernels.row_grads import deferred
+from sae_kernels.row_grads import row_grads_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class MatchingPursuit(Sparsity):
 def _turned(matrix: Tensor) -> Tensor:
     """The transpose; its gradient in parts goes where the matrix's own does."""
     turned = matrix.t()
-    turned.row_grads = deferred(matrix)  # rows of either are those of latents
+    turned.row_grads = row_grads_of(matrix)  # rows of either are those of latents
     return turned
 
 

@@ -31,7 +31,7 @@ def cases(dtype: str, chips: tuple[int, ...], slots: int, **constants: object) -
             **how,
         ),
         Case(
-            kernel=gpu_decode_prefixes._prefix_walk_kernel,
+            kernel=gpu_decode_prefixes._prefix_gradients_kernel,
             types={**types, **more, "n_slots": "i32:16"},
             constants={**constants, "BLOCK_R": max(slots, 4)},
             **how,

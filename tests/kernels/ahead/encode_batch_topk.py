@@ -22,16 +22,16 @@ def selection(bits: str, chips: tuple[int, ...], members: bool) -> list[Case]:
     """Of a list of group maxima, or of kept keys and the members of groups."""
     types = {"keys_ptr": f"*{bits}", "size": "i32:16", "n": "i32:16", "histograms_ptr": "*i32"}
     constants = {"KEY": key(bits), "DIGITS": DIGITS[bits], "GROUP": 32, "BLOCK": BLOCK}
-    taken = {"state_ptr": "*i64", "ranks_ptr": "*i64", "first_row": "i32:16", "d_sae": "i32:16"}
+    out = {"state_ptr": "*i64", "ranks_ptr": "*i64", "first_row": "i32:16", "d_sae": "i32:16"}
     unused = {}
     if members:
         types["groups_state_ptr"], constants["floor_ptr"] = "*i64", None
-        taken |= {"places_ptr": "*i64", "taken_ptr": f"*{bits}"}
-        taken |= {"groups_ptr": "*i32", "kept_ptr": "*i64"}
+        out |= {"positions_ptr": "*i64", "out_keys_ptr": f"*{bits}"}
+        out |= {"groups_ptr": "*i32", "kept_positions_ptr": "*i64"}
     else:
         types["floor_ptr"], constants["groups_state_ptr"] = "*i64", None
-        taken["places_ptr"] = "*i32"
-        unused = {"groups_ptr": None, "kept_ptr": None, "taken_ptr": None}
+        out["positions_ptr"] = "*i32"
+        unused = {"groups_ptr": None, "kept_positions_ptr": None, "out_keys_ptr": None}
     return [
         Case(
             kernel=gpu_encode_batch_topk._histogram_kernel,
@@ -46,8 +46,8 @@ def selection(bits: str, chips: tuple[int, ...], members: bool) -> list[Case]:
             chips=chips,
         ),
         Case(
-            kernel=gpu_encode_batch_topk._take_kernel,
-            types={**types, **taken},
+            kernel=gpu_encode_batch_topk._compact_kernel,
+            types={**types, **out},
             constants={**constants, **unused},
             chips=chips,
         ),

@@ -1,5 +1,7 @@
-"""`torch.ops.sae_kernels.decode*`: see `custom_op`. Gradients go to values, W_dec, b_dec and, where
-there is one, the target."""
+"""Custom ops for the decoders under torch.compile: `torch.ops.sae_kernels.decode*`.
+
+See `custom_op`. Gradients go to values, W_dec, b_dec and the target, if there is one.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,15 @@ from torch.library import custom_op
 
 from sae_kernels.backend import pair_sums, resolve
 from sae_kernels.codes import Codes
-from sae_kernels.custom_op import differentiable, like, some, wide
+from sae_kernels.custom_op import (
+    accumulation_dtype,
+    empty_like_needed,
+    register_backward,
+    select_needed,
+)
 from sae_kernels.decode import decode
 from sae_kernels.decode_error import decode_error, error_grad
-from sae_kernels.decode_prefixes import by_level, decode_prefixes, prefixes_grad
+from sae_kernels.decode_prefixes import decode_prefixes, pairs_by_level, prefixes_grad
 from sae_kernels.pairs import Pairs
 
 
@@ -29,7 +36,7 @@ def decode_op(
 
 @decode_op.register_fake
 def _(values, W_dec, b_dec, indices, offsets, backend):
-    # len() would make a symbolic size a number.
+    # len() would turn a symbolic size into a number.
     batch = indices.shape[0] if offsets is None else offsets.shape[0] - 1
     return W_dec.new_empty(batch, W_dec.shape[1])
 
@@ -45,17 +52,17 @@ def decode_backward_op(
     needs: list[bool],
 ) -> list[Tensor]:
     pairs, sums = Pairs(indices, offsets, len(W_dec)), pair_sums(resolve(backend, W_dec))
-    makers = (
+    gradients = (
         lambda: sums.dot_rows(pairs, grad, W_dec).view_as(values),
         lambda: sums.sum_tokens(pairs, values.flatten(), grad),
         lambda: grad.sum(0),
     )
-    return [make() for make in some(makers, needs)]
+    return [compute() for compute in select_needed(gradients, needs)]
 
 
 @decode_backward_op.register_fake
 def _(grad, values, W_dec, indices, offsets, backend, needs):
-    return like((values, W_dec, grad[0]), needs)
+    return empty_like_needed((values, W_dec, grad[0]), needs)
 
 
 @custom_op("sae_kernels::decode_error", mutates_args=())
@@ -74,7 +81,7 @@ def decode_error_op(
 
 @decode_error_op.register_fake
 def _(values, W_dec, b_dec, target, indices, offsets, backend):
-    return target.new_empty(target.shape), target.new_empty((), dtype=wide(target))
+    return target.new_empty(target.shape), target.new_empty((), dtype=accumulation_dtype(target))
 
 
 @custom_op("sae_kernels::decode_error_backward", mutates_args=())
@@ -89,12 +96,12 @@ def decode_error_backward_op(
     needs: list[bool],
 ) -> list[Tensor]:
     pairs, sums = Pairs(indices, offsets, len(W_dec)), pair_sums(resolve(backend, W_dec))
-    return some(error_grad(grad, values, W_dec, residual, pairs, sums, None, needs), needs)
+    return select_needed(error_grad(grad, values, W_dec, residual, pairs, sums, None, needs), needs)
 
 
 @decode_error_backward_op.register_fake
 def _(grad, values, W_dec, residual, indices, offsets, backend, needs):
-    return like((values, W_dec, W_dec[0], residual), needs)
+    return empty_like_needed((values, W_dec, W_dec[0], residual), needs)
 
 
 @custom_op("sae_kernels::decode_prefixes", mutates_args=())
@@ -115,7 +122,7 @@ def decode_prefixes_op(
 
 @decode_prefixes_op.register_fake
 def _(values, W_dec, b_dec, target, indices, offsets, levels, n_levels, backend):
-    return target.new_empty(n_levels, dtype=wide(target))
+    return target.new_empty(n_levels, dtype=accumulation_dtype(target))
 
 
 @custom_op("sae_kernels::decode_prefixes_backward", mutates_args=())
@@ -132,21 +139,21 @@ def decode_prefixes_backward_op(
     needs: list[bool],
 ) -> list[Tensor]:
     codes, n_levels = Codes(values, indices, len(W_dec), offsets), len(grad)
-    how = *by_level(codes, levels, n_levels), n_levels, resolve(backend, W_dec)
-    return some(prefixes_grad(grad, values, W_dec, b_dec, target, *how, needs), needs)
+    context = *pairs_by_level(codes, levels, n_levels), n_levels, resolve(backend, W_dec)
+    return select_needed(prefixes_grad(grad, values, W_dec, b_dec, target, *context, needs), needs)
 
 
 @decode_prefixes_backward_op.register_fake
 def _(grad, values, W_dec, b_dec, target, indices, offsets, levels, backend, needs):
-    return like((values, W_dec, b_dec, target), needs)
+    return empty_like_needed((values, W_dec, b_dec, target), needs)
 
 
-differentiable(decode_op, decode_backward_op, 3, lambda inputs, _: [*inputs[:2], *inputs[3:5]])
-differentiable(
+register_backward(decode_op, decode_backward_op, 3, lambda inputs, _: [*inputs[:2], *inputs[3:5]])
+register_backward(
     decode_error_op,
     decode_error_backward_op,
     4,
     lambda inputs, output: [*inputs[:2], output[0], *inputs[4:6]],
-    which=1,
+    differentiable_output=1,
 )
-differentiable(decode_prefixes_op, decode_prefixes_backward_op, 4, lambda inputs, _: inputs[:7])
+register_backward(decode_prefixes_op, decode_prefixes_backward_op, 4, lambda inputs, _: inputs[:7])
