@@ -1,4 +1,4 @@
-"""Activations on disk, so that every contender trains on the same ones and none waits for them."""
+"""Keep activations on disk, so that every trainer gets the same ones and none waits for them."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.config import Setting
+from benchmarks.config import BenchConfig
 from sae.activations import Batch, Source, Split
 from sae.errors import UserError
 
 
 class CachedSource(Source):
-    """The source of a setting, each block of it harvested once and then read from a file.
+    """The source of a config, with blocks that are harvested once and then read from files.
 
-    A block is one `.npy` of float32 [rows, width], mapped into memory when read, in a folder named
-    by a hash of all it depends on. A file appears under its name only when it is whole. `Stream`
-    shuffles on top of it, so batches are those of a training run of that setting.
+    A block is one `.npy` file of float32 [rows, width], memory-mapped when read, in a folder named
+    by a hash of everything that it depends on. Files are written atomically. `Stream` shuffles on
+    top of this source, so batches are those of a training run with that config.
     """
 
-    def __init__(self, setting: Setting, folder: Path) -> None:
-        self.source = setting.source()
+    def __init__(self, config: BenchConfig, folder: Path) -> None:
+        self.source = config.source()
         text = getattr(self.source, "text", None)
         key = {
-            "source": setting.data["source"],
+            "source": config.data["source"],
             "text": text.fingerprint() if text else platform.python_version(),
         }
         digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8)
@@ -36,16 +36,16 @@ class CachedSource(Source):
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "key.json").write_text(json.dumps(key, indent=2), encoding="utf-8")
 
-    def prepare(self, setting: Setting, blocks: int) -> None:
-        """Harvest what is missing of the held-out block and of the first `blocks` of training."""
-        size = setting.data["batch_size"] * setting.data["block_batches"]
-        held_out = self._file("held_out", 0, setting.data["held_out_tokens"], setting.seed)
+    def prepare(self, config: BenchConfig, blocks: int) -> None:
+        """Harvest the held-out block and the first `blocks` training blocks, unless on disk."""
+        size = config.data["batch_size"] * config.data["block_batches"]
+        held_out = self._file("held_out", 0, config.data["held_out_tokens"], config.seed)
         for index in range(blocks):
-            self._file("train", index, size, setting.seed)
+            self._file("train", index, size, config.seed)
         self.widths = {self._hook: np.load(held_out, mmap_mode="r").shape[1]}
 
     def block(self, split: Split, index: int, size: int, seed: int) -> Batch:
-        # Copy on write: torch refuses read-only memory with a warning, and nobody writes here.
+        # Copy-on-write mode: torch warns about read-only memory, and nothing writes here.
         acts = np.load(self._file(split, index, size, seed), mmap_mode="c")
         return Batch({self._hook: torch.from_numpy(acts)})
 

@@ -1,18 +1,21 @@
-"""Which settings learn, over sizes and kinds of activations? `python -m benchmarks.defaults`
+"""Vary the default settings over sizes and kinds of activations: `python -m benchmarks.defaults`.
 
-Each cell is a kind of activations, a size, a number of steps and a batch size; a knob is turned in
-it while the others stay as `sae.training.defaults` has them, and AuxK at 1/2, d_in/8.
+A cell is a kind of activations, a size, a number of steps and a batch size. In each cell one
+setting ("knob") varies while the others have their defaults from `sae.training.defaults`, and AuxK
+has coefficient 1/2 and k_aux d_in/8.
 
-equal: 64, 256 or 1,024 features in 32, 64 or 128 dimensions, all as frequent as each other, values
-    half-normal; 5, 8 or 12 active on average; as many for k, twice as many latents as features.
-power-law: the same with frequencies i^-0.5 and values 1 give or take 0.3.
+equal: 64, 256 or 1,024 equally frequent features in 32, 64 or 128 dimensions with half-normal
+    values; 5, 8 or 12 are active on average, k is the same number, and there are twice as many
+    latents as features.
+power-law: the same with frequencies i^-0.5 and values 1 +- 0.3.
 minilm: the activations of configs/default.yaml; 1,024, 4,096 or 8,192 latents, k 16, 32 or 64.
 
-knobs: `lr` and `dead` (tokens until a latent is dead), in multiples of the rule; `auxk`, as
-    coefficient and k_aux, the latter as a share of d_in.
-FVU: held out. loss: FVU above the lowest of the cell and knob, in percent of that.
-dead: share of latents that the run's own counters call dead. silent: on all held-out samples.
-MCC: of the true features, where they are known; see `benchmarks.recovery`.
+knobs: `lr` and `dead` (tokens until a latent counts as dead), in multiples of the default; `auxk`,
+    as coefficient and k_aux, the latter as a share of d_in.
+FVU: on held-out activations. loss: FVU above the lowest of its cell and knob, relative to it.
+dead: share of latents that are dead by the counters of the run.
+silent: share of latents that do not fire on any held-out activation.
+MCC: with the true features, where they are known; see `benchmarks.recovery`.
 """
 
 from __future__ import annotations
@@ -26,9 +29,9 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from benchmarks import results_io as record
+from benchmarks import results_io
 from benchmarks.activations import CachedSource
-from benchmarks.config import DEFAULT, Setting
+from benchmarks.config import DEFAULT, BenchConfig
 from benchmarks.quality import CACHE
 from sae.activations import Source, Stream
 from sae.autoencoder import SAE
@@ -59,7 +62,7 @@ MINILM = {"small": (1024, 16), "middle": (4096, 32), "large": (8192, 64)}
 
 @dataclass(frozen=True)
 class Cell:
-    """Where a knob is turned."""
+    """Activations, a size, a number of steps and a batch size."""
 
     data: str
     size: str
@@ -68,20 +71,21 @@ class Cell:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """d_sae and k."""
+        """(d_sae, k)."""
         if self.data == "minilm":
             return MINILM[self.size]
         world = WORLDS[self.size]
         return 2 * world["n_features"], int(world["mean_active"])
 
     def source(self) -> Source:
+        """Return the source of the activations."""
         if self.data == "minilm":
-            setting = Setting.read(DEFAULT, [])
-            cached = CachedSource(setting, CACHE)
-            cached.prepare(setting, -(-self.steps * self.batch // BLOCK))
+            config = BenchConfig.read(DEFAULT, [])
+            cached = CachedSource(config, CACHE)
+            cached.prepare(config, -(-self.steps * self.batch // BLOCK))
             return cached
-        more = POWER_LAW if self.data == "power-law" else {}
-        return SparseSuperposition(**WORLDS[self.size], **more)
+        changes = POWER_LAW if self.data == "power-law" else {}
+        return SparseSuperposition(**WORLDS[self.size], **changes)
 
 
 SIZES = ("small", "middle", "large")
@@ -96,10 +100,10 @@ BATCHES += [Cell("minilm", "small", 1024, 256), Cell("minilm", "small", 256, 409
 
 
 def grid() -> list[tuple[Cell, str, tuple[float, ...]]]:
-    """(cell, knob, value) of every run."""
+    """Return (cell, knob, value) of every run."""
     runs = [(cell, "lr", (x,)) for cell in MIDDLE for x in (0.25, 0.5, 1.0, 2.0, 4.0)]
-    some = [*EDGES, *LENGTHS, *BATCHES]
-    runs += [(cell, "lr", (x,)) for cell in some for x in (0.5, 1.0, 2.0)]
+    others = [*EDGES, *LENGTHS, *BATCHES]
+    runs += [(cell, "lr", (x,)) for cell in others for x in (0.5, 1.0, 2.0)]
     weights = [(c, share) for c in (1 / 32, 1 / 8, 1 / 2, 1) for share in (1 / 8, 1 / 2)]
     runs += [(cell, "auxk", value) for cell in (*MIDDLE, *EDGES) for value in weights]
     runs += [(cell, "dead", (x,)) for cell in MIDDLE for x in (0.25, 4.0)]
@@ -108,6 +112,8 @@ def grid() -> list[tuple[Cell, str, tuple[float, ...]]]:
 
 @dataclass(frozen=True)
 class Row:
+    """One run."""
+
     data: str
     size: str
     steps: int
@@ -135,14 +141,17 @@ class Row:
 
     @property
     def key(self) -> tuple:
+        """Identifies a run; a later run with the same key replaces it."""
         return (*self.cell, self.knob, self.value)
 
     @property
     def cell(self) -> tuple:
+        """The cell as a tuple."""
         return self.data, self.size, self.steps, self.batch
 
 
-def named(knob: str, value: tuple[float, ...]) -> str:
+def value_label(knob: str, value: tuple[float, ...]) -> str:
+    """Return the value of a knob as text, such as `x 2` or `1/8, d_in/2`."""
     if knob == "auxk":
         weight = "1" if value[0] == 1 else f"1/{1 / value[0]:.0f}"
         return f"{weight}, d_in/{1 / value[1]:.0f}"
@@ -150,7 +159,7 @@ def named(knob: str, value: tuple[float, ...]) -> str:
 
 
 def run(cell: Cell, knob: str, value: tuple[float, ...], argv: list[str]) -> Row:
-    """Train and judge."""
+    """Train and measure."""
     source, (d_sae, k) = cell.source(), cell.shape
     ((hook, d_in),) = source.widths.items()
     lr = defaults.learning_rate("adam", d_in, d_sae, cell.steps)
@@ -181,20 +190,20 @@ def run(cell: Cell, knob: str, value: tuple[float, ...], argv: list[str]) -> Row
     learner.initialise({"x": stream.first_block().acts[hook]})
     for batch in stream:
         learner.step({"x": batch.acts[hook]})
-    held_out, seen = HeldOutFVU(d_in), Firing(d_sae)
+    held_out_fvu, firing = HeldOutFVU(d_in), Firing(d_sae)
     for part in source.block("held_out", 0, HELD_OUT, 0).acts[hook].split(HELD_OUT_ROWS):
         y, y_hat, codes = learner.predict({"x": part})
-        held_out.update(y, y_hat)
-        seen.update(codes)
+        held_out_fvu.update(y, y_hat)
+        firing.update(codes)
     truth = getattr(source, "truth", None)
     return Row(
         **asdict(cell),
         knob=knob,
-        value=named(knob, value),
-        fvu=held_out.compute(),
-        l0=seen.l0(),
+        value=value_label(knob, value),
+        fvu=held_out_fvu.compute(),
+        l0=firing.l0(),
         dead=learner.dead.dead_fraction().item(),
-        silent=seen.never_fired_fraction(),
+        silent=firing.never_fired_fraction(),
         mcc=float("nan") if truth is None else dictionary_mcc_signed(sae.W_dec.detach(), truth),
         lr=lr,
         dead_after=dead_after,
@@ -204,55 +213,58 @@ def run(cell: Cell, knob: str, value: tuple[float, ...], argv: list[str]) -> Row
         d_sae=d_sae,
         k=k,
         threads=torch.get_num_threads(),
-        device=record.cpu(),
-        versions=record.versions(["numpy"]),
-        commit=record.commit(),
-        date=record.today(),
-        command=record.command("benchmarks.defaults", argv),
+        device=results_io.cpu_name(),
+        versions=results_io.versions(["numpy"]),
+        commit=results_io.commit(),
+        date=results_io.today(),
+        command=results_io.command_line("benchmarks.defaults", argv),
     )
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.defaults", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--knob", choices=["lr", "auxk", "dead"], help="left out: all")
-    parser.add_argument("--data", choices=["equal", "power-law", "minilm"], help="left out: all")
-    parser.add_argument("--size", choices=SIZES, help="left out: all")
-    parser.add_argument("--most-steps", type=int, default=8192, help="leave out longer runs")
+    parser.add_argument("--knob", choices=["lr", "auxk", "dead"], help="default: all")
+    parser.add_argument("--data", choices=["equal", "power-law", "minilm"], help="default: all")
+    parser.add_argument("--size", choices=SIZES, help="default: all")
+    parser.add_argument("--max-steps", type=int, default=8192, help="skip longer runs")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=record.REPO / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=results_io.REPO / "benchmarks" / "results")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     chosen = [
-        one
-        for one in grid()
-        if args.knob in (None, one[1])
-        and args.data in (None, one[0].data)
-        and args.size in (None, one[0].size)
-        and one[0].steps <= args.most_steps
+        (cell, knob, value)
+        for cell, knob, value in grid()
+        if args.knob in (None, knob)
+        and args.data in (None, cell.data)
+        and args.size in (None, cell.size)
+        and cell.steps <= args.max_steps
     ]
     if not chosen:
-        raise UserError(f"--most-steps {args.most_steps} leaves nothing to run; give at least 256")
-    for one in chosen:
-        row = run(*one, argv)
+        raise UserError(f"--max-steps {args.max_steps} leaves nothing to run; give at least 256")
+    for cell, knob, value in chosen:
+        row = run(cell, knob, value, argv)
         write(args.out, row)
         sys.stdout.write(line(row) + "\n")
         sys.stdout.flush()
 
 
 def write(folder: Path, row: Row) -> None:
-    """Add `row` in place of an earlier run of the same; write page and picture anew."""
+    """Add a row, replacing an earlier run with its key; rewrite the page and the plot."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"defaults_cpu_{row.date}.csv"
-    kept = {some.key: some for some in [*record.read(file, Row), row]}
-    order = [(*asdict(cell).values(), knob, named(knob, value)) for cell, knob, value in grid()]
-    rows = sorted(kept.values(), key=lambda some: order.index(some.key))
-    record.write(file, rows)
+    latest = {r.key: r for r in [*results_io.read_rows(file, Row), row]}
+    order = [
+        (*asdict(cell).values(), knob, value_label(knob, value)) for cell, knob, value in grid()
+    ]
+    rows = sorted(latest.values(), key=lambda r: order.index(r.key))
+    results_io.write_rows(file, rows)
     write_text(file.with_suffix(".md"), "\n".join(page(rows)) + "\n")
     draw(rows, file.with_suffix(".png"))
 
 
 def line(row: Row) -> str:
+    """Return the line of a row in a Markdown table."""
     mcc = "" if row.mcc != row.mcc else f"{row.mcc:.3f}"
     cells = (row.data, row.size, row.steps, row.batch, row.value, f"{row.lr:.2e}")
     return (
@@ -262,68 +274,69 @@ def line(row: Row) -> str:
 
 
 def page(rows: list[Row]) -> list[str]:
-    lines = ["# Settings that learn", "", "What each column is: `benchmarks/defaults.py`.", ""]
+    """Return the lines of a Markdown page."""
+    lines = ["# Default settings", "", "`benchmarks/defaults.py` explains the columns.", ""]
     for knob in dict.fromkeys(row.knob for row in rows):
         lines += [f"## {knob}", ""]
         lines += [*summary([row for row in rows if row.knob == knob]), ""]
         lines += ["| data | size | steps | batch | value | lr | FVU | dead | silent | MCC |"]
         lines += ["|---|---|--:|--:|---|--:|--:|--:|--:|--:|"]
         lines += [*[line(row) for row in rows if row.knob == knob], ""]
-    return [*lines[:-1], *record.how(rows)]
+    return [*lines[:-1], *results_io.provenance_lines(rows)]
 
 
 def losses(rows: list[Row]) -> dict[str, list[float]]:
-    """Value of a knob -> in each cell, how far FVU is above that cell's lowest, as a share."""
+    """Return for each value of a knob, over cells, FVU relative to the cell's lowest, minus 1."""
     lowest: dict[tuple, float] = {}
     for row in rows:
         lowest[row.cell] = min(row.fvu, lowest.get(row.cell, row.fvu))
-    found: dict[str, list[float]] = {}
+    losses: dict[str, list[float]] = {}
     for row in rows:
-        found.setdefault(row.value, []).append(row.fvu / lowest[row.cell] - 1)
-    return found
+        losses.setdefault(row.value, []).append(row.fvu / lowest[row.cell] - 1)
+    return losses
 
 
 def summary(rows: list[Row]) -> list[str]:
-    lines = ["| value | cells | loss: median | most | dead: median | most | least MCC |"]
+    """Return a Markdown table with a line for each value of a knob."""
+    lines = ["| value | cells | median loss | max loss | median dead | max dead | min MCC |"]
     lines += ["|---|--:|--:|--:|--:|--:|--:|"]
-    for value, lost in losses(rows).items():
-        some = [row for row in rows if row.value == value]
-        dead = [row.dead for row in some]
-        known = [row.mcc for row in some if row.mcc == row.mcc]
+    for value, loss in losses(rows).items():
+        with_value = [row for row in rows if row.value == value]
+        dead = [row.dead for row in with_value]
+        mccs = [row.mcc for row in with_value if row.mcc == row.mcc]
         lines.append(
-            f"| {value} | {len(some)} | {statistics.median(lost):.1%} | {max(lost):.1%} | "
+            f"| {value} | {len(with_value)} | {statistics.median(loss):.1%} | {max(loss):.1%} | "
             f"{statistics.median(dead):.1%} | {max(dead):.1%} | "
-            + (f"{min(known):.3f} |" if known else "|")
+            + (f"{min(mccs):.3f} |" if mccs else "|")
         )
     return lines
 
 
 def draw(rows: list[Row], file: Path) -> None:
-    """FVU and dead share over the learning rate in multiples of the rule, a curve per cell."""
+    """Plot FVU and dead latents over the learning rate, one curve for each cell."""
     rows = [row for row in rows if row.knob == "lr"]
     if not rows:
         return
     figure, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    colours = {"equal": "#0b6e99", "power-law": "#b45f06", "minilm": "#38761d"}
+    colors = {"equal": "#0b6e99", "power-law": "#b45f06", "minilm": "#38761d"}
     lowest: dict[tuple, float] = {}
     for row in rows:
         lowest[row.cell] = min(row.fvu, lowest.get(row.cell, row.fvu))
     for cell in lowest:
-        some = [row for row in rows if row.cell == cell]
-        some.sort(key=lambda row: row.lr)
-        x = [float(row.value.removeprefix("x ")) for row in some]
-        style = {"color": colours[cell[0]], "alpha": 0.6, "marker": "o", "markersize": 3}
-        panels[0].plot(x, [row.fvu / lowest[cell] for row in some], **style)
-        panels[1].plot(x, [100 * row.dead for row in some], **style)
+        of_cell = sorted((row for row in rows if row.cell == cell), key=lambda row: row.lr)
+        x = [float(row.value.removeprefix("x ")) for row in of_cell]
+        style = {"color": colors[cell[0]], "alpha": 0.6, "marker": "o", "markersize": 3}
+        panels[0].plot(x, [row.fvu / lowest[cell] for row in of_cell], **style)
+        panels[1].plot(x, [100 * row.dead for row in of_cell], **style)
     for panel in panels:
         panel.set_xscale("log", base=2)
         panel.axvline(1, color="#888888", linewidth=0.8, linestyle=":")
-        panel.set_xlabel("learning rate, in multiples of the rule")
+        panel.set_xlabel("learning rate, in multiples of the default")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("held-out FVU, in multiples of the cell's lowest")
+    panels[0].set_ylabel("held-out FVU, relative to the lowest of the cell")
     panels[1].set_ylabel("dead latents, %")
-    for name, colour in colours.items():
-        panels[0].plot([], [], color=colour, marker="o", markersize=3, label=name)
+    for name, color in colors.items():
+        panels[0].plot([], [], color=color, marker="o", markersize=3, label=name)
     panels[0].legend(frameon=False)
     figure.savefig(file, dpi=110)
     plt.close(figure)

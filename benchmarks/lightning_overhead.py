@@ -1,10 +1,9 @@
-"""What Lightning adds to a step: `python -m benchmarks.lightning_overhead`.
+"""Measure the time that Lightning adds to a step: `python -m benchmarks.lightning_overhead`.
 
-The same small steps in a bare loop over the stream, and in the Trainer as `train.py` sets it up
-(its callbacks, `metrics.csv`, a row every 50 steps, no checkpoint in between) with 1 and with 10
-steps a call (`trainer.steps_per_call`). Activations are made
-beforehand. What is added is the same at every size, so it matters only where a step takes a
-millisecond or so.
+The same small steps run in a bare loop over the stream, and in the Trainer as `train.py` sets it up
+(its callbacks, `metrics.csv` with a row every 50 steps, no checkpoint) with 1 and with 10 steps per
+call (`trainer.steps_per_call`). Activations are made beforehand. The added time is the same at
+every size, so it matters only if a step takes about a millisecond.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from benchmarks import results_io as record
+from benchmarks import results_io
 from sae.activations import Batch, Source, Stream
 from sae.autoencoder.sparsity import TopK
 from sae.lightning.callbacks import ProgressLines, SaveCheckpoints
@@ -111,13 +110,13 @@ def main() -> None:
     for _ in range(args.rounds):
         for name, options in loops.items():
             rounds[name].append(milliseconds(args.steps, accelerator=args.accelerator, **options))
-    device = torch.cuda.get_device_name() if args.accelerator == "gpu" else record.cpu()
+    device = torch.cuda.get_device_name() if args.accelerator == "gpu" else results_io.cpu_name()
     for name, times in rounds.items():
         middle, spread = statistics.median(times), f"{min(times):.3f}-{max(times):.3f}"
         sys.stdout.write(f"{name}: {middle:.3f} ms a step ({spread})\n")
     sys.stdout.write(
         f"{D_IN} to {D_SAE}, k {K}, batch {BATCH}, {device}, {args.threads} threads, "
-        f"{record.versions(['lightning'])}, commit {record.commit()}\n"
+        f"{results_io.versions(['lightning'])}, commit {results_io.commit()}\n"
     )
 
 

@@ -1,30 +1,31 @@
-"""How the trainers of sparsify, dictionary_learning and SAELens are driven, where installed.
+"""Drive the trainers of sparsify, dictionary_learning and SAELens ("peers"), where installed.
 
-Every contender gets the same raw activations in the same order, and multiplies them by the same
-factor, which makes the mean norm sqrt(d_in); none of the peers normalises by default. A peer is
-imported and driven, never re-implemented, as follows.
+Every trainer gets the same activations in the same order, and multiplies them by the same factor,
+which makes their mean norm sqrt(d_in); none of the peers normalizes by default. A peer is imported
+and driven, never re-implemented:
 
 sparsify: `SparseCoder(d_in, SparseCoderConfig(num_latents, k))` in the order of its `Trainer.fit`
     with `loss_fn="fvu"`: on the first step b_dec = mean of the batch; then per step
     `set_decoder_norm_to_unit_norm`, forward, loss = fvu + auxk_alpha * auxk, backward,
-    `remove_gradient_parallel_to_decoder_directions`, optimiser, schedule, its count of dead
-    latents. "signum" is its default optimiser (schedule-free `SignSGD`, momentum 0.95, lr 5e-3 /
-    sqrt(d_sae / 2**14), judged on the averaged weights, as its checkpoints are); "adam" its other
-    one (lr 2e-4 / sqrt(d_sae / 2**14), 1000 steps of warm-up, then linear to 0). auxk_alpha is its
-    default 0. Its Trainer cannot be used whole: it runs the language model itself and shuffles
-    nothing.
+    `remove_gradient_parallel_to_decoder_directions`, optimizer, schedule, its count of dead
+    latents. "signum" is its default optimizer (schedule-free `SignSGD`, momentum 0.95, lr 5e-3 /
+    sqrt(d_sae / 2**14), evaluated on the averaged weights, which its checkpoints hold); "adam" is
+    its other one (lr 2e-4 / sqrt(d_sae / 2**14), 1000 steps of warm-up, then linear to 0).
+    auxk_alpha is its default 0. Its Trainer cannot be used as it is, because it runs the language
+    model itself and does not shuffle.
 dictionary_learning: `TopKTrainer(steps, activation_dim, dict_size, k)` through its own
     `update(step, acts)`; b_dec is the geometric median of the first batch, by its own code. lr 2e-4
     / sqrt(d_sae / 2**14), 1000 steps of warm-up, no decay, AuxK 1/32 after 10 million tokens. It
-    refuses a warm-up that is as long as the run; a run of 1000 steps or fewer gets the
-    longest it accepts, all but one step.
-saelens: `SAETrainer(SAETrainerConfig, TopKTrainingSAE)` through its own `step(batch)`, the seam its
-    multi-SAE trainer uses. lr 3e-4, constant, AuxK 1.0 after 1000 steps without firing.
+    refuses a warm-up as long as the run, so a run of 1000 steps or fewer gets the longest warm-up
+    that it accepts, which is one step shorter than the run.
+saelens: `SAETrainer(SAETrainerConfig, TopKTrainingSAE)` through its own `step(batch)`, which its
+    trainer of several SAEs also calls. lr 3e-4, constant, AuxK 1.0 after 1000 steps without firing.
 
-Variants "tuned" take from our config what a short run needs and the peer has a knob for, so that
-none is held back by a default meant for longer runs: our warm-up and decay shares, our dead_after;
-and the learning rate is 1, 2, 4 and 8 times the peer's default. Ours is run as configured; the
-default config's own rate is 8 times the usual 2e-4 rule, so 8 is where the grid must reach.
+"Tuned" variants take from our config whatever a short run needs and the peer has a setting for, so
+that no peer is held back by a default meant for longer runs: our shares of warm-up and decay, and
+our dead_after. Their learning rate is 1, 2, 4 and 8 times the peer's default. Our own trainer runs
+as configured; the learning rate of the default config is 8 times the usual 2e-4 rule, so the grid
+must reach 8.
 """
 
 from __future__ import annotations
@@ -38,30 +39,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.trainers import Contender, Task
+from benchmarks.trainers import Task, Trainer
 from sae_kernels.codes import Codes
 
 LR_FACTORS = (1, 2, 4, 8)
 
 
-class Sparsify(Contender):
+class Sparsify(Trainer):
+    """The trainer of sparsify."""
+
     package, distribution = "sparsify", "eai-sparsify"
 
     def __init__(
         self, task: Task, optimizer: str, lr_factor: float = 1.0, short_run: bool = False
     ) -> None:
-        sparsify = quietly(lambda: importlib.import_module("sparsify"))
+        sparsify = silently(lambda: importlib.import_module("sparsify"))
         self.task = task
         torch.manual_seed(task.seed)
         config = sparsify.SparseCoderConfig(num_latents=task.d_sae, k=task.k)
         self.coder = sparsify.SparseCoder(task.d_in, config, dtype=torch.float32)
         self.trainer = sparsify.TrainConfig(sae=config)
-        dead_after = task.setting.dead_after if short_run else self.trainer.dead_feature_threshold
+        dead_after = task.config.dead_after if short_run else self.trainer.dead_feature_threshold
         self.dead_after = dead_after
         self.since_fired = torch.zeros(task.d_sae, dtype=torch.int64)
         self.fresh, self.finished, self.schedule = True, False, None
-        rule = (5e-3 if optimizer == "signum" else 2e-4) / (task.d_sae / 2**14) ** 0.5
-        self.lr = rule * lr_factor
+        default_lr = (5e-3 if optimizer == "signum" else 2e-4) / (task.d_sae / 2**14) ** 0.5
+        self.lr = default_lr * lr_factor
         parameters = self.coder.parameters()
         if optimizer == "signum":
             from schedulefree import ScheduleFreeWrapper
@@ -81,7 +84,7 @@ class Sparsify(Contender):
         default = {"default (signum)": {"optimizer": "signum"}, "adam": {"optimizer": "adam"}}
         if not tuned:
             return default
-        # Sign descent has no warm-up to shorten, so only its learning rate differs.
+        # Sign descent has no warm-up that could be shortened, so only its learning rate differs.
         return {
             f"tuned ({name}, lr x {factor})": {
                 "optimizer": name,
@@ -111,10 +114,10 @@ class Sparsify(Contender):
         self.since_fired += len(x)
         self.since_fired[out.latent_indices.flatten()] = 0
 
-    def judge(self, acts: Tensor) -> tuple[Tensor, Tensor, Codes]:
+    def predict(self, acts: Tensor) -> tuple[Tensor, Tensor, Codes]:
         x = acts * self.task.scale
         if not self.finished:
-            self.coder.set_decoder_norm_to_unit_norm()  # as the step is about to; twice is once
+            self.coder.set_decoder_norm_to_unit_norm()  # the next step does this too
         code = self.coder.encode(x)
         x_hat = self.coder.decode(code.top_acts, code.top_indices)
         return x, x_hat, Codes(code.top_acts, code.top_indices, self.task.d_sae)
@@ -125,7 +128,9 @@ class Sparsify(Contender):
             self.optimizer.eval()
 
 
-class DictionaryLearning(Contender):
+class DictionaryLearning(Trainer):
+    """The TopK trainer of dictionary_learning."""
+
     package, distribution = "dictionary_learning", "dictionary-learning"
 
     def __init__(self, task: Task, lr_factor: float = 1.0, short_run: bool = False) -> None:
@@ -151,7 +156,7 @@ class DictionaryLearning(Contender):
             **options,
         )
         if short_run:
-            self.trainer.dead_feature_threshold = task.setting.dead_after
+            self.trainer.dead_feature_threshold = task.config.dead_after
 
     @classmethod
     def variants(cls, tuned: bool) -> dict[str, dict[str, Any]]:
@@ -161,13 +166,15 @@ class DictionaryLearning(Contender):
         self.trainer.update(self.done, acts * self.task.scale)
         self.done += 1
 
-    def judge(self, acts: Tensor) -> tuple[Tensor, Tensor, Codes]:
+    def predict(self, acts: Tensor) -> tuple[Tensor, Tensor, Codes]:
         x = acts * self.task.scale
         dense, values, indices, _ = self.trainer.ae.encode(x, return_topk=True)
         return x, self.trainer.ae.decode(dense), Codes(values, indices, self.task.d_sae)
 
 
-class SAELens(Contender):
+class SAELens(Trainer):
+    """The TopK trainer of SAELens."""
+
     package, distribution = "sae_lens", "sae-lens"
 
     def __init__(self, task: Task, lr_factor: float = 1.0, short_run: bool = False) -> None:
@@ -185,14 +192,14 @@ class SAELens(Contender):
             options = {
                 "lr_warm_up_steps": task.warmup_steps,
                 "lr_decay_steps": task.decay_steps,
-                "dead_feature_window": max(1, task.setting.dead_after // task.batch),
+                "dead_feature_window": max(1, task.config.dead_after // task.batch),
             }
         self.lr = 3e-4 * lr_factor
         config = SAETrainerConfig(
             total_training_samples=task.steps * task.batch,
             train_batch_size_samples=task.batch,
             lr=self.lr,
-            lr_end=self.lr / 10,  # unused by its constant schedule, which still asks for one
+            lr_end=self.lr / 10,  # required, although its constant schedule does not use it
             **options,
         )
         self.trainer = SAETrainer(config, self.coder, data_provider=iter(()))
@@ -205,20 +212,21 @@ class SAELens(Contender):
         self.trainer.step(acts * self.task.scale)
         self.trainer.n_training_steps += 1
 
-    def judge(self, acts: Tensor) -> tuple[Tensor, Tensor, Codes]:
+    def predict(self, acts: Tensor) -> tuple[Tensor, Tensor, Codes]:
         x = acts * self.task.scale
         dense = self.coder.encode(x)
-        kept = dense.topk(self.task.k, sorted=False)
-        return x, self.coder.decode(dense), Codes(kept.values, kept.indices, self.task.d_sae)
+        top = dense.topk(self.task.k, sorted=False)
+        return x, self.coder.decode(dense), Codes(top.values, top.indices, self.task.d_sae)
 
 
 def tuned_variants() -> dict[str, dict[str, Any]]:
+    """Return the variants with our schedule and several learning rates."""
     return {
         f"tuned (lr x {factor})": {"lr_factor": factor, "short_run": True} for factor in LR_FACTORS
     }
 
 
-def quietly(call: Callable[[], Any]) -> Any:
-    """What `call` returns, without what it prints."""
+def silently(call: Callable[[], Any]) -> Any:
+    """Return what `call` returns, and drop what it prints."""
     with contextlib.redirect_stdout(io.StringIO()):
         return call()

@@ -1,8 +1,7 @@
-"""Pictures of `benchmarks.step_and_op_speed`'s results: `python -m benchmarks.plot
-[speed_cpu_….csv]`.
+"""Plot the results of `benchmarks.step_and_op_speed`: `python -m benchmarks.plot [FILE.csv]`.
 
-Two panels for the training steps of each file: time as a multiple of the bare product of the same
-shape, and peak memory. One PNG beside the CSV.
+Each CSV gets a PNG next to it, with two panels about its training steps: time as a multiple of the
+bare product of the same shape, and peak memory.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ from pathlib import Path
 
 import matplotlib
 
-from benchmarks import results_io as record
-from benchmarks import speed_tables as speed
+from benchmarks import results_io, speed_tables
 from sae.errors import UserError
 
 matplotlib.use("Agg")
@@ -25,7 +23,7 @@ OURS, OTHERS = "#0b6e99", "#b8b8b8"
 
 
 def _latest() -> Path:
-    folder = record.REPO / "benchmarks" / "results"
+    folder = results_io.REPO / "benchmarks" / "results"
     files = sorted(folder.glob("speed_*.csv"), key=lambda file: file.stem.rsplit("_", 1)[-1])
     if not files:
         raise UserError(
@@ -35,14 +33,14 @@ def _latest() -> Path:
 
 
 def draw(file: Path) -> Path:
-    """The picture of one CSV; returns where it lies."""
-    rows = [row for row in speed.read(file) if row.op == "step" and row.mode == "topk"]
+    """Draw the plot of one CSV file; return the path of the PNG."""
+    rows = [row for row in speed_tables.read(file) if row.op == "step" and row.mode == "topk"]
     if not rows:
         raise UserError(
             f"{file} has no TopK steps; run python -m benchmarks.step_and_op_speed --step"
         )
     shapes = list(dict.fromkeys(row.shape for row in rows))
-    # On a GPU importing takes nothing of its memory.
+    # Importing takes no GPU memory.
     memory = "import_mib" if all(row.import_mib != "" for row in rows) else "peak_mib"
     columns = [
         ("times_product", "time of a TopK step, in bare products torch.mm(x, W_enc)", "{:.2f}"),
@@ -51,31 +49,31 @@ def draw(file: Path) -> Path:
     height = 0.32 * len(rows) + 0.7 * len(shapes) + 0.8
     figure, panels = plt.subplots(1, 2, figsize=(11, height), layout="constrained")
     for panel, (column, title, form) in zip(panels, columns, strict=True):
-        at, ticks, names = 0.0, [], []
+        y, ticks, names = 0.0, [], []
         for shape in shapes:
-            some = sorted((r for r in rows if r.shape == shape), key=lambda r: r.times_product)
+            of_shape = sorted((r for r in rows if r.shape == shape), key=lambda r: r.times_product)
             d_in, d_sae, k, batch = shape
             panel.text(
                 0,
-                at,
+                y,
                 f"{d_in} to {d_sae:,}, k {k}, batch {batch}",
                 fontsize=9,
                 weight="bold",
                 va="center",
             )
-            for row in some:
-                at -= 1
+            for row in of_shape:
+                y -= 1
                 value = getattr(row, column)
                 if value == "":
                     continue
-                colour = OURS if row.provider.startswith("ours") else OTHERS
-                panel.barh(at, value, color=colour, height=0.75)
-                panel.text(value, at, " " + form.format(value), va="center", fontsize=8)
-                ticks.append(at)
+                color = OURS if row.provider.startswith("ours") else OTHERS
+                panel.barh(y, value, color=color, height=0.75)
+                panel.text(value, y, " " + form.format(value), va="center", fontsize=8)
+                ticks.append(y)
                 names.append(row.provider)
-            at -= 1.6
+            y -= 1.6
         panel.set_yticks(ticks, names, fontsize=8)
-        panel.set_ylim(at + 0.9, 0.9)
+        panel.set_ylim(y + 0.9, 0.9)
         panel.set_title(title, fontsize=10, loc="left", pad=10)
         panel.set_xlim(0, 1.12 * max(float(getattr(r, column) or 0) for r in rows))
         panel.spines[["top", "right", "left"]].set_visible(False)
@@ -96,7 +94,7 @@ def draw(file: Path) -> Path:
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("csv", nargs="*", type=Path, help="the latest of benchmarks/results")
+    parser.add_argument("csv", nargs="*", type=Path, help="default: the latest results")
     for file in parser.parse_args(argv).csv or [_latest()]:
         if not file.is_file():
             raise UserError(

@@ -1,20 +1,19 @@
-"""How much of a known dictionary does each recipe find? `python -m benchmarks.recovery`
+"""Measure how much of a known dictionary each recipe recovers: `python -m benchmarks.recovery`.
 
-Every recipe trains on the same samples of `configs/worlds/power-law.yaml`, which has 256 true
-features, with the same learning rate, schedule and AuxK: those of that file. What differs is the
-sparsity rule and the term that goes with it. Where an L0 is wanted it is the file's k.
+A recipe is a sparsity rule with the loss terms that go with it. All recipes train on the same
+samples of `configs/worlds/power-law.yaml`, which has 256 true features, with the learning rate,
+schedule and AuxK of that file. The target L0, for rules that need one, is the k of the file.
 
-FVU, L0: on held-out samples, by the rule that holds after training (BatchTopK: its threshold).
-MCC: mean cosine of true features and the decoder rows matched to them one to one (Hungarian),
-    signed; `chance` is that of as many random rows.
-dead: share of latents that were silent for the last `dead_after` samples of training.
-silent: share that is silent on every held-out sample.
+FVU, L0: on held-out samples, with the rule used after training (for BatchTopK its threshold).
+MCC: mean signed cosine of true features and the decoder rows matched to them one to one
+    (Hungarian); `chance` is the same for as many random rows.
+dead: share of latents that were silent on the last `dead_after` samples of training.
+silent: share of latents that are silent on every held-out sample.
 
-Peers, where installed, each with its own defaults except for the learning rate (1, 2, 4 and 8
-times its default), penalty weights (`benchmarks.recovery_peers`), and schedule: warm-up and decay
-are ours.
-`best` marks the learning rate of each peer and recipe with the highest MCC among those whose L0 is
-within a quarter of k, or if there is none, the one whose L0 is nearest.
+Other trainers ("peers"), where installed, run with their own defaults except for the learning rate
+(1, 2, 4 and 8 times the default), penalty weights (see `benchmarks.recovery_peers`) and our shares
+of warm-up and decay. `best` marks for each peer and recipe the learning rate with the highest MCC
+among those with an L0 within a quarter of k, or if there is none, the one with the nearest L0.
 """
 
 from __future__ import annotations
@@ -29,9 +28,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import recovery_peers
-from benchmarks import results_io as record
-from benchmarks.config import Setting
+from benchmarks import recovery_peers, results_io
+from benchmarks.config import BenchConfig
 from sae.activations import Stream
 from sae.autoencoder import SAE
 from sae.autoencoder.losses import FVU, L0, L1, GateReconstruction, LossTerm, Matryoshka, PreActs
@@ -43,27 +41,30 @@ from sae.metrics.firing import Firing
 from sae.metrics.fvu import FVU as HeldOutFVU
 from sae.training import Learner
 
-CONFIG = record.REPO / "configs" / "worlds" / "power-law.yaml"
+CONFIG = results_io.REPO / "configs" / "worlds" / "power-law.yaml"
 HELD_OUT_ROWS = 4096
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One of ours, with what is expected of it.
+    """A sparsity rule with its loss terms, and bounds on its results.
 
-    Args:
-        rule, terms: given d_sae and k.
-        fvu, mcc: the most and the least that it should reach; None where nothing is promised.
-        steered: whether L0 must come within 5% of k.
+    Attributes:
+        rule: The sparsity rule.
+        terms: For each loss term, a function of k that returns it.
+        mcc: Lower bound on MCC.
+        fvu: Upper bound on FVU; None for no bound.
+        has_target_l0: Whether L0 must be within 5% of k.
     """
 
     rule: type[Sparsity]
     terms: tuple[Any, ...]
     mcc: float
     fvu: float | None = None
-    steered: bool = False
+    has_target_l0: bool = False
 
     def build(self, d_sae: int, k: int) -> tuple[Sparsity, list[LossTerm]]:
+        """Return the rule and the loss terms for these sizes."""
         has_k = any(field.name == "k" for field in fields(self.rule))
         rule = self.rule(d_sae=d_sae, k=k) if has_k else self.rule(d_sae=d_sae)
         return rule, [make(k) for make in self.terms]
@@ -71,23 +72,23 @@ class Recipe:
 
 fvu, matryoshka = (lambda _: FVU()), (lambda _: Matryoshka())
 l1, gates = (lambda k: L1(target_l0=k)), (lambda _: GateReconstruction())
-# Where AuxK alone leaves more than 5% dead: half of the latents of Gated, on a transformer.
-alive = lambda _: PreActs(coefficient=1e-2)
+# Needed where AuxK alone leaves over 5% dead: on a transformer, half of the latents of Gated.
+pre_acts = lambda _: PreActs(coefficient=1e-2)
 RECIPES = {
     "TopK": Recipe(TopK, (fvu,), mcc=0.99, fvu=0.175),
     "BatchTopK": Recipe(BatchTopK, (fvu,), mcc=0.95, fvu=0.20),
-    "JumpReLU": Recipe(JumpReLU, (fvu, lambda k: L0(target_l0=k)), mcc=0.90, steered=True),
-    "Gated": Recipe(Gated, (fvu, l1, gates, alive), mcc=0.90, steered=True),
-    "L1": Recipe(ReLU, (fvu, l1, alive), mcc=0.90, steered=True),
+    "JumpReLU": Recipe(JumpReLU, (fvu, lambda k: L0(target_l0=k)), mcc=0.90, has_target_l0=True),
+    "Gated": Recipe(Gated, (fvu, l1, gates, pre_acts), mcc=0.90, has_target_l0=True),
+    "L1": Recipe(ReLU, (fvu, l1, pre_acts), mcc=0.90, has_target_l0=True),
     "Matryoshka": Recipe(TopK, (matryoshka,), mcc=0.85),
     "Matryoshka BatchTopK": Recipe(BatchTopK, (matryoshka,), mcc=0.85),
 }
-MOST_DEAD = 0.05
+MAX_DEAD = 0.05
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run; `kept` says why it fell short, or `yes`."""
+    """One run; `verdict` is `yes` or names the bounds that it missed."""
 
     recipe: str
     trainer: str
@@ -101,7 +102,7 @@ class Row:
     silent: float
     cpu_ms: float
     lr: float
-    kept: str
+    verdict: str
     threads: int
     device: str
     versions: str
@@ -111,29 +112,32 @@ class Row:
 
     @property
     def key(self) -> tuple:
+        """Identifies a run; a later run with the same key replaces it."""
         return self.recipe, self.trainer, self.variant, self.seed
 
 
 class Ours:
-    """A recipe through `sae.training.Learner`."""
+    """A recipe trained with `sae.training.Learner`."""
 
-    def __init__(self, setting: Setting, recipe: Recipe, sample: torch.Tensor, seed: int) -> None:
-        d_sae, k = setting.sparsity.d_sae, setting.sparsity.k
+    def __init__(
+        self, config: BenchConfig, recipe: Recipe, sample: torch.Tensor, seed: int
+    ) -> None:
+        d_sae, k = config.sparsity.d_sae, config.sparsity.k
         rule, terms = recipe.build(d_sae, k)
-        extra = [term for term in setting.losses if not isinstance(term, FVU)]
-        self.site = setting.site.bind({"x": sample.shape[1]})
+        extra = [term for term in config.losses if not isinstance(term, FVU)]
+        self.site = config.site.bind({"x": sample.shape[1]})
         self.learner = Learner(
             SAE(sample.shape[1], rule, site=self.site, seed=seed),
             [*terms, *extra],
-            setting.optim,
-            total_steps=setting.tokens // setting.data["batch_size"],
-            dead_after=setting.dead_after,
-            refresh_steps=setting.refresh_steps,
+            config.optim,
+            total_steps=config.tokens // config.data["batch_size"],
+            dead_after=config.dead_after,
+            refresh_steps=config.refresh_steps,
         )
         self.learner.initialise({"x": sample})
         self.lr = self.learner.lr
         self.step = lambda acts: self.learner.step({"x": acts})
-        self.judge = lambda acts: self.learner.predict({"x": acts})
+        self.predict = lambda acts: self.learner.predict({"x": acts})
         self.dead = lambda: self.learner.dead.dead_fraction().item()
         self.decoder = lambda: self.learner.sae.W_dec
 
@@ -141,12 +145,16 @@ class Ours:
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--recipe", default=",".join(RECIPES), help="by comma")
-    parser.add_argument("--seeds", type=int, default=3, help="starting weights and samples, from 0")
-    parser.add_argument("--peers", action="store_true", help="the peers instead, seed 0")
-    parser.add_argument("--steps", type=int, help="left out: as many as the config has")
+    parser.add_argument("--recipe", default=",".join(RECIPES), help="recipes, separated by commas")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="number of seeds of weights and samples"
+    )
+    parser.add_argument(
+        "--peers", action="store_true", help="train the other trainers instead, with seed 0"
+    )
+    parser.add_argument("--steps", type=int, help="default: as many as the config has")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=record.REPO / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=results_io.REPO / "benchmarks" / "results")
     args = parser.parse_args(argv)
     if unknown := set(args.recipe.split(",")) - set(RECIPES):
         raise UserError(f"--recipe {unknown.pop()} is not known; choose among {', '.join(RECIPES)}")
@@ -156,31 +164,31 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     args = arguments(argv)
     torch.set_num_threads(args.threads)
-    setting = Setting.read(CONFIG, [f"trainer.max_steps={args.steps}"] if args.steps else [])
+    config = BenchConfig.read(CONFIG, [f"trainer.max_steps={args.steps}"] if args.steps else [])
     for name in args.recipe.split(","):
         if args.peers:
-            for trainer, variant, make in recovery_peers.runs(name, setting):
-                run(args, argv, setting, name, trainer, variant, 0, make)
+            for trainer, variant, make in recovery_peers.runs(name, config):
+                run(args, argv, config, name, trainer, variant, 0, make)
         else:
             for seed in range(args.seeds):
-                make = lambda *some, recipe=RECIPES[name]: Ours(setting, recipe, *some)
-                run(args, argv, setting, name, "ours", "", seed, make)
+                make = lambda *args, recipe=RECIPES[name]: Ours(config, recipe, *args)
+                run(args, argv, config, name, "ours", "", seed, make)
 
 
 def run(
     args: argparse.Namespace,
     argv: list[str],
-    setting: Setting,
+    config: BenchConfig,
     name: str,
     trainer: str,
     variant: str,
     seed: int,
     make: Any,
 ) -> None:
-    """Train, judge, and add a row to the files."""
-    source, data = setting.source(), setting.data
+    """Train, measure, and add a row to the files."""
+    source, data = config.source(), config.data
     (hook,) = source.widths
-    steps = setting.tokens // data["batch_size"]
+    steps = config.tokens // data["batch_size"]
     stream = Stream(
         source,
         split="train",
@@ -189,43 +197,50 @@ def run(
         seed=seed,
         batches=steps,
     )
-    contender = make(stream.first_block().acts[hook], seed)
-    late, before = Firing(setting.sparsity.d_sae), setting.dead_after // data["batch_size"]
-    spent = 0.0
+    trainee = make(stream.first_block().acts[hook], seed)
+    train_firing = Firing(config.sparsity.d_sae)
+    window = config.dead_after // data["batch_size"]
+    cpu_seconds = 0.0
     for number, batch in enumerate(stream):
         acts = batch.acts[hook]
         start = time.process_time()
-        contender.step(acts)
-        spent += time.process_time() - start
-        if trainer != "ours" and number >= steps - before:
-            late.update(contender.judge(acts)[2])
-    held_out, seen = HeldOutFVU(source.d_in), Firing(setting.sparsity.d_sae)
+        trainee.step(acts)
+        cpu_seconds += time.process_time() - start
+        if trainer != "ours" and number >= steps - window:
+            train_firing.update(trainee.predict(acts)[2])
+    held_out_fvu = HeldOutFVU(source.d_in)
+    held_out_firing = Firing(config.sparsity.d_sae)
     rows = source.block("held_out", 0, data["held_out_tokens"], seed).acts[hook]
     with torch.no_grad():
         for part in rows.split(HELD_OUT_ROWS):
-            y, y_hat, codes = contender.judge(part)
-            held_out.update(y, y_hat)
-            seen.update(codes)
-        mcc = dictionary_mcc_signed(contender.decoder().detach(), source.truth)
-    dead = contender.dead() if trainer == "ours" else late.never_fired_fraction()
-    figures = {"fvu": held_out.compute(), "l0": seen.l0(), "mcc": mcc, "dead": dead}
+            y, y_hat, codes = trainee.predict(part)
+            held_out_fvu.update(y, y_hat)
+            held_out_firing.update(codes)
+        mcc = dictionary_mcc_signed(trainee.decoder().detach(), source.truth)
+    dead = trainee.dead() if trainer == "ours" else train_firing.never_fired_fraction()
+    metrics = {
+        "fvu": held_out_fvu.compute(),
+        "l0": held_out_firing.l0(),
+        "mcc": mcc,
+        "dead": dead,
+    }
     row = Row(
         recipe=name,
         trainer=trainer,
         variant=variant,
         seed=seed,
-        **figures,
-        chance=dictionary_mcc_chance(source.truth, setting.sparsity.d_sae),
-        silent=seen.never_fired_fraction(),
-        cpu_ms=1e3 * spent / steps,
-        lr=contender.lr,
-        kept=verdict(RECIPES[name], setting.sparsity.k, **figures) if trainer == "ours" else "",
+        **metrics,
+        chance=dictionary_mcc_chance(source.truth, config.sparsity.d_sae),
+        silent=held_out_firing.never_fired_fraction(),
+        cpu_ms=1e3 * cpu_seconds / steps,
+        lr=trainee.lr,
+        verdict=verdict(RECIPES[name], config.sparsity.k, **metrics) if trainer == "ours" else "",
         threads=args.threads,
-        device=record.cpu(),
-        versions=record.versions(["numpy", *recovery_peers.distributions(trainer)]),
-        commit=record.commit(),
-        date=record.today(),
-        command=record.command("benchmarks.recovery", argv),
+        device=results_io.cpu_name(),
+        versions=results_io.versions(["numpy", *recovery_peers.distributions(trainer)]),
+        commit=results_io.commit(),
+        date=results_io.today(),
+        command=results_io.command_line("benchmarks.recovery", argv),
     )
     write(args.out, row)
     sys.stdout.write(line(row) + "\n")
@@ -233,70 +248,73 @@ def run(
 
 
 def verdict(recipe: Recipe, k: int, *, fvu: float, l0: float, mcc: float, dead: float) -> str:
-    """`yes`, or the figures that are not what is expected."""
-    short = []
+    """Return `yes`, or the bounds that are missed."""
+    missed = []
     if recipe.fvu is not None and not fvu <= recipe.fvu:
-        short.append(f"FVU > {recipe.fvu}")
-    if recipe.steered and not abs(l0 / k - 1) <= 0.05:
-        short.append("L0 off by more than 5%")
+        missed.append(f"FVU > {recipe.fvu}")
+    if recipe.has_target_l0 and not abs(l0 / k - 1) <= 0.05:
+        missed.append("L0 off by more than 5%")
     if not mcc >= recipe.mcc:
-        short.append(f"MCC < {recipe.mcc}")
-    if not dead < MOST_DEAD:
-        short.append(f"dead >= {MOST_DEAD:.0%}")
-    return ", ".join(short) or "yes"
+        missed.append(f"MCC < {recipe.mcc}")
+    if not dead < MAX_DEAD:
+        missed.append(f"dead >= {MAX_DEAD:.0%}")
+    return ", ".join(missed) or "yes"
 
 
 def write(folder: Path, row: Row) -> None:
-    """Add `row` to the CSV in place of an earlier run of the same, and write the page anew."""
+    """Add a row to the CSV, replacing an earlier run with its key, and rewrite the page."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"recovery_cpu_{row.date}.csv"
-    kept = {some.key: some for some in [*record.read(file, Row), row]}
+    latest = {r.key: r for r in [*results_io.read_rows(file, Row), row]}
     order = list(RECIPES)
-    rows = sorted(kept.values(), key=lambda r: (order.index(r.recipe), r.trainer != "ours"))
-    record.write(file, rows)
+    rows = sorted(latest.values(), key=lambda r: (order.index(r.recipe), r.trainer != "ours"))
+    results_io.write_rows(file, rows)
     write_text(file.with_suffix(".md"), "\n".join(page(rows)) + "\n")
 
 
 def best(rows: list[Row], k: int) -> set[tuple]:
-    """Keys of the best learning rate of each peer and recipe; the module says by what."""
+    """Return the keys of the rows that the page marks as `best`."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.trainer != "ours":
             groups.setdefault((row.recipe, row.trainer), []).append(row)
-    found = set()
-    for some in groups.values():
-        near = [row for row in some if abs(row.l0 / k - 1) <= 0.25]
-        far = lambda row: -abs(math.log(max(row.l0, 1e-9) / k))
-        found.add(max(near, key=lambda r: r.mcc).key if near else max(some, key=far).key)
-    return found
+    keys = set()
+    for group in groups.values():
+        near = [row for row in group if abs(row.l0 / k - 1) <= 0.25]
+        nearness = lambda row: -abs(math.log(max(row.l0, 1e-9) / k))
+        best_row = max(near, key=lambda r: r.mcc) if near else max(group, key=nearness)
+        keys.add(best_row.key)
+    return keys
 
 
 HEAD = (
     *("recipe", "trainer", "variant", "seed", "FVU", "L0", "MCC", "chance", "dead", "silent"),
-    *("CPU ms", "kept"),
+    *("CPU ms", "within bounds"),
 )
 
 
 def line(row: Row, mark: str = "") -> str:
+    """Return the line of a row in a Markdown table."""
     return (
         f"| {row.recipe} | {row.trainer} | {row.variant}{mark} | {row.seed} | {row.fvu:.4f} | "
         f"{row.l0:.2f} | {row.mcc:.3f} | {row.chance:.3f} | {row.dead:.1%} | {row.silent:.1%} | "
-        f"{row.cpu_ms:.1f} | {row.kept} |"
+        f"{row.cpu_ms:.1f} | {row.verdict} |"
     )
 
 
 def page(rows: list[Row]) -> list[str]:
-    k = Setting.read(CONFIG, []).sparsity.k
+    """Return the lines of a Markdown page."""
+    k = BenchConfig.read(CONFIG, []).sparsity.k
     marked = best(rows, k)
     lines = [
         "# Recovery of known features",
         "",
-        "What each column is: `benchmarks/recovery.py`.",
+        "`benchmarks/recovery.py` explains the columns.",
         "",
     ]
     lines += ["| " + " | ".join(HEAD) + " |", "|" + "---|" * 3 + "--:|" * 8 + "---|"]
     lines += [line(row, " **best**" if row.key in marked else "") for row in rows]
-    return [*lines, *record.how(rows)]
+    return [*lines, *results_io.provenance_lines(rows)]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How `benchmarks.recovery` drives the peers, where they are installed.
+"""Drive other trainers ("peers"), where installed, for `benchmarks.recovery`.
 
-TopK by the classes of `benchmarks.peers`; the other families of dictionary_learning by its own
-trainers through `update(step, acts)`: `BatchTopKTrainer`, `MatryoshkaBatchTopKTrainer` (groups of
-F/16, F/16, F/8, F/4, F/2), `JumpReluTrainer` (target_l0 = k), `GatedSAETrainer` and
-`StandardTrainer` (L1). The last two have no wanted L0: at 4 times the default learning rate their
-penalty is up to 128 times its default, besides the learning rates at the default penalty.
-Judged by what their `encode` gives after training.
+TopK runs through the classes of `benchmarks.peers`. The other rules run through the trainers of
+dictionary_learning and their `update(step, acts)`: `BatchTopKTrainer`, `MatryoshkaBatchTopKTrainer`
+(groups of F/16, F/16, F/8, F/4, F/2), `JumpReluTrainer` (target_l0 = k), `GatedSAETrainer` and
+`StandardTrainer` (L1). The last two have no target L0, so besides the learning rates at the default
+penalty they run at 4 times the default learning rate with penalties of up to 128 times the default.
+All are evaluated with their `encode` after training.
 """
 
 from __future__ import annotations
@@ -18,90 +18,92 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.config import Setting
-from benchmarks.peers import LR_FACTORS, DictionaryLearning, SAELens, Sparsify, quietly
-from benchmarks.trainers import Contender, Task
+from benchmarks.config import BenchConfig
+from benchmarks.peers import LR_FACTORS, DictionaryLearning, SAELens, Sparsify, silently
+from benchmarks.trainers import Task, Trainer
 from sae_kernels.codes import Codes
 
-TOPK: dict[str, type[Contender]] = {
+TOPK: dict[str, type[Trainer]] = {
     "sparsify": Sparsify,
     "dictionary_learning": DictionaryLearning,
     "saelens": SAELens,
 }
-# Recipe -> module and class of dictionary_learning.trainers, its learning rate, its penalty's name.
-FAMILIES = {
+# For each recipe: module and class in dictionary_learning.trainers, default learning rate (None for
+# a rule that depends on d_sae), name of the penalty's argument.
+RULES = {
     "BatchTopK": ("batch_top_k", "BatchTopKTrainer", None, None),
     "Matryoshka BatchTopK": ("matryoshka_batch_top_k", "MatryoshkaBatchTopKTrainer", None, None),
     "JumpReLU": ("jumprelu", "JumpReluTrainer", 7e-5, None),
     "Gated": ("gdm", "GatedSAETrainer", 5e-5, "l1_penalty"),
     "L1": ("standard", "StandardTrainer", 1e-3, "l1_penalty"),
 }
-PENALTY = 0.1  # their default
+PENALTY = 0.1  # dictionary_learning's default
 PENALTY_FACTORS = (2, 4, 8, 16, 32, 64, 128)
 
 
 def distributions(trainer: str) -> list[str]:
+    """Return the distributions of a peer, for the record of versions."""
     return [TOPK[trainer].distribution] if trainer in TOPK else []
 
 
-def runs(recipe: str, setting: Setting) -> Iterator[tuple[str, str, Callable[..., Any]]]:
-    """(peer, variant, how to make it from a sample and a seed) of those installed."""
+def runs(recipe: str, config: BenchConfig) -> Iterator[tuple[str, str, Callable[..., Any]]]:
+    """Yield (peer, variant, factory) for installed peers; a factory takes a sample and a seed."""
     if recipe == "TopK":
         for name, peer in TOPK.items():
             if peer.installed():
                 for variant, options in peer.variants(tuned=True).items():
-                    make = lambda *some, p=peer, o=options: TopKPeer(p, setting, o, *some)
+                    make = lambda *args, p=peer, o=options: TopKPeer(p, config, o, *args)
                     yield name, variant, make
-    elif recipe in FAMILIES and DictionaryLearning.installed():
-        *_, penalty = FAMILIES[recipe]
+    elif recipe in RULES and DictionaryLearning.installed():
+        *_, penalty = RULES[recipe]
         grid = [(factor, 1) for factor in LR_FACTORS]
         grid += [(4, factor) for factor in PENALTY_FACTORS] if penalty else []
         for lr, weight in grid:
             variant = f"lr x {lr}" + (f", penalty x {weight}" if penalty else "")
-            make = lambda *some, o=(lr, weight): Registered(recipe, setting, *o, *some)
+            make = lambda *args, o=(lr, weight): DictionaryLearningRule(recipe, config, *o, *args)
             yield "dictionary_learning", variant, make
 
 
-def _task(setting: Setting, sample: Tensor, seed: int) -> Task:
+def _task(config: BenchConfig, sample: Tensor, seed: int) -> Task:
     d_in = sample.shape[1]
     scale = d_in**0.5 / sample.double().norm(dim=1).mean().item()
-    steps = setting.tokens // setting.data["batch_size"]
-    return Task(setting, d_in, steps, sample, scale, seed)
+    steps = config.tokens // config.data["batch_size"]
+    return Task(config, d_in, steps, sample, scale, seed)
 
 
 class TopKPeer:
-    """A contender of `benchmarks.quality`, and where its decoder lies."""
+    """A trainer of `benchmarks.quality`, with access to its decoder."""
 
     def __init__(
-        self, peer: type[Contender], setting: Setting, options: dict, sample: Tensor, seed: int
+        self, peer: type[Trainer], config: BenchConfig, options: dict, sample: Tensor, seed: int
     ) -> None:
-        self.contender = peer(_task(setting, sample, seed), **options)
-        self.lr, self.step = self.contender.lr, self.contender.step
-        self.judge = torch.no_grad()(self.contender.judge)
+        self.trainer = peer(_task(config, sample, seed), **options)
+        self.lr, self.step = self.trainer.lr, self.trainer.step
+        self.predict = torch.no_grad()(self.trainer.predict)
 
     def decoder(self) -> Tensor:
-        """[d_sae, d_in]."""
-        self.contender.finish()
-        if isinstance(self.contender, DictionaryLearning):
-            return self.contender.trainer.ae.decoder.weight.t()
-        return self.contender.coder.W_dec
+        """Return the decoder, shape [d_sae, d_in]."""
+        self.trainer.finish()
+        if isinstance(self.trainer, DictionaryLearning):
+            return self.trainer.trainer.ae.decoder.weight.t()
+        return self.trainer.coder.W_dec
 
 
-class Registered:
-    """A trainer of dictionary_learning."""
+class DictionaryLearningRule:
+    """A trainer of dictionary_learning for a rule other than TopK."""
 
     def __init__(
         self,
         recipe: str,
-        setting: Setting,
+        config: BenchConfig,
         lr_factor: float,
         penalty_factor: float,
         sample: Tensor,
         seed: int,
     ) -> None:
-        module, name, lr, penalty = FAMILIES[recipe]
+        module, name, lr, penalty = RULES[recipe]
         trainers = importlib.import_module(f"dictionary_learning.trainers.{module}")
-        self.task, self.done = _task(setting, sample, seed), 0
+        self.task, self.done = _task(config, sample, seed), 0
         task = self.task
         self.lr = (lr or 2e-4 / (task.d_sae / 2**14) ** 0.5) * lr_factor
         options: dict[str, Any] = {"k": task.k} if lr is None else {}
@@ -115,7 +117,7 @@ class Registered:
             options["sparsity_warmup_steps"] = task.warmup_steps
         else:
             options["threshold_start_step"] = task.steps // 2
-        self.trainer = quietly(
+        self.trainer = silently(
             lambda: getattr(trainers, name)(
                 steps=task.steps,
                 activation_dim=task.d_in,
@@ -131,14 +133,14 @@ class Registered:
             )
         )
         if hasattr(self.trainer, "dead_feature_threshold"):
-            self.trainer.dead_feature_threshold = setting.dead_after
+            self.trainer.dead_feature_threshold = config.dead_after
 
     def step(self, acts: Tensor) -> None:
         self.trainer.update(self.done, acts * self.task.scale)
         self.done += 1
 
     @torch.no_grad()
-    def judge(self, acts: Tensor) -> tuple[Tensor, Tensor, Codes]:
+    def predict(self, acts: Tensor) -> tuple[Tensor, Tensor, Codes]:
         x = acts * self.task.scale
         dense = self.trainer.ae.encode(x)
         rows, indices = dense.nonzero(as_tuple=True)
@@ -147,6 +149,6 @@ class Registered:
         return x, self.trainer.ae.decode(dense), codes
 
     def decoder(self) -> Tensor:
-        """[d_sae, d_in]."""
+        """Return the decoder, shape [d_sae, d_in]."""
         ae = self.trainer.ae
         return ae.W_dec if hasattr(ae, "W_dec") else ae.decoder.weight.t()

@@ -1,4 +1,4 @@
-"""Where and how a benchmark ran, and its rows on disk as CSV and as Markdown."""
+"""Record where and how a benchmark ran, and keep its rows as CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ REPO = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Row:
-    """One run; `benchmarks.quality` says what its figures are."""
+    """One run of `benchmarks.quality`, which explains the columns."""
 
     date: str
-    contender: str
+    trainer: str
     variant: str
     seed: int
     held_out_fvu: float
@@ -55,9 +55,9 @@ class Row:
 
     @property
     def key(self) -> tuple:
-        """What a later run of the same thing replaces."""
+        """Identifies a run; a later run with the same key replaces it."""
         return (
-            self.contender,
+            self.trainer,
             self.variant,
             self.seed,
             self.tokens,
@@ -66,11 +66,12 @@ class Row:
 
 
 def today() -> str:
+    """Return the date in ISO format."""
     return datetime.date.today().isoformat()
 
 
-def cpu() -> str:
-    """Model of the processor and how many of its cores there are."""
+def cpu_name() -> str:
+    """Return the model of the processor, the system and the architecture."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -82,6 +83,7 @@ def cpu() -> str:
 
 
 def versions(distributions: Iterable[str]) -> str:
+    """Return the versions of Python, torch and those distributions that are installed."""
     known = [f"python {platform.python_version()}", f"torch {torch.__version__}"]
     for name in distributions:
         try:
@@ -92,22 +94,34 @@ def versions(distributions: Iterable[str]) -> str:
 
 
 def commit() -> str:
-    """Of the checkout, with `+` when tracked files differ from it; empty outside of git."""
+    """Return the commit of the checkout, with `+` if `sae` or `kernels` differ from it.
+
+    Returns an empty string outside of a git repository, or if git is not installed.
+    """
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=REPO, capture_output=True, text=True)
+        try:
+            done = subprocess.run(["git", *arguments], cwd=REPO, capture_output=True, text=True)
+        except OSError:
+            return ""
         return done.stdout.strip()
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "sae", "kernels")
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
-def command(module: str, arguments: list[str]) -> str:
+def command_line(module: str, arguments: list[str]) -> str:
+    """Return the shell command that runs a module with arguments."""
     return shlex.join(["python", "-m", module, *arguments])
 
 
-def read(file: Path, kind: type[R] = Row) -> list[R]:
-    """Rows of a CSV; `kind` is a dataclass of str, int and float. None where there is no file."""
+def read_rows(file: Path, kind: type[R] = Row) -> list[R]:
+    """Return the rows of a CSV file, or an empty list if there is no such file.
+
+    Args:
+        file: The CSV file.
+        kind: Dataclass of the rows, with fields of type str, int and float.
+    """
     if not file.is_file():
         return []
     cast = {"str": str, "int": int, "float": float}
@@ -119,23 +133,23 @@ def read(file: Path, kind: type[R] = Row) -> list[R]:
         ]
 
 
-def write(file: Path, rows: list[R]) -> None:
-    """All rows as CSV. Atomic."""
+def write_rows(file: Path, rows: list[R]) -> None:
+    """Write rows as CSV, atomically."""
     lines = [",".join(field.name for field in fields(rows[0]))]
     lines += [",".join(_cell(value) for value in asdict(r).values()) for r in rows]
     write_text(file, "\n".join(lines) + "\n")
 
 
-def add(file: Path, row: Row) -> list[Row]:
-    """Put `row` into the CSV, in place of an earlier run of the same thing."""
-    rows = [known for known in read(file) if known.key != row.key] + [row]
-    write(file, rows)
+def add_row(file: Path, row: Row) -> list[Row]:
+    """Add a row to the CSV, replacing an earlier row with the same key; return all rows."""
+    rows = [known for known in read_rows(file) if known.key != row.key] + [row]
+    write_rows(file, rows)
     return rows
 
 
-def how(rows: list[Any]) -> list[str]:
-    """Lines that say on what, with what and by which command rows were made."""
-    lines = ["", "## How", ""]
+def provenance_lines(rows: list[Any]) -> list[str]:
+    """Return Markdown lines with the device, versions, commits and commands of rows."""
+    lines = ["", "## How this was measured", ""]
     for title, values in (
         ("Device", (f"{row.device}, threads: {row.threads}" for row in rows)),
         ("Versions", (row.versions for row in rows)),
@@ -152,7 +166,7 @@ def _cell(value: object) -> str:
 
 
 HEAD = (
-    "contender",
+    "trainer",
     "variant",
     "lr",
     "held-out FVU",
@@ -165,20 +179,23 @@ HEAD = (
 )
 
 
-def table(rows: list[Row]) -> list[str]:
-    """Lines of a Markdown table, the lowest held-out FVU first; a contender's best one is bold."""
+def table_lines(rows: list[Row]) -> list[str]:
+    """Return the lines of a Markdown table, lowest held-out FVU first.
+
+    The lowest held-out FVU of each trainer is bold.
+    """
     rows = sorted(rows, key=lambda row: row.held_out_fvu)
     best: dict[str, float] = {}
     for row in rows:
-        best.setdefault(row.contender, row.held_out_fvu)
+        best.setdefault(row.trainer, row.held_out_fvu)
     lines = ["| " + " | ".join(HEAD) + " |", "|---|---|" + "--:|" * (len(HEAD) - 2)]
     for row in rows:
         fvu = f"{row.held_out_fvu:.4f}"
         cells = (
-            row.contender,
+            row.trainer,
             row.variant + (f", seed {row.seed}" if row.seed else ""),
             f"{row.lr:.2e}",
-            f"**{fvu}**" if row.held_out_fvu == best[row.contender] else fvu,
+            f"**{fvu}**" if row.held_out_fvu == best[row.trainer] else fvu,
             f"{row.train_fvu:.4f}",
             f"{row.l0:.2f}",
             f"{row.dead:.1%}",
@@ -190,29 +207,29 @@ def table(rows: list[Row]) -> list[str]:
     return lines
 
 
-def page(file: Path, rows: list[Row]) -> None:
-    """Markdown from all rows of a day: a table per config and length, then how they were made."""
+def write_page(file: Path, rows: list[Row]) -> None:
+    """Write a Markdown page: a table for each config and length, then how they were measured."""
     lines = [
         f"# Quality at equal tokens, CPU, {rows[-1].date}",
         "",
-        "Same activations, same order, same number of tokens; lower FVU is better. What each",
-        "column is, and how each trainer was driven, stands in `benchmarks/quality.py` and",
-        "`benchmarks/peers.py`. A contender's lowest held-out FVU is bold. On tuning: the",
-        "default config's learning rate and batch size were chosen on this model and text, so",
-        "`tuned` rows give the peers our schedule and several rates, up to as high as ours.",
+        "Same activations, same order, same number of tokens; lower FVU is better.",
+        "`benchmarks/quality.py` explains the columns, and `benchmarks/peers.py` how each trainer",
+        "was driven. The lowest held-out FVU of each trainer is bold. The learning rate and batch",
+        "size of the default config were chosen on this model and text, so the `tuned` rows give",
+        "the other trainers our schedule and several learning rates, up to ours.",
     ]
     groups: dict[tuple[str, int, int], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.config, row.tokens, row.batch), []).append(row)
     for (config, tokens, batch), group in groups.items():
         first = group[0]
-        lines += ["", f"## {config}, {tokens:,} tokens, {batch} a step", ""]
+        lines += ["", f"## {config}, {tokens:,} tokens, {batch} per step", ""]
         lines += [
             f"Width {first.d_in}, {first.d_sae} latents, k {first.k}, dead after "
             f"{first.dead_after:,} tokens.",
             "",
-            *table(group),
+            *table_lines(group),
         ]
-        ours = [row.model for row in group if row.contender == "ours"]
+        ours = [row.model for row in group if row.trainer == "ours"]
         lines += [f"\nOurs as configured: `{model}`" for model in dict.fromkeys(ours)]
-    write_text(file, "\n".join([*lines, *how(rows)]) + "\n")
+    write_text(file, "\n".join([*lines, *provenance_lines(rows)]) + "\n")

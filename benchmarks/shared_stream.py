@@ -1,19 +1,21 @@
-"""What company saves: `python -m benchmarks.shared_stream`.
+"""Compare training SAEs on one stream with training each alone: `python -m
+benchmarks.shared_stream`.
 
-Autoencoders on one stream (`members`, and `sweep`), beside the same ones alone. Time is of harvest
-and steps; nothing is judged or saved. Each round does everything in turn, so that the ratios of a
-round share whatever else the machine does:
+Members of a run, and of a `sweep`, train on one stream. Timed are harvest and steps, without
+evaluation and saving. Each round does everything in turn, so that all parts of a ratio meet the
+same load on the machine:
 
 harvest: drawing all batches from the stream, once.
-lone steps: of each autoencoder by itself, with all threads, on batches drawn before; their sum.
-together: one harvest with all of them learning from it, side by side as a run has them.
-of the parts: together over harvest + lone steps. 1 is no loss.
-of lone steps: together less one harvest, over the lone steps.
-of lone runs: together over the time of so many runs, each with a harvest of its own.
-one product: x @ all encoders side by side, over as many products x @ W_enc, on all threads: what is
-    to be gained where members of one shape are put into one matrix.
+standalone steps: the sum over SAEs of the steps of each alone, with all threads, on batches drawn
+    beforehand.
+together: one harvest with all SAEs training on it, in parallel as in a run.
+over parts: together / (harvest + standalone steps). 1 means that nothing is lost.
+over steps: (together - harvest) / standalone steps.
+over runs: together / time of as many separate runs, each with its own harvest.
+one product: time of x @ (all encoders concatenated) / time of as many products x @ W_enc, on all
+    threads: what concatenating the matrices of members would gain.
 
-What is learnt together is compared with what is learnt alone: it must be the same to the last bit.
+The SAEs trained together must equal those trained alone in every bit.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import results_io as record
+from benchmarks import results_io
 from sae.activations import Batch, Source, Stream
 from sae.autoencoder.sparsity import TopK
 from sae.cli.config import Settings, default_config
@@ -44,25 +46,25 @@ from sae_kernels.matmul import linear
 
 @dataclass(frozen=True)
 class Case:
-    """Autoencoders to train on one source."""
+    """SAEs to train on one source."""
 
     name: str
     source: Callable[[], Source]
-    recipes: list[TrainConfig]
+    configs: list[TrainConfig]
     batch: int
     steps: int
 
 
 @dataclass(frozen=True)
 class Row:
-    """One round of a case."""
+    """One round of a case; times are in seconds."""
 
     case: str
     members: int
     steps: int
     batch: int
     harvest: float
-    lone_steps: float
+    standalone_steps: float
     together: float
     one_product: float
     threads: int
@@ -73,38 +75,42 @@ class Row:
     command: str
 
     @property
-    def of_parts(self) -> float:
-        return self.together / (self.harvest + self.lone_steps)
+    def over_parts(self) -> float:
+        """Time together over harvest plus standalone steps."""
+        return self.together / (self.harvest + self.standalone_steps)
 
     @property
-    def of_steps(self) -> float:
-        return (self.together - self.harvest) / self.lone_steps
+    def over_steps(self) -> float:
+        """Time together without the harvest, over standalone steps."""
+        return (self.together - self.harvest) / self.standalone_steps
 
     @property
-    def of_runs(self) -> float:
-        return self.together / (self.members * self.harvest + self.lone_steps)
+    def over_runs(self) -> float:
+        """Time together over that of separate runs."""
+        return self.together / (self.members * self.harvest + self.standalone_steps)
 
 
 def minilm() -> Source:
-    """The source of `configs/default.yaml`."""
+    """Return the source of `configs/default.yaml`."""
     settings = Settings(["--config", str(default_config())], lambda config: {})
     return settings.datamodule.source
 
 
 def world(d_in: int, features: int) -> Source:
+    """Return a world with a known dictionary."""
     return SparseSuperposition(d_in=d_in, n_features=features, mean_active=8.0)
 
 
 def cases() -> list[Case]:
-    """Eight settings on a real model, and eight seeds of one shape at three sizes."""
-    mixed = [
+    """Return the cases: eight settings on a real model, and eight seeds at three sizes."""
+    eight_settings = [
         TrainConfig(TopK(d_sae=4096, k=k), optim=OptimConfig(lr=lr), seed=0)
         for k, rates in zip((8, 16, 32, 64), 2 * [(3e-4, 6e-4), (1.2e-3, 2.4e-3)], strict=True)
         for lr in rates
     ]
     seeds = lambda d_sae, k: [TrainConfig(TopK(d_sae=d_sae, k=k), seed=seed) for seed in range(8)]
     return [
-        Case("MiniLM, 384 to 4,096, k 8 to 64", minilm, mixed, 1024, 64),
+        Case("MiniLM, 384 to 4,096, k 8 to 64", minilm, eight_settings, 1024, 64),
         Case("8 seeds, 64 to 256, k 8", partial(world, 64, 256), seeds(256, 8), 1024, 100),
         Case("8 seeds, 128 to 1,024, k 8", partial(world, 128, 1024), seeds(1024, 8), 1024, 50),
         Case("8 seeds, 384 to 4,096, k 8", partial(world, 384, 4096), seeds(4096, 8), 1024, 48),
@@ -112,140 +118,152 @@ def cases() -> list[Case]:
 
 
 def stream(source: Source, case: Case) -> Stream:
+    """Return the training batches of a case."""
     return Stream(source, batch_size=case.batch, block_batches=64, seed=0, batches=case.steps)
 
 
-def learner(recipe: TrainConfig, source: Source, case: Case, first: Batch) -> Learner:
-    made = recipe.build_learner(source.widths, case.batch, case.steps)
-    made.initialise(first.acts)
-    return made
+def build(config: TrainConfig, source: Source, case: Case, first: Batch) -> Learner:
+    """Return an initialized learner."""
+    learner = config.build_learner(source.widths, case.batch, case.steps)
+    learner.initialise(first.acts)
+    return learner
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """Return the wall time of a call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
-def steps(one: Learner, batches: Iterable[Batch]) -> None:
+def train_alone(learner: Learner, batches: Iterable[Batch]) -> None:
+    """Take a step on each batch."""
     for batch in batches:
-        one.step(batch.acts)
+        learner.step(batch.acts)
 
 
-def together(learners: list[Learner], batches: Iterable[Batch]) -> None:
-    crew, in_crew = ParallelSteps(), None
+def train_together(learners: list[Learner], batches: Iterable[Batch]) -> None:
+    """Let every learner take a step on each batch, in parallel if that is faster."""
+    run_in_parallel, parallel = ParallelSteps(), None
     for batch in batches:
-        if in_crew is None:
-            in_crew = worth([len(batch) * one.sae.W_enc.numel() for one in learners])
-        jobs = [partial(one.step, batch.acts) for one in learners]
-        crew(jobs) if in_crew else [job() for job in jobs]
-    crew.close()
+        if parallel is None:
+            parallel = worth([len(batch) * learner.sae.W_enc.numel() for learner in learners])
+        jobs = [partial(learner.step, batch.acts) for learner in learners]
+        run_in_parallel(jobs) if parallel else [job() for job in jobs]
+    run_in_parallel.close()
 
 
-def measured(case: Case, source: Source) -> tuple[float, float, float]:
-    """Seconds of harvest, of all lone steps, and of all together. Raises RuntimeError where what
-    was learnt differs."""
+def measure(case: Case, source: Source) -> tuple[float, float, float]:
+    """Return the seconds of harvest, of standalone steps, and of training together.
+
+    Raises RuntimeError if the SAEs trained together differ from those trained alone.
+    """
     first = stream(source, case).first_block()
     batches: list[Batch] = []
     harvest = seconds(partial(batches.extend, stream(source, case)))
-    alone = [learner(recipe, source, case, first) for recipe in case.recipes]
-    lone = sum(seconds(partial(steps, one, batches)) for one in alone)
-    company = [learner(recipe, source, case, first) for recipe in case.recipes]
-    whole = seconds(lambda: together(company, stream(source, case)))
-    for one, other in zip(alone, company, strict=True):
-        for name, value in one.state_dict().items():
-            if isinstance(value, torch.Tensor) and not torch.equal(value, other.state_dict()[name]):
-                raise RuntimeError(f"{case.name}: {name} differs in company")
-    return harvest, lone, whole
+    alone = [build(config, source, case, first) for config in case.configs]
+    standalone = sum(seconds(partial(train_alone, learner, batches)) for learner in alone)
+    shared = [build(config, source, case, first) for config in case.configs]
+    together = seconds(lambda: train_together(shared, stream(source, case)))
+    for expected, actual in zip(alone, shared, strict=True):
+        state = actual.state_dict()
+        for name, value in expected.state_dict().items():
+            if isinstance(value, torch.Tensor) and not torch.equal(value, state[name]):
+                raise RuntimeError(f"{case.name}: {name} differs when trained together")
+    return harvest, standalone, together
 
 
-def one_product(recipes: list[TrainConfig], d_in: int, batch: int) -> float:
-    """One wide product over as many narrow ones, the median of several pairs."""
+def one_product(configs: list[TrainConfig], d_in: int, batch: int) -> float:
+    """Return the time of one wide product over that of as many narrow ones, median of 9."""
     x = torch.randn(batch, d_in)
-    narrow = [(torch.randn(r.sparsity.d_sae, d_in), torch.zeros(r.sparsity.d_sae)) for r in recipes]
+    narrow = [(torch.randn(r.sparsity.d_sae, d_in), torch.zeros(r.sparsity.d_sae)) for r in configs]
     wide = tuple(torch.cat(parts) for parts in zip(*narrow, strict=True))
     ratios = []
     for _ in range(9):
-        apart = seconds(lambda: [linear(x, W, b) for W, b in narrow])
-        ratios.append(seconds(lambda: linear(x, *wide)) / apart)
+        separate = seconds(lambda: [linear(x, W, b) for W, b in narrow])
+        ratios.append(seconds(lambda: linear(x, *wide)) / separate)
     return statistics.median(ratios)
 
 
 def page(rows: list[Row]) -> list[str]:
-    """Markdown: medians over rounds, and from where to where."""
+    """Return a Markdown page with medians and ranges over rounds."""
     head = (
         "case",
         "harvest, s",
-        "lone steps, s",
+        "standalone steps, s",
         "together, s",
-        "of the parts",
-        "of lone steps",
-        "of lone runs",
+        "over parts",
+        "over steps",
+        "over runs",
         "one product",
     )
-    lines = ["# Autoencoders on one stream, and alone", ""]
+    lines = ["# SAEs on one stream and alone", ""]
     lines += [
-        "What each column is stands in `benchmarks/shared_stream.py`. Medians over rounds; what"
+        "`benchmarks/shared_stream.py` explains the columns. Medians over rounds. In every round",
+        "the SAEs trained together equalled those trained alone in every bit.",
+        "",
     ]
-    lines += ["was learnt together is the same as alone, to the last bit, in every round.", ""]
     lines += ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
     for case in dict.fromkeys(row.case for row in rows):
-        some = [row for row in rows if row.case == case]
-        median = lambda name, some=some: statistics.median(getattr(row, name) for row in some)
-        spread = lambda name, some=some: [getattr(row, name) for row in some]
-        cells = [f"{median(name):.1f}" for name in ("harvest", "lone_steps", "together")]
-        for name in ("of_parts", "of_steps", "of_runs", "one_product"):
-            found = spread(name)
-            cells.append(f"{median(name):.2f} ({min(found):.2f} to {max(found):.2f})")
-        count = f"{case}: {some[0].steps} steps of {some[0].batch:,}"
+        rounds = [row for row in rows if row.case == case]
+        values = lambda name, rounds=rounds: [getattr(row, name) for row in rounds]
+        median = lambda name, values=values: statistics.median(values(name))
+        cells = [f"{median(name):.1f}" for name in ("harvest", "standalone_steps", "together")]
+        for name in ("over_parts", "over_steps", "over_runs", "one_product"):
+            low, high = min(values(name)), max(values(name))
+            cells.append(f"{median(name):.2f} ({low:.2f} to {high:.2f})")
+        count = f"{case}: {rounds[0].steps} steps of {rounds[0].batch:,}"
         lines.append(f"| {count} | " + " | ".join(cells) + " |")
-    return [*lines, *record.how(rows)]
+    return [*lines, *results_io.provenance_lines(rows)]
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shared_stream", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("cases", nargs="*", help="beginnings of names; left out: all")
+    parser.add_argument("cases", nargs="*", help="first letters of names; default: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=record.REPO / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=results_io.REPO / "benchmarks" / "results")
     args = parser.parse_args(argv)
-    wanted = [c for c in cases() if not args.cases or c.name.startswith(tuple(args.cases))]
-    if not wanted:
-        raise UserError(f"no case begins with {args.cases}; there are {[c.name for c in cases()]}")
+    selected = [c for c in cases() if not args.cases or c.name.startswith(tuple(args.cases))]
+    if not selected:
+        raise UserError(
+            f"no case starts with {args.cases}; choose among {[c.name for c in cases()]}"
+        )
     torch.set_num_threads(args.threads)
-    file = args.out / f"company_cpu_{record.today()}.csv"
-    for case in wanted:
+    file = args.out / f"shared_stream_cpu_{results_io.today()}.csv"
+    for case in selected:
         source = case.source()
         source.setup("cpu")
-        kept = [row for row in record.read(file, Row) if row.case != case.name]
+        rows = [row for row in results_io.read_rows(file, Row) if row.case != case.name]
         for _ in range(args.rounds):
-            harvest, lone, whole = measured(case, source)
+            harvest, standalone, together = measure(case, source)
             row = Row(
                 case=case.name,
-                members=len(case.recipes),
+                members=len(case.configs),
                 steps=case.steps,
                 batch=case.batch,
                 harvest=harvest,
-                lone_steps=lone,
-                together=whole,
-                one_product=one_product(case.recipes, *source.widths.values(), case.batch),
+                standalone_steps=standalone,
+                together=together,
+                one_product=one_product(case.configs, *source.widths.values(), case.batch),
                 threads=args.threads,
-                device=record.cpu(),
-                versions=record.versions([]),
-                commit=record.commit(),
-                date=record.today(),
-                command=record.command("benchmarks.shared_stream", argv),
+                device=results_io.cpu_name(),
+                versions=results_io.versions([]),
+                commit=results_io.commit(),
+                date=results_io.today(),
+                command=results_io.command_line("benchmarks.shared_stream", argv),
             )
-            kept.append(row)
+            rows.append(row)
             sys.stdout.write(
-                f"{case.name}: harvest {harvest:.1f} s, lone steps {lone:.1f}, together "
-                f"{whole:.1f}: {row.of_parts:.2f} of the parts, {row.of_runs:.2f} of lone runs\n"
+                f"{case.name}: harvest {harvest:.1f} s, standalone steps {standalone:.1f} s, "
+                f"together {together:.1f} s: {row.over_parts:.2f} over parts, "
+                f"{row.over_runs:.2f} over runs\n"
             )
             sys.stdout.flush()
         args.out.mkdir(parents=True, exist_ok=True)
-        record.write(file, kept)
-        write_text(file.with_suffix(".md"), "\n".join(page(kept)) + "\n")
+        results_io.write_rows(file, rows)
+        write_text(file.with_suffix(".md"), "\n".join(page(rows)) + "\n")
 
 
 if __name__ == "__main__":

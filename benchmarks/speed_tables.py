@@ -1,4 +1,4 @@
-"""Rows of `benchmarks.step_and_op_speed`: one CSV, one Markdown table, one JSON file."""
+"""Keep the results of `benchmarks.step_and_op_speed` as CSV, JSON and a Markdown page."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from sae.files import write_text
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement; an empty string where a column has no meaning.
+    """One measurement. A column that does not apply holds an empty string.
 
-    Args:
-        op: what was timed; `step` for a whole training step.
-        provider: whose code: ours, reference, compiled, or a peer.
+    Attributes:
+        op: The op that was timed; `step` for a whole training step.
+        provider: The implementation: ours, reference, compiled, or another trainer.
         mode: forward, backward (both passes), or for a step its sparsity rule.
-        ms_p50: median wall time in ms (on a GPU between two events), with ms_p20 and ms_p80.
-        product_ms: `torch.mm` of the encoder's shape, timed in turn with it.
+        ms_p50: Median wall time in ms (on a GPU between two events), with ms_p20 and ms_p80.
+        product_ms: Time of `torch.mm` of the encoder's shape, timed in turn with the op.
         times_product: ms_p50 / product_ms.
-        times_best: ms_p50 over the time of the fastest product of that shape that this build has.
-        roofline: floor / ms_p50, the floor being what this machine's product and copy rates allow.
-        gbps, tflops: the least traffic and arithmetic the op can do with, per second.
-        peak_mib: the most memory above what a tiny step of the same provider left in use; for a
-            single op on a GPU above its inputs, and not known on CPU, where freed memory is kept.
-        import_mib: the same above the import of the provider; steps on CPU only.
-        max_err: largest difference from `reference` in float64, relative to its largest value.
-        command: what makes this row again.
+        times_best: ms_p50 over the time of the fastest product of that shape in this build.
+        roofline: Least time / ms_p50; the least time follows from this machine's product and copy
+            rates.
+        gbps: The least memory traffic of the op, in GB per second.
+        tflops: The least arithmetic of the op, in TFLOP per second.
+        peak_mib: Peak memory above that after a tiny step of the same provider; for a single op on
+            a GPU, above its inputs. It is not measured for ops on CPU, where freed memory stays
+            with the process.
+        import_mib: Peak memory above that after importing the provider; steps on CPU only.
+        max_err: Largest difference from `reference` in float64, relative to its largest value.
+        command: Command that repeats this measurement.
     """
 
     op: str
@@ -61,7 +64,7 @@ class Row:
 
     @property
     def key(self) -> tuple:
-        """What a later measurement of the same thing replaces."""
+        """Identifies a measurement; a later one with the same key replaces it."""
         return (
             self.op,
             self.provider,
@@ -74,10 +77,12 @@ class Row:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
+        """(d_in, d_sae, k, batch)."""
         return self.d_in, self.d_sae, self.k, self.batch
 
 
 def read(file: Path) -> list[Row]:
+    """Return the rows of a CSV file, or an empty list if there is no such file."""
     if not file.is_file():
         return []
     with file.open(encoding="utf-8", newline="") as handle:
@@ -94,10 +99,10 @@ def _typed(kind: str, text: str) -> object:
 
 
 def write(folder: Path, name: str, rows: list[Row]) -> Path:
-    """Add `rows` to `<name>.csv`, and write `<name>.md` and `<name>.json` anew from all of it."""
+    """Add rows to `<name>.csv`, rewrite `<name>.md` and `<name>.json`; return the CSV's path."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.csv"
-    latest = {row.key: row for row in [*read(file), *rows]}  # each keeps its place
+    latest = {row.key: row for row in [*read(file), *rows]}  # a replaced row keeps its place
     rows = sorted(latest.values(), key=lambda row: row.shape)
     lines = [",".join(f.name for f in fields(Row))]
     lines += [",".join(_cell(value) for value in asdict(row).values()) for row in rows]
@@ -113,19 +118,20 @@ def _cell(value: object) -> str:
 
 
 def page(rows: list[Row]) -> list[str]:
-    """Markdown: one table for each shape, then how it was measured."""
+    """Return a Markdown page: a table for each shape, then how it was measured."""
     lines = ["# Speed", ""]
     lines += [
-        "Medians (20th to 80th percentile). `x product`: multiple of a bare `torch.mm` of the",
-        "encoder's shape, timed in turn with the call in the same process; `x best`: of the",
-        "fastest product this build of torch has. Columns: `benchmarks/speed_tables.py`.",
+        "Medians (20th to 80th percentile). `x product`: multiple of the time of a bare `torch.mm`",
+        "of the encoder's shape, timed in turn with the call in the same process; `x best`:",
+        "multiple of the time of the fastest such product in this build of torch.",
+        "`benchmarks/speed_tables.py` explains the columns.",
     ]
     for shape in dict.fromkeys((row.device, row.threads, *row.shape) for row in rows):
         device, threads, d_in, d_sae, k, batch = shape
-        some = [r for r in rows if (r.device, r.threads, *r.shape) == shape]
+        of_shape = [r for r in rows if (r.device, r.threads, *r.shape) == shape]
         lines += ["", f"## d_in {d_in}, d_sae {d_sae}, k {k}, batch {batch}", ""]
-        lines += [f"{device}, {threads} threads", "", *table(some)]
-    lines += ["", "## How", ""]
+        lines += [f"{device}, {threads} threads", "", *table(of_shape)]
+    lines += ["", "## How this was measured", ""]
     for title, values in (
         ("Versions", (f"torch {row.torch}, triton {row.triton}" for row in rows)),
         ("Commit and date", (f"{row.commit}, {row.date}" for row in rows)),
@@ -151,6 +157,7 @@ HEAD = (
 
 
 def table(rows: list[Row]) -> list[str]:
+    """Return the lines of a Markdown table."""
     lines = ["| " + " | ".join(HEAD) + " |", "|---|---|---|---|" + "--:|" * (len(HEAD) - 4)]
     for row in rows:
         cells = (

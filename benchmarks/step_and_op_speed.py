@@ -1,12 +1,12 @@
-"""Speed and memory of training steps and single ops: `python -m benchmarks.step_and_op_speed
---step`, `--op
-encode_topk,decode`.
+"""Measure speed and memory of training steps and single ops.
+
+    python -m benchmarks.step_and_op_speed --step
+    python -m benchmarks.step_and_op_speed --op encode_topk,decode
 
 Each call is timed in turn with the bare product of the encoder, `torch.mm`, in the same process,
-so that a multiple of it means the same on a noisy machine. Memory is measured in another process,
-on CPU. An op whose tests are red gets no figure. Results are added to `<out>/<name>.csv`; the
-table and the JSON beside it are written again. What each column means:
-`benchmarks/speed_tables.py`.
+because the ratio of the two is stable on a busy machine. On CPU, memory is measured in another
+process. An op is measured only if its tests pass. Results are added to `<out>/<name>.csv`, and the
+table and the JSON next to it are rewritten. `benchmarks/speed_tables.py` explains the columns.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import torch
 
-from benchmarks import ops, steps
-from benchmarks import results_io as record
-from benchmarks import speed_tables as speed
+from benchmarks import ops, results_io, speed_tables, steps
 from benchmarks import subprocess_worker as worker
 from benchmarks.steps import RULES, Shape
 from benchmarks.timing import (
@@ -41,7 +41,14 @@ SHAPES = {
     "cpu": ("288,4608,32,2048", "512,8192,32,4096", "768,24576,32,2048"),
     "cuda": ("768,24576,32,8192", "2304,65536,64,8192", "4096,131072,64,8192"),
 }
-GPU_TESTS = ("test_kernels_on_gpu", "test_step_on_gpu")
+GPU_TESTS = ("test_kernels_on_gpu", "test_step_on_gpu", "test_terms_on_gpu")
+# Parts of the names of the GPU tests that an op depends on, by the first word of its name.
+GPU_TESTS_OF_OP = {
+    "encode": ("encode", "ties", "every_rule"),
+    "decode": ("decode", "every_token", "losses_equal", "every_rule"),
+    "aux": ("losses_equal",),
+    "update": ("adam",),
+}
 STEP_TESTS = ("tests/kernels/test_step.py", "tests/kernels/test_row_grads.py", "tests/training")
 
 
@@ -52,31 +59,40 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--step", action="store_true", help="whole training steps")
-    what.add_argument("--op", help=f"by comma, or all: {', '.join([*ops.OPS, 'update'])}")
+    what.add_argument(
+        "--op", help=f"all, or ops separated by commas: {', '.join([*ops.OPS, 'update'])}"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="cpu: float32; cuda: bfloat16"
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="default: float32 on cpu, bfloat16 on cuda",
     )
     parser.add_argument(
-        "--shape", action="append", metavar="D_IN,D_SAE,K,BATCH", help="may be repeated"
+        "--shape", action="append", metavar="D_IN,D_SAE,K,BATCH", help="can be repeated"
     )
-    parser.add_argument("--rule", default=",".join(RULES), help="sparsity rules of steps, by comma")
-    parser.add_argument("--provider", help="only those whose name contains this")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of timing, for each call")
+    parser.add_argument(
+        "--rule", default=",".join(RULES), help="sparsity rules of steps, separated by commas"
+    )
+    parser.add_argument("--provider", help="measure only providers whose name contains this")
+    parser.add_argument("--seconds", type=float, default=10.0, help="time spent on each call")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=record.REPO / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=results_io.REPO / "benchmarks" / "results")
     parser.add_argument(
-        "--tested", type=Path, help="JUnit XML of the tests, run beforehand; needed with cuda"
+        "--tested",
+        type=Path,
+        nargs="+",
+        help="JUnit XML files of earlier test runs; required with cuda",
     )
-    parser.add_argument("--name", help="of the result files; speed_<device>_<date> if left out")
+    parser.add_argument("--name", help="name of the result files; default: speed_<device>_<date>")
     args = parser.parse_args(argv)
     args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
     args.shape = [_shape(text) for text in args.shape or SHAPES[args.device]]
-    args.name = args.name or f"speed_{args.device}_{record.today()}"
+    args.name = args.name or f"speed_{args.device}_{results_io.today()}"
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu")
-    if args.device == "cuda" and (args.tested is None or not args.tested.is_file()):
-        raise UserError("--device cuda needs --tested FILE; benchmarks/gpu.sh makes it")
+    if args.device == "cuda" and not any(file.is_file() for file in args.tested or ()):
+        raise UserError("--device cuda needs --tested FILE; benchmarks/gpu.sh writes that file")
     for rule in args.rule.split(","):
         if rule not in RULES:
             raise UserError(f"--rule {rule} is not known; choose among {', '.join(RULES)}")
@@ -96,27 +112,27 @@ def main(argv: list[str]) -> None:
     args = arguments(argv)
     torch.set_num_threads(args.threads)
     rows = step_rows(args) if args.step else op_rows(args)
-    # With --tested it is benchmarks/gpu.sh that calls, and that is what makes the rows again.
+    # --tested is given by benchmarks/gpu.sh, so that is the command that repeats these rows.
     command = "OUT=folder benchmarks/gpu.sh"
     if args.tested is None:
-        command = record.command("benchmarks.step_and_op_speed", argv)
-    done: list[speed.Row] = []
+        command = results_io.command_line("benchmarks.step_and_op_speed", argv)
+    measured: list[speed_tables.Row] = []
     for values in rows:
-        done.append(_row(args, command, values))
-        file = speed.write(args.out, args.name, done)
-        sys.stdout.write("\n".join(speed.table(done[-1:])[-1:]) + "\n")
+        measured.append(_row(args, command, values))
+        file = speed_tables.write(args.out, args.name, measured)
+        sys.stdout.write("\n".join(speed_tables.table(measured[-1:])[-1:]) + "\n")
         sys.stdout.flush()
-    if done:
+    if measured:
         sys.stdout.write(f"{file.with_suffix('.md')}\n")
 
 
-def _row(args: argparse.Namespace, command: str, values: dict) -> speed.Row:
+def _row(args: argparse.Namespace, command: str, values: dict) -> speed_tables.Row:
     shape: Shape = values.pop("shape")
     times: Times = values.pop("times")
     product, best_product = values.pop("product"), values.pop("best_product")
     best: Limits | None = values.pop("limits")
     flops, bytes_ = values.pop("cost")
-    return speed.Row(
+    return speed_tables.Row(
         dtype=args.dtype,
         batch=shape.batch,
         d_in=shape.d_in,
@@ -131,12 +147,12 @@ def _row(args: argparse.Namespace, command: str, values: dict) -> speed.Row:
         roofline=best.floor_ms(flops, bytes_) / times.p50 if best and flops else "",
         gbps=bytes_ / times.p50 / 1e6 if flops else "",
         tflops=flops / times.p50 / 1e9 if flops else "",
-        device=torch.cuda.get_device_name() if args.device == "cuda" else record.cpu(),
+        device=torch.cuda.get_device_name() if args.device == "cuda" else results_io.cpu_name(),
         threads=args.threads,
         torch=torch.__version__,
         triton=_version("triton"),
-        commit=record.commit(),
-        date=record.today(),
+        commit=results_io.commit(),
+        date=results_io.today(),
         command=command,
         **values,
     )
@@ -149,40 +165,53 @@ def _version(distribution: str) -> str:
         return "none"
 
 
-def red(args: argparse.Namespace, op: str, tests: tuple[str, ...]) -> str:
-    """What is red of the tests that `op` depends on; empty when all pass.
+def failing_tests(args: argparse.Namespace, op: str, tests: tuple[str, ...]) -> str:
+    """Return the failing tests among those that `op` depends on; empty if all pass.
 
-    On CPU they are run here. On a GPU `--tested` names the record of one run of all of them, where
-    a step depends on every test and an op on those of its own files.
+    On CPU the tests run here. On a GPU `--tested` names JUnit files of tests that ran before: a
+    step depends on all GPU tests of correctness (a limit on memory does not make a time wrong), an
+    op on those in `GPU_TESTS_OF_OP` and on its own test files.
     """
     if args.tested is None:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-x", *tests, "-m", "not slow"],
-            cwd=record.REPO,
+            cwd=results_io.REPO,
             capture_output=True,
             text=True,
         )
         return done.stdout[-2000:] if done.returncode else ""
-    cases = list(ElementTree.parse(args.tested).iter("testcase"))
     files = [Path(test).stem for test in tests]
-    mine = [
+    words = ("",) if op == "step" else GPU_TESTS_OF_OP[op.partition("_")[0]]
+
+    def is_relevant(case: ElementTree.Element) -> bool:
+        file, name = case.get("classname", "").rsplit(".", 1)[-1], case.get("name", "")
+        on_gpu = file in GPU_TESTS and any(word in name for word in words)
+        return file in files or (on_gpu and "memory" not in name)
+
+    cases = [
         case
-        for case in cases
-        if op == "step" or case.get("classname", "").rsplit(".", 1)[-1] in (*files, *GPU_TESTS)
+        for file in args.tested
+        if file.is_file()
+        for case in ElementTree.parse(file).iter("testcase")
     ]
-    bad = [
-        c.get("name", "")
-        for c in mine
-        if c.find("failure") is not None or c.find("error") is not None
+    relevant = list(filter(is_relevant, cases))
+    if not relevant:
+        return f"{', '.join(map(str, args.tested))}: no test of {op} ran"
+    failed = [
+        case.get("name", "")
+        for case in relevant
+        if case.find("failure") is not None or case.find("error") is not None
     ]
-    if not mine:
-        return f"{args.tested} has no test of it"
-    return ", ".join(bad)
+    return ", ".join(failed)
 
 
-def step_rows(args: argparse.Namespace):
-    if bad := red(args, "step", STEP_TESTS):
-        raise UserError(f"no speed of a step is printed, for its tests are red: {bad}")
+def step_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield one measurement for each shape, rule and provider.
+
+    Raises UserError if tests of the step fail.
+    """
+    if failing := failing_tests(args, "step", STEP_TESTS):
+        raise UserError(f"steps are not timed, because their tests fail: {failing}")
     for shape in args.shape:
         for rule in args.rule.split(","):
             for provider in steps.providers(rule, args.device):
@@ -200,7 +229,11 @@ def step_rows(args: argparse.Namespace):
 
 
 def step_cost(s: Shape, size: int) -> tuple[float, float]:
-    """The encoder's product; fp32 p, m and v of both matrices read and written; four gathers."""
+    """Return FLOPs and bytes of a step.
+
+    Counted are the encoder's product, reading and writing fp32 parameters and moments of both
+    matrices, and four gathers.
+    """
     rows = min(s.d_sae, s.batch * s.k)
     moved = 2 * 24.0 * s.d_sae * s.d_in + size * (s.d_sae + 2 * rows + 6 * s.batch) * s.d_in
     return 2.0 * s.batch * s.d_sae * s.d_in, moved
@@ -220,7 +253,7 @@ def _step(args: argparse.Namespace, provider: str, rule: str, shape: Shape) -> d
         time = _job({**job, "what": "time"}, args.device)
         memory = _job({**job, "what": "memory"}, args.device)
     except RuntimeError as error:
-        sys.stderr.write(f"{provider}, {rule}, {shape}: no figure: {error}\n")
+        sys.stderr.write(f"{provider}, {rule}, {shape}: not measured: {error}\n")
         return None
     best = Limits(time["flops_rate"], time["bytes_rate"])
     flops, bytes_ = step_cost(shape, 4 if args.dtype == "float32" else 2)
@@ -244,16 +277,19 @@ def _job(job: dict, device: str) -> dict:
         return worker.measure(job)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.subprocess_worker", json.dumps(job)],
-        cwd=record.REPO,
+        cwd=results_io.REPO,
         capture_output=True,
         text=True,
     )
     if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "died")
+        raise RuntimeError(
+            done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "the process died"
+        )
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def op_rows(args: argparse.Namespace):
+def op_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the measurements of the requested ops; skip those with failing tests."""
     names = [*ops.OPS, "update"] if args.op == "all" else args.op.split(",")
     for name in names:
         if name != "update" and name not in ops.OPS:
@@ -262,14 +298,14 @@ def op_rows(args: argparse.Namespace):
             )
     for name in names:
         files = ops.Update.tests if name == "update" else ops.OPS[name].tests
-        if bad := red(args, name, tuple(f"tests/kernels/{file}" for file in files)):
-            sys.stderr.write(f"{name}: no speed is printed, for its tests are red: {bad}\n")
+        if failing := failing_tests(args, name, tuple(f"tests/kernels/{file}" for file in files)):
+            sys.stderr.write(f"{name} is not timed, because its tests fail: {failing}\n")
             continue
         for shape in args.shape:
             yield from (_update(args, shape) if name == "update" else _op(args, name, shape))
 
 
-def _op(args: argparse.Namespace, name: str, shape: Shape):
+def _op(args: argparse.Namespace, name: str, shape: Shape) -> Iterator[dict[str, Any]]:
     op, dtype = ops.OPS[name], getattr(torch, args.dtype)
     inputs = ops.Inputs.make(shape, args.device, dtype)
     flops, bytes_ = op.cost(shape, inputs.x.element_size())
@@ -282,8 +318,8 @@ def _op(args: argparse.Namespace, name: str, shape: Shape):
             try:
                 call = ops.provider(provider, op, inputs, backward=mode == "backward")
                 call()
-            except Exception as error:  # a compiler that is missing, memory that is not there
-                sys.stderr.write(f"{name}, {provider}, {shape}: no figure: {error!r:.300}\n")
+            except Exception as error:  # a missing compiler, or not enough memory
+                sys.stderr.write(f"{name}, {provider}, {shape}: not measured: {error!r:.300}\n")
                 continue
             memory = PeakMemory(args.device)
             call()
@@ -309,7 +345,7 @@ def _op(args: argparse.Namespace, name: str, shape: Shape):
             }
 
 
-def _update(args: argparse.Namespace, shape: Shape):
+def _update(args: argparse.Namespace, shape: Shape) -> Iterator[dict[str, Any]]:
     dtype = getattr(torch, args.dtype)
     inputs = ops.Inputs.make(shape, args.device, dtype)
     best = limits(args.device, dtype)

@@ -1,10 +1,11 @@
-"""One whole training step: loss, backward, clipping, Adam, unit-norm decoder, dead-latent counts.
+"""Whole training steps: loss, backward, clipping, Adam, unit-norm decoder, counts of dead latents.
 
-The same for every provider: a batch of normal activations in, the next batch may come. TopK has
-AuxK on top, with 5% of the latents dead; ours is `sae.training.Learner`, the very step a run takes.
-The other sparsity rules are made from `sae_kernels` and the same optimiser, with biases set so that
-about k latents fire on a token. `dense` is what one writes first: [batch, d_sae] through autograd,
-torch's fused Adam. `compiled` is its loss through torch.compile. Peers: `benchmarks.peers`.
+Every provider takes the same batch of normally distributed activations. TopK also has AuxK, with 5%
+of the latents dead; our TopK step is `sae.training.Learner`, the step that a run takes. The other
+sparsity rules are made from `sae_kernels` and the same optimizer, with biases such that about k
+latents fire on a token. `dense` is the straightforward implementation: [batch, d_sae] through
+autograd, and torch's fused Adam. `compiled` is its loss through torch.compile. `benchmarks.peers`
+drives the other trainers.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ LR = 1e-4
 
 @dataclass(frozen=True)
 class Shape:
+    """The size of an SAE and of its batches."""
+
     d_in: int
     d_sae: int
     k: int
@@ -45,16 +48,17 @@ class Shape:
 
     @classmethod
     def parse(cls, text: str) -> Shape:
-        """From `288,4608,32,2048`: d_in, d_sae, k, batch."""
+        """Parse text such as `288,4608,32,2048`: d_in, d_sae, k, batch."""
         return cls(*map(int, text.split(",")))
 
     @property
     def k_aux(self) -> int:
+        """Number of dead latents that fire on a token in AuxK."""
         return max(1, self.d_in // 2)
 
 
 class Step:
-    """A trainer set up for one shape. `prepare` is not timed, calling it is."""
+    """A training step for one shape. Calling it is timed, `prepare` is not."""
 
     def __init__(self, shape: Shape, device: str, dtype: torch.dtype) -> None:
         self.shape, self.device, self.dtype = shape, device, dtype
@@ -66,14 +70,16 @@ class Step:
     def __call__(self) -> None: ...
 
     def quantile(self) -> float:
-        """What a normal variable exceeds with probability k / d_sae: rows of W_enc have norm 1, so
-        pre-activations of this data are normal."""
+        """Return the value that a normal variable exceeds with probability k / d_sae.
+
+        Pre-activations of this data are normal, because the rows of W_enc have norm 1.
+        """
         share = torch.tensor(self.shape.k / self.shape.d_sae, dtype=torch.float64)
         return torch.special.ndtri(1 - share).item()
 
 
 class OursTopK(Step):
-    """`Learner.step`. `moments`: Adam's, bfloat16 or float32."""
+    """Our TopK step, `Learner.step`, with Adam's moments in bfloat16 or float32."""
 
     def __init__(self, *args, moments: str = "float32") -> None:
         super().__init__(*args)
@@ -105,7 +111,7 @@ class OursTopK(Step):
 
 
 class OursRule(Step):
-    """Parameters, one encoder, `decode_error`, a penalty, RowAdam."""
+    """Our step of another rule: its encoder, `decode_error`, a penalty and RowAdam."""
 
     def __init__(self, *args) -> None:
         super().__init__(*args)
@@ -129,13 +135,19 @@ class OursRule(Step):
         self.tokens_since_fired = torch.zeros(d_sae, dtype=torch.int64, device=self.device)
 
     def make_vectors(self, make: Callable[[float], Tensor]) -> list[Tensor]:
-        """The rule's [d_sae] parameters, from their starting values."""
+        """Return the rule's parameters of shape [d_sae].
+
+        Args:
+            make: Returns a parameter filled with a value.
+        """
         return [make(-self.quantile())]
 
     def loss(self) -> tuple[Codes, Tensor]:
+        """Return the codes of the batch and the loss."""
         raise NotImplementedError
 
     def error(self, codes: Codes) -> Tensor:
+        """Return the squared error per activation."""
         return decode_error(codes, self.W_dec, self.b_dec, self.x)[1] / self.shape.batch
 
     def __call__(self) -> None:
@@ -186,7 +198,7 @@ class OursGated(OursRule):
 
 
 class Dense(OursRule):
-    """What one writes first; `rule` is one of RULES."""
+    """The straightforward dense step of a rule of `RULES`."""
 
     def __init__(self, *args, rule: str, compiled: bool) -> None:
         self.rule = rule
@@ -211,17 +223,17 @@ class Dense(OursRule):
         return [make(value) for value in starts[self.rule]]
 
     def plain_loss(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Dense acts and the loss."""
+        """Return dense activations of the latents [batch, d_sae], and the loss."""
         k, batch = self.shape.k, self.shape.batch
         product = (x - self.b_dec) @ self.W_enc
         pre = product + self.vectors[0]
         extra = 0.0
         if self.rule == "topk":
-            kept = pre.topk(k, dim=1)
-            acts = torch.zeros_like(pre).scatter(1, kept.indices, kept.values.relu())
+            top = pre.topk(k, dim=1)
+            acts = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
         elif self.rule == "batch_topk":
-            kept = pre.flatten().topk(k * batch)
-            acts = torch.zeros_like(pre).flatten().scatter(0, kept.indices, kept.values.relu())
+            top = pre.flatten().topk(k * batch)
+            acts = torch.zeros_like(pre).flatten().scatter(0, top.indices, top.values.relu())
             acts = acts.view_as(pre)
         elif self.rule == "jumprelu":
             acts = pre * (pre > self.vectors[1])
@@ -242,12 +254,11 @@ class Dense(OursRule):
         residual = x - acts @ self.W_dec - self.b_dec
         loss = (residual.square().sum() + extra) / batch
         if self.rule == "topk" and len(self.dead):
-            few = pre[:, self.dead].relu()
-            few_kept = few.topk(min(self.shape.k_aux, few.shape[1]), dim=1)
-            few = torch.zeros_like(few).scatter(1, few_kept.indices, few_kept.values)
-            loss = (
-                loss + (residual.detach() - few @ self.W_dec[self.dead]).square().sum() / batch / 32
-            )
+            pre_dead = pre[:, self.dead].relu()
+            top = pre_dead.topk(min(self.shape.k_aux, pre_dead.shape[1]), dim=1)
+            acts_dead = torch.zeros_like(pre_dead).scatter(1, top.indices, top.values)
+            aux_residual = residual.detach() - acts_dead @ self.W_dec[self.dead]
+            loss = loss + aux_residual.square().sum() / batch / 32
         return acts, loss
 
     def __call__(self) -> None:
@@ -266,20 +277,20 @@ class Dense(OursRule):
 
 
 class Peer(Step):
-    """A peer's TopK trainer, as `benchmarks.quality` drives it."""
+    """The step of another TopK trainer, driven as in `benchmarks.quality`."""
 
     def __init__(self, *args, name: str, options: dict) -> None:
         super().__init__(*args)
         from benchmarks import peers
-        from benchmarks.config import Setting
+        from benchmarks.config import BenchConfig
         from benchmarks.trainers import Task
 
         shape = self.shape
         model = {"sae": {"class_path": "TopK", "init_args": {"d_sae": shape.d_sae, "k": shape.k}}}
-        setting = Setting(
+        config = BenchConfig(
             {"model": model, "data": {"batch_size": shape.batch}, "trainer": {"max_steps": 10**6}}
         )
-        task = Task(setting, shape.d_in, 10**6, self.x, scale=1.0, seed=0)
+        task = Task(config, shape.d_in, 10**6, self.x, scale=1.0, seed=0)
         self.trainer = getattr(peers, name)(task, **options)
 
     def __call__(self) -> None:
@@ -302,7 +313,7 @@ PEERS = {
 
 
 def providers(rule: str, device: str) -> list[str]:
-    """Who can take a step of this rule here."""
+    """Return the providers that can take a step of this rule on this machine."""
     names = ["ours"]
     if rule == "topk":
         names.append("ours (bf16 moments)")
@@ -315,12 +326,13 @@ def providers(rule: str, device: str) -> list[str]:
 
 
 def build(provider: str, rule: str, shape: Shape, device: str, dtype: torch.dtype) -> Step:
-    where = (shape, device, dtype)
+    """Set up the step of a provider."""
+    args = (shape, device, dtype)
     if provider == "ours":
-        return OURS[rule](*where)
+        return OURS[rule](*args)
     if provider == "ours (bf16 moments)":
-        return OursTopK(*where, moments="bfloat16")
+        return OursTopK(*args, moments="bfloat16")
     if provider in ("dense", "compiled"):
-        return Dense(*where, rule=rule, compiled=provider == "compiled")
+        return Dense(*args, rule=rule, compiled=provider == "compiled")
     name, _, options = PEERS[provider]
-    return Peer(*where, name=name, options=options)
+    return Peer(*args, name=name, options=options)

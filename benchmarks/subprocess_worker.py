@@ -1,8 +1,7 @@
-"""One measurement in a process of its own: `python -m benchmarks.subprocess_worker '<JSON>'` prints
-JSON.
+"""Make one measurement in its own process: `python -m benchmarks.subprocess_worker '<JSON>'`.
 
-A process each, because memory has a high-water mark and a peer's import changes the process for
-those after it.
+The result is printed as JSON. Each measurement gets a process because memory has a high-water
+mark, and because importing another trainer changes the process for those measured after it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import json
 import sys
 
 import torch
-import torch._dynamo  # every optimiser imports it at its first step
+import torch._dynamo  # every optimizer imports it at its first step
 
 from benchmarks.steps import PEERS, Shape, build
 from benchmarks.timing import PeakMemory, best_ms, interleaved, limits, products
@@ -22,15 +21,18 @@ TINY = Shape(d_in=8, d_sae=64, k=4, batch=16)
 
 def step_time(
     provider: str, rule: str, shape: Shape, device: str, dtype: torch.dtype, seconds: float
-):
+) -> dict:
+    """Time a training step, with the bare product of the encoder's shape timed in turn with it."""
     step = build(provider, rule, shape, device, dtype)
     x, rows = step.x, torch.randn(shape.d_sae, shape.d_in).to(device, dtype)
 
-    def prepared() -> None:
+    def prepare_and_step() -> None:
         step.prepare()
         step()
 
-    times = interleaved({**products(x, rows), "step": prepared}, device=device, seconds=seconds)
+    times = interleaved(
+        {**products(x, rows), "step": prepare_and_step}, device=device, seconds=seconds
+    )
     best = limits(device, dtype)
     return {
         "step": vars(times["step"]),
@@ -41,7 +43,8 @@ def step_time(
     }
 
 
-def step_memory(provider: str, rule: str, shape: Shape, device: str, dtype: torch.dtype):
+def step_memory(provider: str, rule: str, shape: Shape, device: str, dtype: torch.dtype) -> dict:
+    """Measure the peak memory of a training step above a tiny step, and above the import."""
     if provider in PEERS:
         importlib.import_module(PEERS[provider][1])
     imported = PeakMemory(device)
@@ -61,12 +64,12 @@ def step_memory(provider: str, rule: str, shape: Shape, device: str, dtype: torc
 
 
 def measure(job: dict) -> dict:
-    """Do what a job says: `what` is time or memory."""
+    """Run a job; its `what` is time or memory."""
     torch.set_num_threads(job["threads"])
-    where = (Shape(*job["shape"]), job["device"], getattr(torch, job["dtype"]))
+    target = (Shape(*job["shape"]), job["device"], getattr(torch, job["dtype"]))
     if job["what"] == "time":
-        return step_time(job["provider"], job["rule"], *where, job["seconds"])
-    return step_memory(job["provider"], job["rule"], *where)
+        return step_time(job["provider"], job["rule"], *target, job["seconds"])
+    return step_memory(job["provider"], job["rule"], *target)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Time, memory and the machine's own limits, on CPU and GPU."""
+"""Measure time, memory and the peak rates of the machine, on CPU and GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds: median and the quantiles around it."""
+    """Time of a call in milliseconds: median, 20th and 80th percentile."""
 
     p50: float
     p20: float
@@ -23,6 +23,7 @@ class Times:
 
     @classmethod
     def of(cls, milliseconds: list[float]) -> Times:
+        """Summarize measured times."""
         if len(milliseconds) < 2:
             return cls(*milliseconds * 3)
         tenths = statistics.quantiles(milliseconds, n=10, method="inclusive")
@@ -32,10 +33,15 @@ class Times:
 def interleaved(
     calls: dict[str, Callable[[], object]], *, device: str, seconds: float, most: int = 200
 ) -> dict[str, Times]:
-    """Each call in turn, round after round, so that a noisy minute hits all of them alike.
+    """Time each call in turn, round after round, so that a busy minute slows all of them alike.
 
-    The first two rounds warm up and are dropped. Rounds go on until `seconds` have passed, at least
-    five and at most `most`.
+    The first two rounds warm up and are dropped.
+
+    Args:
+        calls: Calls to time, by name.
+        device: cpu or cuda.
+        seconds: Rounds continue until this much time has passed, for at least five rounds.
+        most: Largest number of rounds.
     """
     clock = _gpu_milliseconds if device == "cuda" else _cpu_milliseconds
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -57,7 +63,7 @@ def _cpu_milliseconds(call: Callable[[], object]) -> float:
 
 
 def _gpu_milliseconds(call: Callable[[], object]) -> float:
-    # 256 MB are written first: the 50 to 60 MB of second-level cache then hold none of the inputs.
+    # Writing 256 MB first clears the inputs from the second-level cache of 50 to 60 MB.
     _flush()
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     first.record()
@@ -77,10 +83,10 @@ def _flush() -> None:
 
 
 class PeakMemory:
-    """The most memory in use since `start`, less what was in use then, in MiB.
+    """Peak memory in MiB since `start`, above the memory in use at `start`.
 
-    On CPU the resident memory of this process, whose high-water mark the kernel resets; on a GPU
-    what torch's allocator handed out.
+    On CPU this is the resident memory of the process, of which Linux can reset the high-water
+    mark; on a GPU it is the memory handed out by torch's allocator.
     """
 
     def __init__(self, device: str) -> None:
@@ -88,6 +94,7 @@ class PeakMemory:
         self.start()
 
     def start(self) -> None:
+        """Start measuring."""
         if self.device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
@@ -97,6 +104,7 @@ class PeakMemory:
             self.before = _status("VmRSS")
 
     def read(self) -> float:
+        """Return the peak so far, in MiB."""
         if self.device == "cuda":
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated() / MIB - self.before
@@ -111,9 +119,13 @@ def _status(name: str) -> float:
 
 
 def products(x: torch.Tensor, rows: torch.Tensor) -> dict[str, Callable[[], object]]:
-    """x [batch, d_in] times rows [d_sae, d_in] transposed: `torch.mm`, and the other library's.
+    """Return calls that compute x @ rows.T: `torch.mm` and, on CPU in fp32, oneDNN's product.
 
-    On CPU torch.mm is MKL's, which on an AMD machine takes up to twice as long as oneDNN.
+    On CPU `torch.mm` calls MKL, which on an AMD machine takes up to twice as long as oneDNN.
+
+    Args:
+        x: Shape [batch, d_in].
+        rows: Shape [d_sae, d_in].
     """
     calls: dict[str, Callable[[], object]] = {"product": lambda: torch.mm(x, rows.t())}
     if x.device.type == "cpu" and x.dtype == torch.float32:
@@ -124,29 +136,29 @@ def products(x: torch.Tensor, rows: torch.Tensor) -> dict[str, Callable[[], obje
 
 
 def best_ms(times: dict[str, Times]) -> float:
-    """Of the faster of `products`."""
+    """Return the median time of the faster of the `products`."""
     return min(times[name].p50 for name in ("product", "onednn") if name in times)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What this machine reached just now: the ruler for `roofline`.
+    """Rates that this machine just reached, by which `roofline` is computed.
 
-    Args:
-        flops: of a matrix product of one dtype, per second.
-        bytes: read and written by a copy larger than any cache, per second.
+    Attributes:
+        flops: FLOPs per second of a matrix product in one dtype.
+        bytes: Bytes per second read and written by a copy larger than any cache.
     """
 
     flops: float
     bytes: float
 
     def floor_ms(self, flops: float, bytes_: float) -> float:
-        """No faster than either the arithmetic or the traffic allows."""
+        """Return the least time in ms that the arithmetic and the memory traffic allow."""
         return 1e3 * max(flops / self.flops, bytes_ / self.bytes)
 
 
 def limits(device: str, dtype: torch.dtype) -> Limits:
-    """Measured in this process: a square product as fast as this build has it, and a copy."""
+    """Measure the rates of the fastest square matrix product and of a copy in this process."""
     size = 8192 if device == "cuda" else 1536
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)

@@ -1,4 +1,4 @@
-"""What is compared: the trainers that are given the same activations, ours among them."""
+"""The interface of the trainers that are compared, and our own trainer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from benchmarks.config import Setting
+from benchmarks.config import BenchConfig
 from sae.autoencoder import SAE
 from sae.training import Learner
 from sae_kernels.codes import Codes
@@ -17,18 +17,18 @@ from sae_kernels.codes import Codes
 
 @dataclass(frozen=True)
 class Task:
-    """What every contender is told.
+    """The task that every trainer is given.
 
-    Args:
-        setting: the config file.
-        d_in: width of the activations.
-        steps: how many batches there will be.
-        sample: the first block of training activations [n, d_in], raw, as our trainer is given it.
-        scale: the factor on raw activations.
-        seed: of the starting weights.
+    Attributes:
+        config: The config file.
+        d_in: Width of the activations.
+        steps: Number of batches.
+        sample: First block of training activations before scaling, shape [n, d_in].
+        scale: Factor by which activations are multiplied.
+        seed: Seed of the initial weights.
     """
 
-    setting: Setting
+    config: BenchConfig
     d_in: int
     steps: int
     sample: Tensor
@@ -37,66 +37,69 @@ class Task:
 
     @property
     def d_sae(self) -> int:
-        return self.setting.sparsity.d_sae
+        return self.config.sparsity.d_sae
 
     @property
     def k(self) -> int:
-        return self.setting.sparsity.k
+        return self.config.sparsity.k
 
     @property
     def batch(self) -> int:
-        return self.setting.data["batch_size"]
+        return self.config.data["batch_size"]
 
     @property
     def warmup_steps(self) -> int:
-        return round(self.setting.optim.warmup * self.steps)
+        return round(self.config.optim.warmup * self.steps)
 
     @property
     def decay_steps(self) -> int:
-        return round(self.setting.optim.decay * self.steps)
+        return round(self.config.optim.decay * self.steps)
 
 
-class Contender(ABC):
-    """One trainer, set up for one run."""
+class Trainer(ABC):
+    """A trainer, set up for one run."""
 
     package: ClassVar[str | None] = None
-    """The module that must be importable."""
+    """The module that must be importable; None if it needs none."""
     distribution: ClassVar[str | None] = None
-    """Whose version is reported."""
+    """The distribution of which the version is reported."""
     lr: float
 
     @classmethod
     def installed(cls) -> bool:
+        """Return whether the trainer can run here."""
         return cls.package is None or importlib.util.find_spec(cls.package) is not None
 
     @classmethod
     @abstractmethod
     def variants(cls, tuned: bool) -> dict[str, dict[str, Any]]:
-        """Name of a variant -> keyword arguments."""
+        """Return the keyword arguments of each variant, by its name."""
 
     @abstractmethod
     def step(self, acts: Tensor) -> None:
-        """Learn from a raw batch [batch, d_in]. This is what is timed."""
+        """Take a training step on unscaled activations [batch, d_in]. This call is timed."""
 
     @abstractmethod
-    def judge(self, acts: Tensor) -> tuple[Tensor, Tensor, Codes]:
-        """Target and prediction [batch, d_in], and the codes, of a raw batch; learns nothing."""
+    def predict(self, acts: Tensor) -> tuple[Tensor, Tensor, Codes]:
+        """Return target, prediction (both [batch, d_in]) and codes of unscaled activations."""
 
     def finish(self) -> None:  # noqa: B027
-        """What the trainer does before it hands its weights out."""
+        """Do what the trainer does before its weights are used."""
 
 
-class Ours(Contender):
+class Ours(Trainer):
+    """Our own training step, as configured."""
+
     def __init__(self, task: Task) -> None:
-        self.site = task.setting.site.bind({"x": task.d_in})
-        sae = SAE(task.d_in, task.setting.sparsity, site=self.site, seed=task.seed)
+        self.site = task.config.site.bind({"x": task.d_in})
+        sae = SAE(task.d_in, task.config.sparsity, site=self.site, seed=task.seed)
         self.learner = Learner(
             sae,
-            task.setting.losses,
-            task.setting.optim,
+            task.config.losses,
+            task.config.optim,
             total_steps=task.steps,
-            dead_after=task.setting.dead_after,
-            refresh_steps=task.setting.refresh_steps,
+            dead_after=task.config.dead_after,
+            refresh_steps=task.config.refresh_steps,
         )
         self.learner.initialise(self._named(task.sample))
         self.lr = self.learner.lr
@@ -111,5 +114,5 @@ class Ours(Contender):
     def step(self, acts: Tensor) -> None:
         self.learner.step(self._named(acts))
 
-    def judge(self, acts: Tensor) -> tuple[Tensor, Tensor, Codes]:
+    def predict(self, acts: Tensor) -> tuple[Tensor, Tensor, Codes]:
         return self.learner.predict(self._named(acts))

@@ -1,4 +1,4 @@
-"""The speed benchmark measures, refuses what is red, and runs from a bare tree."""
+"""The speed benchmark times only what passes its tests, and needs little more than torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plot
-from benchmarks import results_io as record
-from benchmarks import speed_tables as speed
+from benchmarks import plot, results_io, speed_tables
 from benchmarks import step_and_op_speed as run
 from sae.errors import UserError
 
@@ -21,11 +19,11 @@ REPO = Path(__file__).resolve().parent.parent
 TINY = ["--shape", "16,64,4,32", "--seconds", "0.1", "--threads", "1"]
 
 
-def test_a_step_is_timed_and_written_down(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "red", lambda *_: "")  # tests within tests take half a minute
+def test_step_benchmark_writes_csv_json_markdown_and_plot(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "failing_tests", lambda *_: "")  # these tests take half a minute
     run.main(["--step", "--rule", "topk", "--provider", "ours (", *TINY, "--out", str(tmp_path)])
     (file,) = tmp_path.glob("*.csv")
-    (row,) = speed.read(file)
+    (row,) = speed_tables.read(file)
     assert (row.op, row.provider, row.mode) == ("step", "ours (bf16 moments)", "topk")
     assert row.shape == (16, 64, 4, 32) and row.threads == 1
     assert 0 < row.ms_p20 <= row.ms_p50 <= row.ms_p80
@@ -38,32 +36,32 @@ def test_a_step_is_timed_and_written_down(tmp_path, monkeypatch):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_op_is_timed_and_compared(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "red", lambda *_: "")
+def test_op_benchmark_times_both_passes_and_the_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "failing_tests", lambda *_: "")
     run.main(["--op", "encode_topk", "--provider", "ours", *TINY, "--out", str(tmp_path)])
-    rows = speed.read(next(tmp_path.glob("*.csv")))
+    rows = speed_tables.read(next(tmp_path.glob("*.csv")))
     assert [row.mode for row in rows] == ["forward", "backward"]
     assert 0 <= rows[0].max_err < 1e-5 and rows[0].tflops > 0
 
 
-def test_no_speed_without_green_tests(tmp_path, monkeypatch):
-    red = tmp_path / "test_red.py"
-    red.write_text("def test_red():\n    assert False, 'wrong gradient'\n")
-    monkeypatch.setattr(run, "STEP_TESTS", (str(red),))
-    with pytest.raises(UserError, match="no speed of a step is printed(?s:.*)wrong gradient"):
+def test_steps_are_not_timed_if_their_tests_fail(tmp_path, monkeypatch):
+    failing = tmp_path / "test_failing.py"
+    failing.write_text("def test_failing():\n    assert False, 'wrong gradient'\n")
+    monkeypatch.setattr(run, "STEP_TESTS", (str(failing),))
+    with pytest.raises(UserError, match="steps are not timed(?s:.*)wrong gradient"):
         run.main(["--step", *TINY, "--out", str(tmp_path)])
     assert not list(tmp_path.glob("*.csv"))
 
 
-def test_a_record_of_red_tests_counts_too(tmp_path):
-    """On a GPU the tests ran before; here is what pytest wrote of them."""
+def test_failures_in_a_junit_file_count(tmp_path):
+    """On a GPU the tests ran before, and pytest wrote their results to a file."""
     tests = tmp_path / "tests.xml"
     case = '<testcase classname="tests.gpu.test_step_on_gpu" name="test_{}">{}</testcase>'
-    for inside, found in (("", ""), ("<failure/>", "test_b")):
+    for inside, expected in (("", ""), ("<failure/>", "test_b")):
         cases = case.format("a", "") + case.format("b", inside)
         tests.write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
-        args = run.argparse.Namespace(tested=tests)
-        assert run.red(args, "step", ()) == found
+        args = run.argparse.Namespace(tested=[tests, tmp_path / "missing.xml"])
+        assert run.failing_tests(args, "step", ()) == expected
 
 
 @pytest.mark.parametrize(
@@ -75,7 +73,7 @@ def test_a_record_of_red_tests_counts_too(tmp_path):
         (["--step", "--device", "cuda"], "--device cuda"),
     ],
 )
-def test_wrong_arguments_name_themselves(args, message, tmp_path):
+def test_errors_name_the_wrong_argument(args, message, tmp_path):
     with pytest.raises(UserError, match=message):
         run.main([*args, "--out", str(tmp_path)])
 
@@ -83,9 +81,24 @@ def test_wrong_arguments_name_themselves(args, message, tmp_path):
 BLOCKED = "wandb jsonargparse hypothesis rich jinja2 scipy matplotlib lightning sae_workbench"
 
 
+def test_an_op_depends_only_on_tests_that_concern_it(tmp_path):
+    case = '<testcase classname="tests.gpu.{}" name="{}">{}</testcase>'
+    cases = [
+        case.format("test_kernels_on_gpu", "test_encode[a]", ""),
+        case.format("test_kernels_on_gpu", "test_adam[a]", "<failure/>"),
+        case.format("test_step_on_gpu", "test_peak_memory", "<failure/>"),
+    ]
+    tests = tmp_path / "tests.xml"
+    tests.write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>")
+    args = run.argparse.Namespace(tested=[tests])
+    assert run.failing_tests(args, "encode_topk", ()) == ""
+    assert run.failing_tests(args, "update", ()) == "test_adam[a]"
+    assert run.failing_tests(args, "step", ()) == "test_adam[a]"
+    assert "no test of decode ran" in run.failing_tests(args, "decode", ())
+
+
 def test_gpu_parts_need_little_more_than_torch(tmp_path):
-    """benchmarks/gpu.sh is for a machine where this project and most of its libraries are not
-    installed: what it runs imports none of them."""
+    """benchmarks/gpu.sh runs on machines where this project and most libraries are missing."""
     (tmp_path / "sae_kernels").symlink_to(REPO / "kernels")
     for name in BLOCKED.split():
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not installed')\n")
@@ -114,11 +127,11 @@ def test_gpu_parts_need_little_more_than_torch(tmp_path):
     assert "test_step_on_gpu" in collected.stdout
 
 
-def test_gpu_sh_says_that_there_is_no_gpu(tmp_path):
+def test_gpu_sh_refuses_a_machine_without_gpu(tmp_path):
     import torch
 
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("this machine has a GPU")
     done = subprocess.run(
         ["bash", str(REPO / "benchmarks" / "gpu.sh")],
         env={**os.environ, "OUT": str(tmp_path / "out"), "PYTHON": sys.executable},
@@ -128,15 +141,15 @@ def test_gpu_sh_says_that_there_is_no_gpu(tmp_path):
     assert done.returncode == 2 and "no CUDA device" in done.stderr
 
 
-def test_a_row_takes_the_place_of_an_earlier_run_of_the_same(tmp_path):
+def test_a_row_replaces_an_earlier_row_with_its_key(tmp_path):
     file = tmp_path / "rows.csv"
     values = {
         field.name: {"str": "a, b", "int": 1, "float": 0.5}[field.type]
-        for field in fields(record.Row)
+        for field in fields(results_io.Row)
     }
-    first, other = record.Row(**values), record.Row(**{**values, "seed": 2})
-    record.add(file, first)
-    record.add(file, other)
-    again = record.Row(**{**values, "held_out_fvu": 0.25})
-    assert record.add(file, again) == [other, again] == record.read(file)
-    assert record.how([first, other]).count("- Command: `a, b`") == 1
+    first, other = results_io.Row(**values), results_io.Row(**{**values, "seed": 2})
+    results_io.add_row(file, first)
+    results_io.add_row(file, other)
+    again = results_io.Row(**{**values, "held_out_fvu": 0.25})
+    assert results_io.add_row(file, again) == [other, again] == results_io.read_rows(file)
+    assert results_io.provenance_lines([first, other]).count("- Command: `a, b`") == 1

@@ -1,4 +1,4 @@
-"""benchmarks.recovery: what it writes down, and how it judges."""
+"""`benchmarks.recovery`: its results, and its bounds on them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from benchmarks import recovery
-from benchmarks import results_io as record
+from benchmarks import recovery, results_io
 from sae.errors import UserError
 
 GOOD = {"fvu": 0.1, "l0": 8.0, "mcc": 0.995, "dead": 0.01}
@@ -24,17 +23,17 @@ def row(**changes) -> recovery.Row:
     return recovery.Row(**values)
 
 
-def test_a_run_is_judged_and_written_down(tmp_path):
+def test_run_writes_its_results_and_repeats_to_the_bit(tmp_path):
     command = ["--recipe", "JumpReLU,Matryoshka", "--seeds", "1", "--steps", "40"]
     recovery.main([*command, "--out", str(tmp_path)])
     (file,) = tmp_path.glob("recovery_cpu_*.csv")
-    jump, matryoshka = record.read(file, recovery.Row)
+    jump, matryoshka = results_io.read_rows(file, recovery.Row)
     assert (jump.recipe, matryoshka.recipe) == ("JumpReLU", "Matryoshka")
-    assert "MCC < 0.9" in jump.kept, "40 steps are too few"
+    assert "MCC < 0.9" in jump.verdict, "40 steps are too few"
     assert 0.2 < jump.chance < 0.5 and 0 < jump.fvu < 2 and jump.cpu_ms > 0
     assert jump.command.startswith("python -m benchmarks.recovery")
-    recovery.main([*command, "--out", str(tmp_path)])  # replaced, not added; and the same bits
-    again = record.read(file, recovery.Row)
+    recovery.main([*command, "--out", str(tmp_path)])  # replaces the rows, with the same bits
+    again = results_io.read_rows(file, recovery.Row)
     assert [(r.fvu, r.l0, r.mcc) for r in again] == [
         (r.fvu, r.l0, r.mcc) for r in (jump, matryoshka)
     ]
@@ -42,7 +41,7 @@ def test_a_run_is_judged_and_written_down(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "said"),
+    ("name", "changes", "expected"),
     [
         ("TopK", {}, "yes"),
         ("TopK", {"fvu": 0.1751}, "FVU > 0.175"),
@@ -55,11 +54,11 @@ def test_a_run_is_judged_and_written_down(tmp_path):
         ("TopK", {"fvu": float("nan")}, "FVU > 0.175"),
     ],
 )
-def test_verdict(name, changes, said):
-    assert recovery.verdict(recovery.RECIPES[name], 8, **{**GOOD, **changes}) == said
+def test_verdict_names_the_missed_bounds(name, changes, expected):
+    assert recovery.verdict(recovery.RECIPES[name], 8, **{**GOOD, **changes}) == expected
 
 
-def test_the_best_of_a_peer_has_about_the_wanted_l0():
+def test_best_learning_rate_of_a_peer_has_about_the_target_l0():
     near, better = row(variant="a", mcc=0.8), row(variant="b", mcc=0.9, l0=9.9)
     dense = row(variant="c", mcc=0.99, l0=60.0)
     assert recovery.best([near, better, dense], 8) == {better.key}
@@ -68,6 +67,6 @@ def test_the_best_of_a_peer_has_about_the_wanted_l0():
     assert recovery.best([ours], 8) == set()
 
 
-def test_a_wrong_recipe_names_itself():
+def test_an_unknown_recipe_is_refused():
     with pytest.raises(UserError, match="--recipe TopQ is not known; choose among TopK"):
         recovery.main(["--recipe", "TopQ"])

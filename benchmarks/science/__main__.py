@@ -1,8 +1,9 @@
-"""The claim in three steps, measured: `python -m benchmarks.science [TARGET ...]`.
+"""Repeat published experiments: `python -m benchmarks.science [TARGET ...]`.
 
-Each target runs a published experiment anew. A row is a figure: the published value, ours (the
-median over seeds and the spread from lowest to highest), the bar it is held to, and whether every
-seed keeps it. A target's rows replace its earlier ones in `<out>/science_cpu_<date>.csv`.
+Each target repeats a published experiment. A row is one measured quantity: the published value,
+ours (the median over seeds, and the spread from lowest to highest), the bound that we demand, and
+whether every seed satisfies it. A target's rows replace its earlier ones in
+`<out>/science_cpu_<date>.csv`.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from pathlib import Path
 import torch
 
 import benchmarks.science
-from benchmarks import results_io as record
-from benchmarks.science.target import Figure, Target
+from benchmarks import results_io
+from benchmarks.science.target import Measurement, Target
 from sae.errors import UserError
 from sae.files import write_text
 
 
 @dataclass(frozen=True)
 class Row:
+    """One measured quantity of a target."""
+
     target: str
     source: str
     what: str
@@ -45,22 +48,22 @@ class Row:
 
 
 def targets() -> dict[str, Target]:
-    """All of them, by name, in the order of the files' names."""
-    found: dict[str, Target] = {}
+    """Return all targets by name, in the order of the names of their files."""
+    targets: dict[str, Target] = {}
     for module in sorted(info.name for info in pkgutil.iter_modules(benchmarks.science.__path__)):
         if module != "__main__":
             loaded = importlib.import_module(f"benchmarks.science.{module}")
-            found |= {target.name: target for target in getattr(loaded, "TARGETS", [])}
-    return found
+            targets |= {target.name: target for target in getattr(loaded, "TARGETS", [])}
+    return targets
 
 
 def arguments(argv: list[str], known: dict[str, Target]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.science", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     listed = "; ".join(f"{name}: {target.source}" for name, target in known.items())
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"left out: all. {listed}")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"default: all. {listed}")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=record.REPO / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=results_io.REPO / "benchmarks" / "results")
     args = parser.parse_args(argv)
     if unknown := [name for name in args.targets if name not in known]:
         raise UserError(f"target {unknown[0]} is not known; choose among {', '.join(known)}")
@@ -74,9 +77,9 @@ def main(argv: list[str]) -> None:
     for name in args.targets or known:
         rows: list[Row] = []
         start = time.perf_counter()
-        for figure in known[name].run():
+        for measurement in known[name].run():
             seconds = time.perf_counter() - start
-            rows.append(_row(known[name], figure, seconds, args, argv))
+            rows.append(_row(known[name], measurement, seconds, args, argv))
             sys.stdout.write(line(rows[-1]) + "\n")
             sys.stdout.flush()
             start = time.perf_counter()
@@ -84,59 +87,69 @@ def main(argv: list[str]) -> None:
 
 
 def _row(
-    target: Target, figure: Figure, seconds: float, args: argparse.Namespace, argv: list[str]
+    target: Target,
+    measurement: Measurement,
+    seconds: float,
+    args: argparse.Namespace,
+    argv: list[str],
 ) -> Row:
     return Row(
         target=target.name,
         source=target.source,
-        what=figure.what,
-        published=figure.published,
-        ours=f"{figure.median:.4g}",
-        spread=figure.spread,
-        seeds=len(figure.values),
-        bar=figure.bar,
-        verdict=figure.verdict,
+        what=measurement.what,
+        published=measurement.published,
+        ours=f"{measurement.median:.4g}",
+        spread=measurement.spread,
+        seeds=len(measurement.values),
+        bar=measurement.bar,
+        verdict=measurement.verdict,
         seconds=f"{seconds:.0f}",
         threads=args.threads,
-        device=record.cpu(),
-        versions=record.versions(["numpy", "scipy", "scikit-learn"]),
-        commit=record.commit(),
-        date=record.today(),
-        command=record.command("benchmarks.science", argv),
+        device=results_io.cpu_name(),
+        versions=results_io.versions(["numpy", "scipy", "scikit-learn"]),
+        commit=results_io.commit(),
+        date=results_io.today(),
+        command=results_io.command_line("benchmarks.science", argv),
     )
 
 
 def write(folder: Path, rows: list[Row]) -> None:
-    """Put a target's rows in place of its earlier ones of the day, and write the page anew."""
+    """Replace the earlier rows of a target from the same day, and rewrite the page."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"science_cpu_{rows[0].date}.csv"
-    kept = [row for row in record.read(file, Row) if row.target != rows[0].target] + rows
-    kept.sort(key=lambda row: row.target)  # stable: figures keep their order
-    record.write(file, kept)
-    write_text(file.with_suffix(".md"), "\n".join(page(kept)) + "\n")
+    others = [r for r in results_io.read_rows(file, Row) if r.target != rows[0].target]
+    # The sort is stable: quantities of a target keep their order.
+    all_rows = sorted([*others, *rows], key=lambda row: row.target)
+    results_io.write_rows(file, all_rows)
+    write_text(file.with_suffix(".md"), "\n".join(page(all_rows)) + "\n")
 
 
-HEAD = ("target", "figure", "published", "ours", "spread", "seeds", "bar", "kept", "seconds")
+HEAD = (
+    *("target", "quantity", "published", "ours", "spread", "seeds"),
+    *("bound", "satisfied", "seconds"),
+)
 
 
 def line(row: Row) -> str:
+    """Return the line of a row in a Markdown table."""
     cells = (row.target, row.what, row.published, row.ours, row.spread, row.seeds, row.bar)
     return "| " + " | ".join(str(cell) for cell in (*cells, row.verdict, row.seconds)) + " |"
 
 
 def page(rows: list[Row]) -> list[str]:
+    """Return the lines of a Markdown page."""
     lines = [
-        "# The three steps, published and ours",
+        "# Published experiments, repeated",
         "",
-        "What each target is stands in `benchmarks/science/`. `ours` is the median over",
-        "seeds; `kept` holds for every one of them.",
+        "The modules in `benchmarks/science/` describe the targets. `ours` is the median over",
+        "seeds; `satisfied` says whether every seed is within the bound.",
         "",
     ]
     lines += ["| " + " | ".join(HEAD) + " |", "|---|---|" + "--:|" * 4 + "---|---|--:|"]
     lines += [line(row) for row in rows]
     lines += ["", "## Sources", ""]
     lines += [f"- {name}: {text}" for name, text in {r.target: r.source for r in rows}.items()]
-    return [*lines, *record.how(rows)]
+    return [*lines, *results_io.provenance_lines(rows)]
 
 
 if __name__ == "__main__":

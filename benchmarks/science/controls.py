@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.science.target import Figure, Target
+from benchmarks.science.target import Measurement, Target
 from sae import SAE
 from sae.activations import Source, Stream
 from sae.autoencoder.losses import FVU, AuxK
@@ -79,7 +79,7 @@ def judged(sae: SAE, world: SparseSuperposition) -> Found:
     )
 
 
-def controls() -> Iterator[Figure]:
+def controls() -> Iterator[Measurement]:
     found: dict[str, list[Found]] = {"trained": [], "frozen decoder": [], "Gaussian": []}
     of_gaussian, chance = [], []
     for seed in SEEDS:
@@ -106,21 +106,27 @@ def controls() -> Iterator[Figure]:
             a - b for a, b in zip(figures("trained", what), figures(name, what), strict=True)
         )
 
-    yield Figure("dictionary MCC, trained", figures("trained", "dictionary"), low=0.9)
-    yield Figure("dictionary MCC, frozen decoder", figures("frozen decoder", "dictionary"))
-    yield Figure("dictionary MCC, trained on matched Gaussian", figures("Gaussian", "dictionary"))
-    yield Figure("dictionary MCC, chance", tuple(chance))
+    yield Measurement("dictionary MCC, trained", figures("trained", "dictionary"), low=0.9)
+    yield Measurement("dictionary MCC, frozen decoder", figures("frozen decoder", "dictionary"))
+    yield Measurement(
+        "dictionary MCC, trained on matched Gaussian", figures("Gaussian", "dictionary")
+    )
+    yield Measurement("dictionary MCC, chance", tuple(chance))
     for name in ("frozen decoder", "Gaussian"):
         what = f"dictionary MCC, trained less {name}"
-        yield Figure(what, above(name, "dictionary"), "above 0", low=0.3)
-    yield Figure("code MCC, trained", figures("trained", "codes"))
-    yield Figure("code MCC, frozen decoder", figures("frozen decoder", "codes"))
-    yield Figure("FVU, trained", figures("trained", "fvu"))
-    yield Figure("FVU, frozen decoder", figures("frozen decoder", "fvu"), high=0.9)
-    yield Figure("FVU of matched Gaussian, trained on it", tuple(of_gaussian), high=0.9)
-    yield Figure("MIS by true codes (chance .5), trained", figures("trained", "interpretability"))
-    yield Figure("MIS by true codes, frozen decoder", figures("frozen decoder", "interpretability"))
-    yield Figure(
+        yield Measurement(what, above(name, "dictionary"), "above 0", low=0.3)
+    yield Measurement("code MCC, trained", figures("trained", "codes"))
+    yield Measurement("code MCC, frozen decoder", figures("frozen decoder", "codes"))
+    yield Measurement("FVU, trained", figures("trained", "fvu"))
+    yield Measurement("FVU, frozen decoder", figures("frozen decoder", "fvu"), high=0.9)
+    yield Measurement("FVU of matched Gaussian, trained on it", tuple(of_gaussian), high=0.9)
+    yield Measurement(
+        "MIS by true codes (chance .5), trained", figures("trained", "interpretability")
+    )
+    yield Measurement(
+        "MIS by true codes, frozen decoder", figures("frozen decoder", "interpretability")
+    )
+    yield Measurement(
         "MIS by true codes, trained less frozen decoder",
         above("frozen decoder", "interpretability"),
         "above 0",
@@ -131,7 +137,7 @@ def controls() -> Iterator[Figure]:
 SCALES = (0.1, 1.0, 10.0)
 
 
-def scale() -> Iterator[Figure]:
+def scale() -> Iterator[Measurement]:
     """FVU of one and the same prediction, in three units."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4096, 64, generator=generator) + 0.2
@@ -143,8 +149,10 @@ def scale() -> Iterator[Figure]:
         values.append(fvu.compute())
     by_definition = (x - x_hat).double().square().sum() / (x - x.mean(0)).double().square().sum()
     off = tuple(abs(value / by_definition.item() - 1) for value in values)
-    yield Figure("FVU of data times 0.1, 1, 10", tuple(values), ".984, .982, 1.002 (truth .910)")
-    yield Figure("the same, relative error", off, "up to .10", high=1e-6)
+    yield Measurement(
+        "FVU of data times 0.1, 1, 10", tuple(values), ".984, .982, 1.002 (truth .910)"
+    )
+    yield Measurement("the same, relative error", off, "up to .10", high=1e-6)
 
 
 TARGETS = [

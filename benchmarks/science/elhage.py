@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.science.target import Figure, Target
+from benchmarks.science.target import Measurement, Target
 from sae.worlds.seeding import generator_of
 from sae.worlds.toy_model import dimensions_per_feature, toy_models
 
@@ -73,28 +73,32 @@ def partners(W: Tensor) -> float:
     return (cosines.amin(1) < -0.9).double().mean().item()
 
 
-def run() -> Iterator[Figure]:
+def run() -> Iterator[Measurement]:
     W, errors = trained(RARITIES, N)
     found = dict(zip(RARITIES, dimensions_per_feature(W).tolist(), strict=True))
     error = dict(zip(RARITIES, errors.tolist(), strict=True))
-    yield Figure("D* at density 1 and 0.83", (found[1.0], found[1.2]), "1", 0.97, 1.03)
+    yield Measurement("D* at density 1 and 0.83", (found[1.0], found[1.2]), "1", 0.97, 1.03)
     for rarity in (5.0, 6.0, 10.0):
-        yield Figure(f"D* at density {1 / rarity:.2g}", (found[rarity],))
-    yield Figure("features with an antipode, density 0.33", (partners(W[RARITIES.index(3.0)]),))
+        yield Measurement(f"D* at density {1 / rarity:.2g}", (found[rarity],))
+    yield Measurement(
+        "features with an antipode, density 0.33", (partners(W[RARITIES.index(3.0)]),)
+    )
     W, errors = trained(PAIRED, N, start=pairs(len(PAIRED), N))
     kept = dict(zip(PAIRED, dimensions_per_feature(W).tolist(), strict=True))
     ratio = {r: e / error[r] for r, e in zip(PAIRED, errors.tolist(), strict=True)}
     plateau = tuple(kept[r] if ratio[r] < 1 else found[r] for r in PLATEAU)
-    yield Figure("D* at density 0.45 to 0.25, lower loss of two starts", plateau, "1/2", 0.47, 0.53)
-    yield Figure("the same, random start only", tuple(found[r] for r in PLATEAU))
+    yield Measurement(
+        "D* at density 0.45 to 0.25, lower loss of two starts", plateau, "1/2", 0.47, 0.53
+    )
+    yield Measurement("the same, random start only", tuple(found[r] for r in PLATEAU))
     stay = tuple(kept[r] for r in PAIRED if r > PLATEAU[0])
-    yield Figure("D* at density 0.42 to 0.17, started as antipodes", stay)
+    yield Measurement("D* at density 0.42 to 0.17, started as antipodes", stay)
     for rarity in PAIRED[-3:]:
         what = f"loss of that start over the random one's, density {1 / rarity:.2g}"
-        yield Figure(what, (ratio[rarity],), high=1.0 if rarity in PLATEAU else None)
+        yield Measurement(what, (ratio[rarity],), high=1.0 if rarity in PLATEAU else None)
     W, _ = trained(FULL, FULL_N)
     sparse = tuple(dimensions_per_feature(W).tolist())
-    yield Figure("D* of 40 features at density 0.42 to 0.042", sparse, "1/2", 0.47, 0.53)
+    yield Measurement("D* of 40 features at density 0.42 to 0.042", sparse, "1/2", 0.47, 0.53)
 
 
 SOURCE = "Elhage et al. 2022, Toy models of superposition: a plot without figures"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.science.target import Figure, Target
+from benchmarks.science.target import Measurement, Target
 from sae.metrics.identifiability import Identification, Labelled, identify
 from sae.worlds import NonlinearMixing, SphereLatents
 
@@ -35,23 +35,23 @@ def looked_at(one: NonlinearMixing, twin: NonlinearMixing | None = None) -> Iden
     )
 
 
-def run() -> Iterator[Figure]:
+def run() -> Iterator[Measurement]:
     one, other = world(), world(network_seed=1)
     seen = [looked_at(one, other), looked_at(other)]
     each = lambda name: tuple(getattr(found, name) for found in seen)
-    yield Figure("R2 y -> z", each("y_to_z"), "about 1", low=0.95)
-    yield Figure("R2 y -> z, untrained network", each("y_to_z_untrained"))
-    yield Figure("R2 x -> z, raw data", each("x_to_z"))
-    yield Figure("R2 between the two seeds", (seen[0].cross_seed,), low=0.95)
-    yield Figure("R2 between them untrained", (seen[0].cross_seed_untrained,))
-    yield Figure("orthogonality error, scale 1 / kappa", each("orthogonality_error"))
-    yield Figure("warnings", tuple(float(len(found.warnings)) for found in seen), high=0)
+    yield Measurement("R2 y -> z", each("y_to_z"), "about 1", low=0.95)
+    yield Measurement("R2 y -> z, untrained network", each("y_to_z_untrained"))
+    yield Measurement("R2 x -> z, raw data", each("x_to_z"))
+    yield Measurement("R2 between the two seeds", (seen[0].cross_seed,), low=0.95)
+    yield Measurement("R2 between them untrained", (seen[0].cross_seed_untrained,))
+    yield Measurement("orthogonality error, scale 1 / kappa", each("orthogonality_error"))
+    yield Measurement("warnings", tuple(float(len(found.warnings)) for found in seen), high=0)
     instance = looked_at(world(labels="instance", instances=4))
-    yield Figure("instance labels, 4 a class: R2 y -> z", (instance.y_to_z,), low=0.95)
+    yield Measurement("instance labels, 4 a class: R2 y -> z", (instance.y_to_z,), low=0.95)
     few = looked_at(world(classes=4, steps=1500))
-    yield Figure("4 classes: R2 y -> z", (few.y_to_z,))
-    yield Figure("4 classes: R2 x -> z, raw data", (few.x_to_z,))
-    yield Figure("4 classes: warnings", (float(len(few.warnings)),), low=1)
+    yield Measurement("4 classes: R2 y -> z", (few.y_to_z,))
+    yield Measurement("4 classes: R2 x -> z, raw data", (few.x_to_z,))
+    yield Measurement("4 classes: warnings", (float(len(few.warnings)),), low=1)
 
 
 SOURCE = "Reizinger et al., arXiv 2410.21869: R2 tends to 1 in their simulations"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.science.target import Figure, Target
+from benchmarks.science.target import Measurement, Target
 from sae.inference import (
     InferenceResult,
     fista,
@@ -94,7 +94,7 @@ def fast(x: Tensor, truth: Tensor) -> dict[str, Callable[[], InferenceResult]]:
     }
 
 
-def run(steps: int = STEPS) -> Iterator[Figure]:
+def run(steps: int = STEPS) -> Iterator[Measurement]:
     x, z, truth = published_data()
     test, true = x[SAMPLES:], z[SAMPLES:]
     bars = {"FISTA": 0.985, "FISTA, 3 largest, refit": 0.985}
@@ -104,20 +104,22 @@ def run(steps: int = STEPS) -> Iterator[Figure]:
         found = method()
         seconds = time.process_time() - clock
         score = code_mcc_absolute(true, found.codes)
-        yield Figure(f"code MCC, {name}", (score,), low=bars.get(name))
+        yield Measurement(f"code MCC, {name}", (score,), low=bars.get(name))
         high = 0.5 if name == "FISTA" else None
-        yield Figure(f"CPU seconds for 1,024 samples, {name}", (seconds,), high=high)
+        yield Measurement(f"CPU seconds for 1,024 samples, {name}", (seconds,), high=high)
     learnt = log_codes(test, truth, PENALTY, iterations=steps)
-    yield Figure("code MCC, log codes by Adam", (code_mcc_absolute(true, learnt.codes),), ".967")
+    yield Measurement(
+        "code MCC, log codes by Adam", (code_mcc_absolute(true, learnt.codes),), ".967"
+    )
     for name, widths, published, ends in (
         ("linear encoder (SAE)", [D_IN, FEATURES], ".609", (0.569, 0.649)),
         ("MLP encoder, 32 hidden", [D_IN, 32, FEATURES], ".780", (None, None)),
     ):
         codes = encoders(x[:SAMPLES], truth, widths, steps)(test)
         scores = [code_mcc_absolute(true, start) for start in codes]
-        yield Figure(f"code MCC, {name}, each start", tuple(scores), published)
+        yield Measurement(f"code MCC, {name}, each start", tuple(scores), published)
         mean = (sum(scores) / STARTS,)
-        yield Figure(f"code MCC, {name}, mean", mean, published, low=ends[0], high=ends[1])
+        yield Measurement(f"code MCC, {name}, mean", mean, published, low=ends[0], high=ends[1])
 
 
 TARGETS = [Target("known-dictionary", "O'Neill et al. 2411.13117, known dictionary", run)]

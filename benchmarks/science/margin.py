@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from scipy.stats import spearmanr
 
-from benchmarks.science.target import Figure, Target
+from benchmarks.science.target import Measurement, Target
 from sae import SAE
 from sae.activations import Stream
 from sae.autoencoder.losses import FVU, AuxK
@@ -71,7 +71,7 @@ def encoders(split: InferenceOrDictionary) -> float:
     return split.inference_share / (split.inference_share + split.dictionary_share)
 
 
-def run() -> Iterator[Figure]:
+def run() -> Iterator[Measurement]:
     margins = [capacity(d, features, k).margin for features, d, k in WORLDS]
     crowds = [features / d for features, d, _ in WORLDS]
     mccs: dict[int, list[float]] = {seed: [] for seed in SEEDS}
@@ -85,21 +85,21 @@ def run() -> Iterator[Figure]:
             owns[seed].append(split.code_mcc_own)
         said = f"{features} features, d {d}, k {k}, margin {margin:.2f}: "
         last = lambda found: tuple(values[-1] for values in found.values())
-        yield Figure(said + "dictionary MCC", last(mccs))
-        yield Figure(said + "share of the loss that is the encoder's", last(shares))
+        yield Measurement(said + "dictionary MCC", last(mccs))
+        yield Measurement(said + "share of the loss that is the encoder's", last(shares))
 
     def order(by: list[float], found: dict[int, list[float]]) -> tuple[float, ...]:
         return tuple(float(spearmanr(by, values).statistic) for values in found.values())
 
     said = "rank correlation of the margin with "
     ours = order(margins, mccs), order(margins, shares)
-    yield Figure(said + "dictionary MCC", ours[0], "rising, in four settings")
-    yield Figure(said + "the encoder's share", ours[1], "rising, in four settings")
+    yield Measurement(said + "dictionary MCC", ours[0], "rising, in four settings")
+    yield Measurement(said + "the encoder's share", ours[1], "rising, in four settings")
     holds = all(value >= HOLDS for values in ours for value in values)
-    yield Figure(f"the order holds (both at least {HOLDS:g}): 1 yes, 0 no", (float(holds),))
-    yield Figure(said + "code MCC of its own codes", order(margins, owns))
+    yield Measurement(f"the order holds (both at least {HOLDS:g}): 1 yes, 0 no", (float(holds),))
+    yield Measurement(said + "code MCC of its own codes", order(margins, owns))
     what = "rank correlation of features per dimension with the encoder's share"
-    yield Figure(what, order(crowds, shares))
+    yield Measurement(what, order(crowds, shares))
 
 
 TARGETS = [

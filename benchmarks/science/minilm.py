@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import results_io as record
+from benchmarks import results_io
 from benchmarks.activations import CachedSource
-from benchmarks.config import DEFAULT, Setting
-from benchmarks.science.target import Figure, Target
+from benchmarks.config import DEFAULT, BenchConfig
+from benchmarks.science.target import Measurement, Target
 from sae import SAE
 from sae.activations import Source, Stream
 from sae.autoencoder.losses import FVU, AuxK
@@ -80,11 +80,11 @@ class Found:
 
 def sources() -> dict[str, Source]:
     """What each recipe trains on; what a model gives is on disk after the first time."""
-    setting = Setting.read(DEFAULT, [f"data.batch_size={BATCH}", f"data.block_batches={BLOCK}"])
-    values = copy.deepcopy(setting.values)
+    config = BenchConfig.read(DEFAULT, [f"data.batch_size={BATCH}", f"data.block_batches={BLOCK}"])
+    values = copy.deepcopy(config.values)
     values["data"]["source"]["init_args"]["random_weights"] = 0
     found: dict[str, Source] = {}
-    for name, some in ((LEARNT, setting), (RANDOM_WEIGHTS, Setting(values))):
+    for name, some in ((LEARNT, config), (RANDOM_WEIGHTS, BenchConfig(values))):
         found[name] = CachedSource(some, CACHE)
         found[name].prepare(some, STEPS // BLOCK)
     found[FROZEN_DECODER] = found[LEARNT]
@@ -146,7 +146,7 @@ def _ratio(residual: np.ndarray, variation: np.ndarray, axis: int) -> np.ndarray
     return residual.sum(axis) / variation.sum(axis)
 
 
-def minilm() -> Iterator[Figure]:
+def minilm() -> Iterator[Measurement]:
     made = sources()
     optim = OptimConfig(lr=4e-3)
     found: dict[str, Found] = {}
@@ -154,16 +154,16 @@ def minilm() -> Iterator[Figure]:
         settings = frozen_decoder(optim) if name == FROZEN_DECODER else optim
         found[name] = judged(made[name], *trained(made[name], settings, seeds))
         of, title = found[name], TITLES[name]
-        yield Figure(f"held-out FVU, {title}", tuple(score.value for score in of.fvu))
-        yield Figure(f"FVU of the best codes at the same L0, {title}", _each(of, "fvu_best"))
-        yield Figure(f"amortisation gap, lasso, {title}", _each(of, "lasso_gap"), low=0.0)
-        yield Figure(f"the same, not certified, {title}", _each(of, "uncertified"), high=0.01)
-        yield Figure(f"PW-MCC, {title}", (of.pw_mcc().value,))
-    yield Figure("PW-MCC at the start", (found[LEARNT].starts,))
-    yield Figure("PW-MCC, chance", (found[LEARNT].chance,))
+        yield Measurement(f"held-out FVU, {title}", tuple(score.value for score in of.fvu))
+        yield Measurement(f"FVU of the best codes at the same L0, {title}", _each(of, "fvu_best"))
+        yield Measurement(f"amortisation gap, lasso, {title}", _each(of, "lasso_gap"), low=0.0)
+        yield Measurement(f"the same, not certified, {title}", _each(of, "uncertified"), high=0.01)
+        yield Measurement(f"PW-MCC, {title}", (of.pw_mcc().value,))
+    yield Measurement("PW-MCC at the start", (found[LEARNT].starts,))
+    yield Measurement("PW-MCC, chance", (found[LEARNT].chance,))
     above = [found[LEARNT].pw_mcc().value - found[name].pw_mcc().value for name in SEEDS]
-    yield Figure("PW-MCC, trained less the best control", (min(above[1:]),))
-    page = record.REPO / "benchmarks" / "results" / f"minilm_cpu_{record.today()}.md"
+    yield Measurement("PW-MCC, trained less the best control", (min(above[1:]),))
+    page = results_io.REPO / "benchmarks" / "results" / f"minilm_cpu_{results_io.today()}.md"
     write_text(page, "\n".join(report(found, made[GAUSSIAN].covariance)) + "\n")
 
 

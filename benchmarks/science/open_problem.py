@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from benchmarks.science.target import Figure, Target
+from benchmarks.science.target import Measurement, Target
 from benchmarks.science.unknown_dictionary import compositional_world
 from sae.autoencoder import SAE
 from sae.autoencoder.losses import FVU, L1, LossTerm
@@ -98,7 +98,9 @@ def by_lasso(W: Tensor, penalty: float) -> Callable[[Tensor], Codes]:
     return encode
 
 
-def many(n_features: int, steps: tuple[int, int], published: tuple[str, str]) -> Iterator[Figure]:
+def many(
+    n_features: int, steps: tuple[int, int], published: tuple[str, str]
+) -> Iterator[Measurement]:
     """`steps`: batches for the dictionary, and for each encoder."""
     world = compositional_world(n_features, 0)
     dictionary = None
@@ -111,20 +113,22 @@ def many(n_features: int, steps: tuple[int, int], published: tuple[str, str]) ->
             dictionary = one.coder.state_dict()
             W = one.sae.W_dec.detach()
             mcc = dictionary_mcc_signed(W, world.truth)
-            yield Figure("samples for the dictionary", (float(steps[0] * BATCH),))
-            yield Figure("CPU seconds for the dictionary", (time.process_time() - clock,))
-            yield Figure("dictionary MCC", (mcc,))
-            yield Figure("dictionary MCC, chance", (dictionary_mcc_chance(world.truth, len(W)),))
+            yield Measurement("samples for the dictionary", (float(steps[0] * BATCH),))
+            yield Measurement("CPU seconds for the dictionary", (time.process_time() - clock,))
+            yield Measurement("dictionary MCC", (mcc,))
+            yield Measurement(
+                "dictionary MCC, chance", (dictionary_mcc_chance(world.truth, len(W)),)
+            )
             places = ("", ", out of distribution")
             (scale,) = one.scale.values()
             penalty = one.coder.penalty / scale  # the last one, in the unit of the samples
             learnt = judged(world, by_lasso(W, penalty))
             for place, bar, score in zip(places, published, learnt, strict=True):
-                yield Figure(f"code MCC{place}", (score,), bar, low=float(bar))
+                yield Measurement(f"code MCC{place}", (score,), bar, low=float(bar))
             for place, score in zip(
                 places, judged(world, by_lasso(world.truth, penalty)), strict=True
             ):
-                yield Figure(f"code MCC{place}, true dictionary", (score,))
+                yield Measurement(f"code MCC{place}, true dictionary", (score,))
         else:
             one.coder.load_state_dict(dictionary)
             one.steps = one.start_step
@@ -133,9 +137,11 @@ def many(n_features: int, steps: tuple[int, int], published: tuple[str, str]) ->
             one.step(world.block("train", index, BATCH, 0).acts)
         sae = one.export()
         kept = dictionary_mcc_signed(sae.W_dec, world.truth) / mcc
-        yield Figure(f"share of the dictionary MCC that the SAE keeps, {name}", (kept,), low=0.95)
+        yield Measurement(
+            f"share of the dictionary MCC that the SAE keeps, {name}", (kept,), low=0.95
+        )
         for place, score in zip(places, judged(world, sae.encode), strict=True):
-            yield Figure(f"code MCC{place}, encoder trained to it, {name}", (score,))
+            yield Measurement(f"code MCC{place}, encoder trained to it, {name}", (score,))
 
 
 TARGETS = [

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.science.target import Figure, Target
+from benchmarks.science.target import Measurement, Target
 from sae import SAE
 from sae.activations import Stream
 from sae.autoencoder.losses import FVU
@@ -117,25 +117,25 @@ def world_of(rho: float) -> World:
     return World(20, 5, active, Constant(spread=0.15), Orthogonal())
 
 
-def run() -> Iterator[Figure]:
+def run() -> Iterator[Measurement]:
     for rho, low, high in ((0.4, 0.2, None), (-0.24, None, -0.15), (-0.4, None, -0.2)):
         world, said = world_of(rho), f"rho {rho:g}, "
         small, small_error = trained(world, 1.8)
         mixed = tuple(cosines(small, world)[1:, 0].tolist())
         what = said + "k 1.8: cosine of feature 0 with latents 1 to 4"
-        yield Figure(what, mixed, "mixed into each", low, high)
+        yield Measurement(what, mixed, "mixed into each", low, high)
         true = true_error(world, 1.8)
         share = (small_error / true,)
-        yield Figure(said + "k 1.8: squared error over the truth's", share, "< 1", high=0.95)
+        yield Measurement(said + "k 1.8: squared error over the truth's", share, "< 1", high=0.95)
         right, _ = trained(world, 2.0)
         own = tuple(cosines(right, world).diagonal().tolist())
-        yield Figure(said + "k 2: cosine of latents and features", own, "recovered", low=0.99)
+        yield Measurement(said + "k 2: cosine of latents and features", own, "recovered", low=0.99)
     for rho in (0.4, -0.24):
         world, said = world_of(rho), f"rho {rho:g}, "
         measured = [c_dec(best_of_starts(world, k).W_dec) for k in GRID]
         for k, value in zip(GRID, measured, strict=True):
-            yield Figure(f"{said}c_dec at k {k:g}, best of {STARTS} random starts", (value,))
-        yield Figure(said + "k that c_dec chooses", (chosen(GRID, measured),), "2", 1.99, 2.21)
+            yield Measurement(f"{said}c_dec at k {k:g}, best of {STARTS} random starts", (value,))
+        yield Measurement(said + "k that c_dec chooses", (chosen(GRID, measured),), "2", 1.99, 2.21)
 
 
 TARGETS = [

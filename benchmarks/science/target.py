@@ -1,4 +1,4 @@
-"""What a target is: a published experiment, run anew, with the figures that are held against it."""
+"""A target is a published experiment that we repeat, with bounds on what we measure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One figure of ours.
+class Measurement:
+    """A quantity that we measured.
 
-    Args:
-        what: in words.
-        values: one per seed.
-        published: as printed in the source; empty where there is none.
-        low, high: every value must be at least, and at most, this; None where nothing is promised.
+    Attributes:
+        what: Its name.
+        values: One value for each seed.
+        published: The published value as printed; empty if there is none.
+        low: Lower bound on every value; None for no bound.
+        high: Upper bound on every value; None for no bound.
     """
 
     what: str
@@ -27,23 +28,28 @@ class Figure:
 
     @property
     def median(self) -> float:
+        """Median over seeds."""
         return statistics.median(self.values)
 
     @property
     def spread(self) -> str:
-        """Lowest to highest; empty for one seed."""
+        """Range from lowest to highest value; empty for one seed."""
         if len(self.values) == 1:
             return ""
         return f"{min(self.values):.3g} to {max(self.values):.3g}"
 
     @property
     def bar(self) -> str:
+        """The bounds as text; empty if there are none."""
         ends = {">=": self.low, "<=": self.high}
         return ", ".join(f"{sign} {end:g}" for sign, end in ends.items() if end is not None)
 
     @property
     def verdict(self) -> str:
-        """`yes` or `NO`; empty where nothing is promised. A figure that is no number is a no."""
+        """`yes` if all values are within the bounds, else `NO`; empty without bounds.
+
+        NaN is never within bounds.
+        """
         if not self.bar:
             return ""
         low = -math.inf if self.low is None else self.low
@@ -53,14 +59,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Target:
-    """An experiment.
+    """A published experiment.
 
-    Args:
-        name: on the command line.
-        source: paper and table.
-        run: gives the figures, each as soon as it is known.
+    Attributes:
+        name: Name on the command line.
+        source: Paper and table.
+        run: Yields the measured quantities, each as soon as it is known.
     """
 
     name: str
     source: str
-    run: Callable[[], Iterable[Figure]]
+    run: Callable[[], Iterable[Measurement]]

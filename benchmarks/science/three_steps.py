@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from benchmarks.science.target import Figure, Target
+from benchmarks.science.target import Measurement, Target
 from sae.inference import fista
 from sae.metrics.code_matching import match_codes_signed
 from sae.metrics.identifiability import Identification, Labelled, identify
@@ -76,38 +76,40 @@ def raw_data(x: Tensor) -> Tensor:
     return x
 
 
-def run() -> Iterator[Figure]:
+def run() -> Iterator[Measurement]:
     for d, least in ((16, 0.97), (8, 0.90)):
         worlds = [world_of(d, seed) for seed in SEEDS]
         seen = [looked_at(world) for world in worlds]
         said = f"d {d}: "
-        yield Figure(said + "R2 z -> y", tuple(f.z_to_y for f in seen))
+        yield Measurement(said + "R2 z -> y", tuple(f.z_to_y for f in seen))
         before = tuple(f.z_to_y_untrained for f in seen)
-        yield Figure(said + "R2 z -> y, untrained network", before)
+        yield Measurement(said + "R2 z -> y, untrained network", before)
         trained = tuple(found(world, world.network) for world in worlds)
-        yield Figure(said + "code MCC", trained, PUBLISHED, low=least)
-        yield Figure(said + "code MCC, linear oracle", tuple(oracle(world) for world in worlds))
+        yield Measurement(said + "code MCC", trained, PUBLISHED, low=least)
+        yield Measurement(
+            said + "code MCC, linear oracle", tuple(oracle(world) for world in worlds)
+        )
         control = tuple(found(world, world.untrained_network()) for world in worlds)
-        yield Figure(said + "code MCC, untrained network", control, PUBLISHED, high=0.55)
+        yield Measurement(said + "code MCC, untrained network", control, PUBLISHED, high=0.55)
         if d == 16:
             raw = tuple(found(world, raw_data) for world in worlds)
-            yield Figure("code MCC, raw data (the same 16 dimensions for both d)", raw)
+            yield Measurement("code MCC, raw data (the same 16 dimensions for both d)", raw)
         warned = tuple(float(len(f.warnings)) for f in seen)
-        yield Figure(said + "warnings of identify", warned, high=0)
+        yield Measurement(said + "warnings of identify", warned, high=0)
     yield from separable()
 
 
-def separable() -> Iterator[Figure]:
+def separable() -> Iterator[Measurement]:
     """300 classes with sparse prototypes and a little noise."""
     latents = PrototypeLatents(magnitudes=Uniform(low=0.25, high=2.0), spread=0.1)
     world = NonlinearMixing(16, latents, classes=300, steps=2000)
     seen, said = looked_at(world), "classes apart: "
-    yield Figure(said + "accuracy", (seen.accuracy,))
-    yield Figure(said + "R2 z -> y", (seen.z_to_y,))
-    yield Figure(said + "R2 z -> y, untrained network", (seen.z_to_y_untrained,))
-    yield Figure(said + "code MCC", (found(world, world.network),))
+    yield Measurement(said + "accuracy", (seen.accuracy,))
+    yield Measurement(said + "R2 z -> y", (seen.z_to_y,))
+    yield Measurement(said + "R2 z -> y, untrained network", (seen.z_to_y_untrained,))
+    yield Measurement(said + "code MCC", (found(world, world.network),))
     warned = float(any("separable" in words for words in seen.warnings))
-    yield Figure(said + "identify says so", (warned,), low=1)
+    yield Measurement(said + "identify says so", (warned,), low=1)
 
 
 TARGETS = [Target("three-steps", "Klindt et al., arXiv 2503.01824: the argument, no figures", run)]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from benchmarks.science.target import Figure, Target
+from benchmarks.science.target import Measurement, Target
 from sae.inference import fista
 from sae.metrics.code_matching import code_mcc_absolute
 from sae.metrics.decoder_directions import dictionary_mcc_chance, dictionary_mcc_signed
@@ -39,7 +39,7 @@ def code_mcc(world: World, W: Tensor, penalty: float, size: int) -> float:
     return code_mcc_absolute(z, found.codes)
 
 
-def small() -> Iterator[Figure]:
+def small() -> Iterator[Measurement]:
     """F 16, d 8, k 3: five worlds, six restarts each."""
     rows = []
     for seed in range(5):
@@ -61,16 +61,16 @@ def small() -> Iterator[Figure]:
             )
         )
     codes, oracle, dictionary, restarts, chance, seconds = zip(*rows, strict=True)
-    yield Figure("code MCC, restart with the lowest objective", codes, ".691", low=0.98)
-    yield Figure("code MCC, true dictionary", oracle)
+    yield Measurement("code MCC, restart with the lowest objective", codes, ".691", low=0.98)
+    yield Measurement("code MCC, true dictionary", oracle)
     # Theirs is |Pearson|, greedy, whose chance level is .655.
-    yield Figure("dictionary MCC, same restart", dictionary, ".838", low=0.99)
-    yield Figure("dictionary MCC, mean of the six restarts", restarts)
-    yield Figure("dictionary MCC, chance", chance)
-    yield Figure("seconds for six restarts", seconds, high=120)
+    yield Measurement("dictionary MCC, same restart", dictionary, ".838", low=0.99)
+    yield Measurement("dictionary MCC, mean of the six restarts", restarts)
+    yield Measurement("dictionary MCC, chance", chance)
+    yield Measurement("seconds for six restarts", seconds, high=120)
 
 
-def consistent() -> Iterator[Figure]:
+def consistent() -> Iterator[Measurement]:
     """F 32, d 16, k 3: four seeds on one set of samples."""
     world = World(16, 32, Exact(mean_active=3), HalfNormal())
     y, _ = samples(world, "train", 1024)
@@ -78,11 +78,11 @@ def consistent() -> Iterator[Figure]:
     found = [learn_dictionary(y, 32, settings, steps=300, seed=seed) for seed in range(4)]
     scores = tuple(dictionary_mcc_signed(one.W_dec, world.truth) for one in found)
     codes = tuple(code_mcc(world, one.W_dec, 0.0025, 1024) for one in found)
-    yield Figure("dictionary MCC, best of 4 restarts by objective", scores, low=0.99)
-    yield Figure("dictionary MCC, chance", (dictionary_mcc_chance(world.truth, 32),))
-    yield Figure("code MCC", codes)
-    yield Figure("PW-MCC", (pw_mcc_signed([one.W_dec for one in found]),), low=0.99)
-    yield Figure("PW-MCC, chance", (pw_mcc_signed_chance(32, 16, seeds=4),))
+    yield Measurement("dictionary MCC, best of 4 restarts by objective", scores, low=0.99)
+    yield Measurement("dictionary MCC, chance", (dictionary_mcc_chance(world.truth, 32),))
+    yield Measurement("code MCC", codes)
+    yield Measurement("PW-MCC", (pw_mcc_signed([one.W_dec for one in found]),), low=0.99)
+    yield Measurement("PW-MCC, chance", (pw_mcc_signed_chance(32, 16, seeds=4),))
 
 
 def compositional_world(n_features: int, seed: int) -> World:
@@ -92,7 +92,7 @@ def compositional_world(n_features: int, seed: int) -> World:
     return World(d_in, n_features, active, Uniform(low=0.0, high=1.0), dictionary_seed=seed)
 
 
-def compositional(n_features: int, published: tuple[str, str]) -> Iterator[Figure]:
+def compositional(n_features: int, published: tuple[str, str]) -> Iterator[Measurement]:
     rows = []
     for seed in range(3):
         world = compositional_world(n_features, seed)
@@ -105,11 +105,13 @@ def compositional(n_features: int, published: tuple[str, str]) -> Iterator[Figur
         ]
         rows.append((*judged, dictionary_mcc_signed(found.W_dec, world.truth)))
     learnt_id, true_id, learnt_ood, true_ood, dictionary = zip(*rows, strict=True)
-    yield Figure("code MCC", learnt_id, published[0], low=float(published[0]))
-    yield Figure("code MCC, out of distribution", learnt_ood, published[1], low=float(published[1]))
-    yield Figure("code MCC, true dictionary", true_id)
-    yield Figure("code MCC, true dictionary, out of distribution", true_ood)
-    yield Figure("dictionary MCC", dictionary)
+    yield Measurement("code MCC", learnt_id, published[0], low=float(published[0]))
+    yield Measurement(
+        "code MCC, out of distribution", learnt_ood, published[1], low=float(published[1])
+    )
+    yield Measurement("code MCC, true dictionary", true_id)
+    yield Measurement("code MCC, true dictionary, out of distribution", true_ood)
+    yield Measurement("dictionary MCC", dictionary)
 
 
 TARGETS = [
