@@ -34,7 +34,7 @@ import torch
 from benchmarks import results_io
 from sae.activations import Batch, Source, Stream
 from sae.autoencoder.sparsity import TopK
-from sae.cli.config import Settings, default_config
+from sae.cli.config import default_config, parse_config
 from sae.errors import UserError
 from sae.files import write_text
 from sae.training import Learner, OptimConfig
@@ -92,8 +92,7 @@ class Row:
 
 def minilm() -> Source:
     """Return the source of `configs/default.yaml`."""
-    settings = Settings(["--config", str(default_config())], lambda config: {})
-    return settings.datamodule.source
+    return parse_config(["--config", str(default_config())]).run.data.source
 
 
 def world(d_in: int, features: int) -> Source:

@@ -13,6 +13,7 @@ import yaml
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["SAE_QUIET"] = "1"  # tests compare what is printed; tests/test_progress.py unsets it
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -9,10 +9,8 @@ from jsonargparse._parameter_resolvers import get_signature_parameters
 
 from sae.activations import Source, Text
 from sae.autoencoder.registry import Registered
-from sae.cli.config import Settings
-from sae.cli.config_errors import leaves
+from sae.cli.config import DataConfig, TrainerConfig, leaves, parse_config
 from sae.cli.main import main
-from sae.lightning.datamodule import ActivationDataModule
 from sae.training.train_config import TrainConfig
 
 REPO = Path(__file__).resolve().parent.parent
@@ -22,16 +20,16 @@ CONFIGS = sorted(f for f in (REPO / "configs").rglob("*.yaml") if f.parent.name 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda f: str(f.relative_to(REPO / "configs")))
 def test_config_parses_and_builds(file):
-    settings = Settings(["--config", str(file)], lambda config: {})
-    assert settings.config.name not in ("", None)
-    assert settings.trainer.max_steps > 0
-    (recipe,) = settings.recipes.values()
+    settings = parse_config(["--config", str(file)])
+    assert settings.run.name not in ("", None)
+    assert settings.run.steps > 0
+    (recipe,) = settings.run.members.values()
     assert recipe.sparsity.d_sae >= getattr(recipe.sparsity, "k", 1)
-    assert recipe.seed == settings.datamodule.seed == settings.config.seed == 0
+    assert recipe.seed == settings.run.data.seed == 0
 
 
 def test_names_of_runs_differ():
-    names = [Settings(["--config", str(f)], lambda config: {}).config.name for f in CONFIGS]
+    names = [parse_config(["--config", str(f)]).run.name for f in CONFIGS]
     assert len(set(names)) == len(names)
 
 
@@ -43,14 +41,14 @@ def test_a_resolved_config_is_a_page_and_a_config(capsys, tmp_path):
     assert done.value.code == 0 and 40 < len(printed.splitlines()) < 80
     (tmp_path / "printed.yaml").write_text(printed)
     one, other = (
-        Settings(["--config", str(file)], lambda config: {}).config
+        parse_config(["--config", str(file)]).options
         for file in (tmp_path / "printed.yaml", REPO / "configs/default.yaml")
     )
     assert one.model == other.model and one.data == other.data and one.trainer == other.trainer
 
 
 CLASSES = [c for family in Registered.__subclasses__() for c in family.registry.values()]
-CLASSES += [*leaves(Source), *leaves(Text), TrainConfig, ActivationDataModule]
+CLASSES += [*leaves(Source), *leaves(Text), TrainConfig, DataConfig, TrainerConfig]
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)

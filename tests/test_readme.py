@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sae.cli.config import Settings
+from sae.cli.config import parse_config
 from sae.cli.main import main
 
 REPO = Path(__file__).resolve().parent.parent
@@ -39,7 +39,7 @@ def test_commands_parse(command, monkeypatch):
     if args[:1] != ["fit"] or "--help" in args:
         return
     if "--resume" not in args:
-        Settings(args[1:], lambda config: {})
+        parse_config(args[1:])
 
 
 def test_links_lead_somewhere():

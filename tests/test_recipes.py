@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 import transformers  # noqa: E402
 
 from sae import SAE  # noqa: E402
-from sae.lightning.runner import fit  # noqa: E402
+from sae.cli.fit import fit  # noqa: E402
 from tiny_models import some_documents, tiny_tokenizer  # noqa: E402
 
 RECIPES = sorted((Path(__file__).resolve().parent.parent / "configs/recipes").glob("*.yaml"))

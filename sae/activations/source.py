@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sae.activations.provenance import Provenance
+from sae.configurable import Configurable
 from sae.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class PositionCounts:
         )
 
 
-class Source(ABC):
+class Source(Configurable, ABC):
     """A place that activations come from, such as a model on text or a world.
 
     A subclass sets `widths`, writes `block`, and overrides what else it has to offer.

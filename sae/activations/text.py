@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from sae.configurable import Configurable
 from sae.errors import UserError
 
 PIECE = 2000
@@ -18,7 +19,7 @@ CHUNK = 1 << 22
 """Characters of a .txt file read at once."""
 
 
-class Text(ABC):
+class Text(Configurable, ABC):
     """Documents in a fixed order; document n is the same in every pass and every process."""
 
     @abstractmethod

@@ -1,251 +1,283 @@
-"""From arguments and YAML to objects, and from the parser's complaints to one readable line."""
+"""Parse YAML files and flags into the settings of a run."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from lightning.pytorch import Callback
 
-# Families are named by their bare class in YAML, so their members must be known to the parser.
+# Classes are named by their bare names in YAML, so the parser must know them all.
 import sae.autoencoder.losses
 import sae.autoencoder.sites
 import sae.autoencoder.sparsity
 import sae.worlds  # noqa: F401
 import sae_configs
 from sae import legacy
+from sae.activations import ActivationData, Source
+from sae.autoencoder.registry import Registered
 from sae.cli.config_errors import readable
+from sae.cli.flags import expand_flags
 from sae.errors import UserError
-from sae.lightning.datamodule import ActivationDataModule
+from sae.lightning.runner import device_of
+from sae.training.run_settings import PYTHON_ONLY, RunSettings
 from sae.training.train_config import TrainConfig
 
-# Of a member: it becomes a folder, and part of a column's name.
-_NAME = re.compile(r"(?!(?:checkpoints|consensus)$)\w[\w.,=+-]*")
+# A member's name becomes a folder and part of a column's name.
+_MEMBER_NAME = re.compile(r"(?!(?:checkpoints|consensus)$)\w[\w.,=+-]*")
+
+
+class ConfigParser(ArgumentParser):
+    """A parser that also reads configs written with names that have since changed."""
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        if missing := python_only(content):
+            raise UserError(
+                f"{' and '.join(missing)} of this run cannot be named in a config file, because it "
+                "was given in Python; to continue the run, call sae.train(..., resume=True) from "
+                "Python with its name and the same arguments"
+            )
+        return super().parse_string(legacy.config_text(content), *args, **kwargs)
+
+
+def python_only(text: str) -> list[str]:
+    """Return the settings that a config file lists as given in Python only."""
+    if PYTHON_ONLY not in text:
+        return []
+    config = yaml.safe_load(text)
+    return list(config.get(PYTHON_ONLY, {})) if isinstance(config, dict) else []
+
+
+class DataConfig:
+    """Activations to train on, and held-out ones that are never trained on.
+
+    Args:
+        source: where activations come from: a model on text, or a world.
+        batch_size: activations per step, or per micro-batch with `model.accumulate`. With EndToEnd
+            in the losses, a batch consists of whole contexts and has about this many activations.
+        block_batches: batches per block. A block is collected at once and shuffled in memory, so
+            this sets how far apart two activations of one batch can come from.
+        held_out_tokens: number of held-out activations for validation and the final metrics.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int = 2048,
+        block_batches: int = 32,
+        held_out_tokens: int = 16384,
+    ) -> None:
+        self.source, self.batch_size = source, batch_size
+        self.block_batches, self.held_out_tokens = block_batches, held_out_tokens
+
+
+class TrainerConfig:
+    """The settings of Lightning's Trainer that apply to a stream, which has steps and no epochs.
+
+    Args:
+        max_steps: length of the run in steps; times `data.batch_size` it is the number of tokens.
+        log_every_n_steps: steps between two rows of metrics.
+        val_check_interval: steps between two validations on held-out activations.
+        steps_per_call: steps per call of Lightning's training loop. Each call takes 0.7 ms of
+            Python, which matters only where a step takes about a millisecond (a small SAE on a
+            GPU). Logging, validation and checkpoints come at multiples of it.
+        accelerator: auto, cpu or cuda.
+        devices: how many devices, or which ones; one run uses one.
+        deterministic: refuse operations whose results may differ from run to run.
+        profiler: simple or advanced; Lightning then reports where time went.
+        callbacks: Lightning callbacks of your own.
+    """
+
+    def __init__(
+        self,
+        max_steps: int,
+        log_every_n_steps: int = 50,
+        val_check_interval: int = 1000,
+        steps_per_call: int = 1,
+        accelerator: str = "auto",
+        devices: int | list[int] = 1,
+        deterministic: bool = False,
+        profiler: str | None = None,
+        callbacks: list[Callback] | None = None,
+    ) -> None:
+        self.max_steps = max_steps
+        self.log_every_n_steps, self.val_check_interval = log_every_n_steps, val_check_interval
+        self.steps_per_call = steps_per_call
+        self.accelerator, self.devices = accelerator, devices
+        self.deterministic, self.profiler = deterministic, profiler
+        self.callbacks = callbacks
+
+
+@dataclass(frozen=True)
+class ParsedConfig:
+    """A parsed config: the run it describes, and what the command line needs besides.
+
+    Attributes:
+        run: The settings of the run, as objects.
+        options: The parsed settings as plain values, by their names in YAML.
+        callbacks: The user's Lightning callbacks.
+    """
+
+    run: RunSettings
+    options: Namespace
+    callbacks: list[Callback]
 
 
 def default_config() -> Path:
-    """`configs/default.yaml`, of the checkout or as installed."""
+    """Return the path of `configs/default.yaml`, in the checkout or as installed."""
     for folder in sae_configs.__path__:
         if (file := Path(folder) / "default.yaml").is_file():
             return file
     raise UserError("configs/default.yaml is missing from this installation; give --config FILE")
 
 
-def make_trainer(
-    max_steps: int,
-    log_every_n_steps: int = 50,
-    val_check_interval: int = 1000,
-    steps_per_call: int = 1,
-    accelerator: str = "auto",
-    devices: int | list[int] = 1,
-    deterministic: bool = False,
-    profiler: str | None = None,
-    callbacks: list[Callback] | None = None,
-) -> Trainer:
-    """The Trainer's settings that mean something to a stream, which has steps and no epochs.
-
-    Args:
-        max_steps: length of the run; times `data.batch_size` it is the number of tokens.
-        log_every_n_steps: steps between two rows of metrics.
-        val_check_interval: steps between two looks at held-out text.
-        steps_per_call: steps that Lightning hands over at a time. It takes 0.7 ms of Python for
-            each call, which shows only where a step takes a millisecond or so (a small SAE on a
-            GPU). What happens between steps, such as a checkpoint, comes at multiples of it.
-        accelerator: auto, cpu or cuda.
-        devices: how many, or which; one run uses one.
-        deterministic: whether torch refuses operations that may differ from run to run.
-        profiler: simple or advanced: where Lightning says the time went.
-        callbacks: Lightning callbacks of your own.
-    """
-    return _stream_trainer(dict(locals()), {})
-
-
-def _stream_trainer(settings: dict[str, Any], parts: dict[str, list[Any]]) -> Trainer:
-    callbacks = [*parts.get("callbacks", []), *(settings["callbacks"] or [])]
-    calls = settings.pop("steps_per_call")
-    # Lightning counts calls between two validations, and steps everywhere else.
-    settings["val_check_interval"] //= calls
-    return Trainer(
-        **settings | parts | {"callbacks": callbacks},
-        num_sanity_val_steps=0,
-        check_val_every_n_epoch=None,
-        enable_model_summary=False,
-        # Without a bar or a checkpoint callback among ours, Lightning would add its own.
-        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
-        enable_checkpointing=False,
+def run_parser() -> ArgumentParser:
+    """Return the parser of all settings of a run."""
+    parser = ConfigParser(
+        exit_on_error=False,
+        prog="train.py fit",
+        usage="train.py fit [--config FILE] [--resume RUN] [--KEY VALUE ...]",
+        description="Train sparse autoencoders. Every setting can be in a YAML file (--config) or "
+        "on the command line; if it is given twice, the later one counts. Example: "
+        "python train.py fit --config configs/gpt2.yaml --name mine --model.sae.k 64",
     )
+    add = parser.add_argument
+    add("-c", "--config", action=ActionConfigFile, help="YAML file of settings")
+    add("--name", type=str, default="default", help="run folder: <runs>/<name>; $VAR is filled in")
+    add("--runs", type=str, default="runs", help="folder of all runs")
+    add("--overwrite", type=bool, default=False, help="replace a run of that name")
+    add("--seed", type=int, default=0, help="seed of the weights and of shuffling")
+    add("--checkpoint_every", type=int, default=100, help="steps between two checkpoints")
+    add(
+        "--wandb",
+        type=Literal["off", "offline", "online"],
+        default="off",
+        help="Weights & Biases: off, offline (no account needed) or online",
+    )
+    add(
+        "--wandb_project",
+        type=str | None,
+        default=None,
+        help="project there; default: WANDB_PROJECT of the environment, or sae",
+    )
+    add("--wandb_entity", type=str | None, default=None, help="user or team there")
+    add("--tensorboard", type=bool, default=False, help="write TensorBoard files too")
+    add(
+        "--members",
+        type=dict[str, dict[str, Any]] | None,
+        default=None,
+        help="train several SAEs on the same activations: by name, the settings under `model` in "
+        "which each differs, such as {wide: {model.sae.d_sae: 8192}}",
+    )
+    parser.add_class_arguments(TrainerConfig, "trainer", sub_configs=True)
+    parser.add_class_arguments(TrainConfig, "model", sub_configs=True)
+    parser.add_class_arguments(DataConfig, "data", sub_configs=True)
+    return parser
 
 
-class ConfigParser(LightningArgumentParser):
-    """A parser that also reads configs written with names that have since changed."""
+def parse_config(args: list[str]) -> ParsedConfig:
+    """Parse the settings of a run from flags, `--config FILE` among them.
 
-    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
-        return super().parse_string(legacy.config_text(content), *args, **kwargs)
-
-
-class Settings(LightningCLI):
-    """A LightningCLI that only parses and builds: what is done with it is `fit`'s business.
-
-    Args:
-        args: the command line, without the command.
-        parts: given the settings, the Trainer's logger, callbacks and plugins.
-
-    Attributes:
-        config: all settings, resolved.
-        alone: by name of a member of the run, the settings that would train it in a run of its own;
-            a run without `members` has one, of the run's name.
-        recipes: by the same names, what `model` says of each.
-        datamodule, trainer: built.
+    Raises:
+        UserError: a setting is unknown, missing, or has a value that cannot work.
     """
-
-    def __init__(self, args: list[str], parts: Callable[[Namespace], dict[str, Any]]) -> None:
-        self._parts = parts
-        try:
-            super().__init__(
-                datamodule_class=ActivationDataModule,
-                save_config_callback=None,
-                trainer_class=make_trainer,
-                parser_class=ConfigParser,
-                seed_everything_default=False,
-                parser_kwargs={
-                    "exit_on_error": False,
-                    "prog": "train.py fit",
-                    "usage": "train.py fit [--config FILE] [--resume RUN] [--KEY VALUE ...]",
-                    "description": "Train a sparse autoencoder. Every setting can stand in a YAML "
-                    "file (--config) or on the command line, the later one winning.",
-                },
-                args=args,
-                run=False,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-            )
-        except ArgumentError as error:
-            raise readable(error, self.parser) from error
-        except ValueError as error:  # settings that may be null are tried as null too
-            if isinstance(error.__cause__, UserError):
-                raise error.__cause__ from None
-            raise
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        self.config = parser.parse_args([legacy.flag(arg) for arg in args])
-        # A sweep's agent tells a trial its name in the environment, and in no other way.
-        self.config.name = os.path.expandvars(self.config.name)
-        if "$" in self.config.name:
+    parser = run_parser()
+    try:
+        options = parser.parse_args([legacy.flag(arg) for arg in expand_flags(args, parser)])
+        # A sweep agent tells a trial its name only through the environment.
+        options.name = os.path.expandvars(options.name)
+        if "$" in options.name:
             raise UserError(
-                f"name={self.config.name} speaks of an environment variable that is not set; set "
-                "it, or choose another --name"
+                f"name={options.name} references an unset environment variable; set it, or choose "
+                "another --name"
             )
-
-    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Nothing: Lightning's own `--seed_everything` would stand beside `--seed`."""
-
-    def _set_seed(self) -> None:
-        """Nothing: all that is random here has a generator of its own."""
-
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(make_trainer, "trainer")
-        parser.add_class_arguments(TrainConfig, "model")
-        parser.add_lightning_class_args(ActivationDataModule, "data")
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--name",
-            type=str,
-            default="default",
-            help="the run: <runs>/<name>; $VARIABLE is filled in",
-        )
-        parser.add_argument("--runs", type=str, default="runs", help="folder that runs are put in")
-        parser.add_argument(
-            "--overwrite", type=bool, default=False, help="replace a run of that name"
-        )
-        parser.add_argument("--seed", type=int, default=0, help="of weights and of shuffling")
-        parser.add_argument(
-            "--checkpoint_every", type=int, default=100, help="steps between two checkpoints"
-        )
-        parser.add_argument(
-            "--wandb",
-            type=Literal["off", "offline", "online"],
-            default="off",
-            help="Weights & Biases: off, offline (no account) or online",
-        )
-        parser.add_argument(
-            "--wandb_project",
-            type=str | None,
-            default=None,
-            help="the project there; WANDB_PROJECT of the environment, or sae, if left out",
-        )
-        parser.add_argument(
-            "--wandb_entity", type=str | None, default=None, help="the user or team there"
-        )
-        parser.add_argument(
-            "--tensorboard", type=bool, default=False, help="write TensorBoard files too"
-        )
-        parser.add_argument(
-            "--members",
-            type=dict[str, dict[str, Any]] | None,
-            default=None,
-            help="several autoencoders on one stream: by name, the settings under `model` in which "
-            "each differs from the others, such as {wide: {model.sae.d_sae: 8192}}",
-        )
-        parser.dump_header = None  # Lightning's version, which `summary.json` has
-        parser.link_arguments("seed", "data.seed")
-        parser.link_arguments("trainer.steps_per_call", "data.steps_per_call")
-        parser.link_arguments("model.accumulate", "data.accumulate")
-
-    def instantiate_classes(self) -> None:
-        self.config_init = self.parser.instantiate_classes(self.config)
-        self.datamodule = self.config_init.data
-        self.alone = {self.config.name: self.config}
-        if self.config.members is not None:
-            self.alone = _members(self.config)
-        self.recipes = {name: _recipe(config) for name, config in self.alone.items()}
-        self.trainer = self.instantiate_trainer()
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        parts = self._parts(self.config)
-        calls = self.config.trainer.steps_per_call
-        if calls < 1:
-            raise UserError(f"trainer.steps_per_call={calls}; give at least 1")
-        for name in ("checkpoint_every", "trainer.val_check_interval", "trainer.log_every_n_steps"):
-            if self.config[name] % calls:
-                raise UserError(
-                    f"{name}={self.config[name]} is no multiple of trainer.steps_per_call={calls}; "
-                    "make it one"
-                )
-        try:
-            return _stream_trainer(dict(self.config_init.trainer), parts)
-        except (ValueError, TypeError, MisconfigurationException) as error:
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        objects = parser.instantiate_classes(options)
+    except ArgumentError as error:
+        raise readable(error, parser, class_parameters()) from error
+    except ValueError as error:  # settings that may be null are tried as null too
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+    configs = {options.name: options}
+    if options.members is not None:
+        configs = _member_configs(options)
+    trainer: TrainerConfig = objects.trainer
+    data: DataConfig = objects.data
+    members = {name: _train_config(config) for name, config in configs.items()}
+    data_of_run = ActivationData(
+        data.source,
+        batch_size=data.batch_size,
+        block_batches=data.block_batches,
+        held_out_tokens=data.held_out_tokens,
+        seed=options.seed,
+        accumulate=next(iter(members.values())).accumulate,
+    )
+    run = RunSettings(
+        name=options.name,
+        data=data_of_run,
+        members=members,
+        steps=trainer.max_steps,
+        runs=Path(options.runs),
+        several=options.members is not None,
+        steps_per_call=trainer.steps_per_call,
+        log_every=trainer.log_every_n_steps,
+        validate_every=trainer.val_check_interval,
+        checkpoint_every=options.checkpoint_every,
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        deterministic=trainer.deterministic,
+        profiler=trainer.profiler,
+        config=_plain(parser, options),
+        member_configs={name: _plain(parser, config) for name, config in configs.items()},
+    )
+    run.device = device_of(run)
+    return ParsedConfig(run, options, trainer.callbacks or [])
 
 
-def _recipe_parser() -> ArgumentParser:
+def class_parameters() -> dict[str, list[str]]:
+    """Return the settings of every class that a config may name, by the class's name."""
+    classes = [c for family in Registered.__subclasses__() for c in family.registry.values()]
+    classes += leaves(Source)
+    return {c.__name__: list(inspect.signature(c).parameters) for c in classes}
+
+
+def leaves(cls: type) -> list[type]:
+    """Return all subclasses of a class, and theirs."""
+    return [leaf for sub in cls.__subclasses__() for leaf in [sub, *leaves(sub)]]
+
+
+def _plain(parser: ArgumentParser, options: Namespace) -> dict[str, Any]:
+    """Return settings as plain values: what their config file holds."""
+    return yaml.safe_load(parser.dump(options, skip_unset=False, skip_link_targets=True))
+
+
+def _model_parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainConfig, "model")
     return parser
 
 
-def _recipe(config: Namespace) -> TrainConfig:
-    model = config.model.clone()
+def _train_config(options: Namespace) -> TrainConfig:
+    model = options.model.clone()
     if model.seed is None:
-        model.seed = config.seed
-    return _recipe_parser().instantiate_classes(Namespace(model=model)).model
+        model.seed = options.seed
+    return _model_parser().instantiate_classes(Namespace(model=model)).model
 
 
-def _members(config: Namespace) -> dict[str, Namespace]:
-    """The settings of each member as a run of its own."""
-    if not config.members:
+def _member_configs(options: Namespace) -> dict[str, Namespace]:
+    """Return the settings that would train each member in a run of its own, by name."""
+    if not options.members:
         raise UserError("members is empty; name at least one, or leave it out")
-    parser, found = _recipe_parser(), {}
-    for name, changes in config.members.items():
-        if not _NAME.fullmatch(name):
+    parser, configs = _model_parser(), {}
+    for name, changes in options.members.items():
+        if not _MEMBER_NAME.fullmatch(name):
             raise UserError(
                 f"members: {name!r} cannot be the name of a folder; use letters, digits and _-+.=,"
             )
@@ -253,15 +285,17 @@ def _members(config: Namespace) -> dict[str, Namespace]:
         for key, value in changes.items():
             if not key.startswith("model.") or key == "model.accumulate":
                 raise UserError(
-                    f"members.{name}: {key} is the same for all of a run; members differ in "
-                    "settings under model, model.accumulate aside"
+                    f"members.{name}: {key} is the same for all members of a run; members may "
+                    "differ in settings under model, except model.accumulate"
                 )
             flags.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
         try:
-            own = parser.parse_args(flags, namespace=Namespace(model=config.model.clone()))
+            member = parser.parse_args(flags, namespace=Namespace(model=options.model.clone()))
         except ArgumentError as error:
-            raise UserError(f"members.{name}: {readable(error, parser)}") from error
-        found[name] = config.clone()
+            raise UserError(
+                f"members.{name}: {readable(error, parser, class_parameters()).message}"
+            ) from error
+        configs[name] = options.clone()
         # `update` would merge the settings of two classes.
-        found[name].name, found[name].members, found[name].model = name, None, own.model
-    return found
+        configs[name].name, configs[name].members, configs[name].model = name, None, member.model
+    return configs

@@ -1,81 +1,105 @@
-"""From the parser's complaints to one readable line."""
+"""Turn the parser's errors into one readable line."""
 
 from __future__ import annotations
 
 import difflib
-import inspect
 import re
+from collections.abc import Mapping, Sequence
 
 from jsonargparse import ArgumentParser
 
-from sae.activations import Source
-from sae.autoencoder.registry import Registered
 from sae.errors import UserError
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _UNKNOWN_IN_CLASS = re.compile(r"class_path '([^']+)': (?:.*?)Option '([^']+)' is not accepted")
 _UNKNOWN_IN_GROUP = re.compile(r"Group '([^']+)' does not accept option '([^']+)'")
-_UNRECOGNISED = re.compile(r"[Uu]nrecognized arguments: (.*)")
+_UNRECOGNIZED = re.compile(r"[Uu]nrecognized arguments: (.*)")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _MISSING = re.compile(r'Key "([^"]+)" is required|arguments are required: ([\w.]+)')
+_NO_VALUE = re.compile(r"argument (?:-\w/)?--([\w.-]+): expected one argument")
 _NO_FILE = re.compile(r"File does not exist: '([^']+)'")
+_NOT_POSITIVE = re.compile(r"Not of type Positive\w+: (\S+) does not conform")
+_NOT_A_NUMBER = re.compile(r"Not of type Positive\w+: .*: '(.*)'$")
 _CHOICE = re.compile(r"Literal\[([^\]]+)\]")
 _EXPECTED = re.compile(r"Expected (?:an? )?<class '(?:\w+\.)*(\w+)'>")
 
 
-def readable(error: Exception, parser: ArgumentParser) -> UserError:
-    """One line for a parser's error: the setting, the value, and the nearest right name."""
+def readable(
+    error: Exception,
+    parser: ArgumentParser,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    prefix: str = "",
+) -> UserError:
+    """Return a parser's error as one line: the setting, its value, and the nearest right name.
+
+    Args:
+        error: The parser's error.
+        parser: The parser, for the names of its settings.
+        classes: Names of the classes that a config may name, with the settings of each.
+        prefix: Put before the name of a setting: "--" if it can only be a flag.
+    """
+    classes = classes or {}
     text = re.sub(r"\s+", " ", str(error)).strip()
     keys = _KEY.findall(text)
-    where = ".".join(keys)
-    if found := _UNKNOWN_IN_CLASS.search(text):
-        name = found[1].rpartition(".")[2]
-        known = _parameters().get(name, [])
-        return UserError(f"{where}.{found[2]} is not a setting of {name}{_near(found[2], known)}")
-    if found := _UNKNOWN_IN_GROUP.search(text):
-        return _unknown(f"{found[1]}.{found[2]}", parser)
-    if found := _UNRECOGNISED.search(text):
-        return _unknown(found[1].split()[0].lstrip("-").partition("=")[0], parser)
-    if found := _NO_CLASS.search(text):
-        return UserError(f"{where}={found[1]} is not known{_near(found[1], list(_parameters()))}")
-    if found := _MISSING.search(text):
-        key = ".".join([*keys, found[1] or found[2]])
+    setting = prefix + ".".join(keys)
+    equals = " " if prefix else "="
+    if match := _UNKNOWN_IN_CLASS.search(text):
+        name = match[1].rpartition(".")[2]
+        known = classes.get(name, [])
+        return UserError(f"{setting}.{match[2]} is not a setting of {name}{near(match[2], known)}")
+    if match := _UNKNOWN_IN_GROUP.search(text):
+        return _unknown(f"{match[1]}.{match[2]}", parser, classes, prefix)
+    if match := _UNRECOGNIZED.search(text):
+        word = match[1].split()[0]
+        if not word.startswith("-"):
+            return UserError(f"unexpected argument {word!r}; see --help")
+        return _unknown(word.lstrip("-").partition("=")[0], parser, classes, prefix)
+    if match := _NO_CLASS.search(text):
+        return UserError(f"{setting}={match[1]} is not known{near(match[1], list(classes))}")
+    if match := _MISSING.search(text):
+        key = ".".join([*keys, match[1] or match[2]])
+        if prefix:
+            return UserError(f"{key.upper()} is missing; usage: {parser.usage}")
         return UserError(f"{key} is not set; give --{key} or put it into the config file")
-    if found := _NO_FILE.search(text):
-        return UserError(f"{where}={found[1]} does not exist; give a YAML file")
-    if found := re.search(r"(?:Got value|Given value): (.*)$", text):
-        value = found[1].rstrip(". ")
+    if match := _NO_VALUE.search(text):
+        return UserError(f"--{match[1]} needs a value")
+    if match := _NO_FILE.search(text):
+        return UserError(f"{setting}={match[1]} does not exist; give a YAML file")
+    if match := _NOT_POSITIVE.search(text):
+        return UserError(f"{setting}{equals}{match[1]}; give at least 1")
+    if match := _NOT_A_NUMBER.search(text):
+        return UserError(f"{setting}{equals}{match[1]} is of the wrong kind; it takes a number")
+    if match := re.search(r"(?:Got value|Given value): (.*)$", text):
+        value = match[1].rstrip(". ")
         if choice := _CHOICE.search(text):
-            return UserError(f"{where}={value} is not among its choices: {choice[1]}")
+            return UserError(f"{setting}{equals}{value} is not among its choices: {choice[1]}")
         accepted = dict.fromkeys(n.replace("NoneType", "null") for n in _EXPECTED.findall(text))
-        return UserError(f"{where}={value} is of the wrong kind; it takes {' or '.join(accepted)}")
+        if list(accepted) == ["bool"]:
+            return UserError(f"{setting}{equals}{value}; give true or false")
+        return UserError(
+            f"{setting}{equals}{value} is of the wrong kind; it takes {' or '.join(accepted)}"
+        )
     return UserError(text)
 
 
-def _unknown(key: str, parser: ArgumentParser) -> UserError:
+def _unknown(
+    key: str, parser: ArgumentParser, classes: Mapping[str, Sequence[str]], prefix: str
+) -> UserError:
     known = [flag[2:] for action in parser._actions for flag in action.option_strings]
     known += [
-        f"{prefix}.{name}"
-        for prefix in ("model.sae", "model.site", "data.source")
-        for names in _parameters().values()
+        f"{group}.{name}"
+        for group in ("model.sae", "model.site", "data.source")
+        for names in classes.values()
         for name in names
     ]
-    return UserError(f"{key} is not a setting{_near(key, known)}")
+    if prefix:
+        return UserError(f"--{key} is not a flag{near(f'--{key}', [f'--{k}' for k in known if k])}")
+    return UserError(f"{key} is not a setting{near(key, known)}")
 
 
-def _parameters() -> dict[str, list[str]]:
-    """The settings of every class that a config may name."""
-    classes = [c for family in Registered.__subclasses__() for c in family.registry.values()]
-    classes += leaves(Source)
-    return {c.__name__: list(inspect.signature(c).parameters) for c in classes}
-
-
-def leaves(cls: type) -> list[type]:
-    return [leaf for sub in cls.__subclasses__() for leaf in [sub, *leaves(sub)]]
-
-
-def _near(name: str, known: list[str]) -> str:
+def near(name: str, known: Sequence[str]) -> str:
+    """Return the end of a message about an unknown name: the nearest known one, or all of them."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]}?"
-    return f"; there are: {', '.join(known)}" if 0 < len(known) < 15 else "; see --help"
+    return f"; choose among: {', '.join(known)}" if 0 < len(known) < 15 else "; see --help"

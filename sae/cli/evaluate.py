@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
 from sae.activations import Source
 from sae.autoencoder import SAE
-from sae.cli.config import Settings
+from sae.cli.command import CommandParser
+from sae.cli.config import parse_config
 from sae.cli.evaluate_table import WIDTH, evaluation_table
 from sae.errors import UserError
 from sae.evaluation.baselines import siblings, train
@@ -23,62 +25,56 @@ from sae.evaluation.registry import scores
 from sae.evaluation.samples import Sample
 from sae.evaluation.similarity import Judge
 from sae.files import write_text
-from sae.lightning.runner import quiet
 from sae.metrics.bootstrap import bootstrap_score
 from sae.metrics.capacity import capacity, effective_dimension
 from sae.metrics.firing import Firing
 from sae.runs.run_dir import RunDir
 
 
-def evaluate_run(args: list[str]) -> int:
-    """Measure, print and write `evaluation.json`; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="train.py evaluate",
-        usage="%(prog)s RUN [--tokens N] [--controls false]",
-        description="Held-out figures of a finished run, each with its 95% interval and, where it "
-        "means something, its chance level; the same of its controls; and which part of the run "
-        "holds it back. Written to RUN/evaluation.json too.",
-        allow_abbrev=False,
-        exit_on_error=False,
+def parser() -> CommandParser:
+    """Return the parser of `evaluate`."""
+    parser = CommandParser(
+        "evaluate",
+        usage="RUN [--tokens N] [--controls false]",
+        description="Held-out metrics of a finished run, each with its 95% interval and its chance "
+        "level where it has one, beside the same metrics of its baselines, and which part of the "
+        "run limits it. Also written to RUN/evaluation.json.",
+        example="python train.py evaluate runs/default --controls false",
     )
-    parser.add_argument("run", help="its folder, such as runs/default")
-    parser.add_argument("--tokens", help="held-out activations; left out, as the run was judged by")
+    parser.add_argument("run", type=str, help="run folder, such as runs/default")
     parser.add_argument(
-        "--controls",
-        default="true",
-        help="false: do not train the controls, which takes about as long as the run did, each",
+        "--tokens", type=PositiveInt, help="held-out activations; default: as in the run"
     )
-    try:
-        own = parser.parse_args(args)
-    except argparse.ArgumentError as error:
-        raise UserError(f"evaluate: {error}") from error
-    except SystemExit as stop:  # argparse after --help, or after a complaint of its own
-        return 2 if stop.code else 0
-    if own.controls not in ("true", "false"):
-        raise UserError(f"--controls {own.controls}; give true or false")
-    if own.tokens is not None and not (own.tokens.isdigit() and int(own.tokens)):
-        raise UserError(f"--tokens {own.tokens} is not a number of activations")
-    run = RunDir(own.run)
+    parser.add_switch(
+        "--controls",
+        default=True,
+        help="false: do not train the baselines, each of which takes about as long as the run",
+    )
+    return parser
+
+
+def run(options: Namespace, settings: list[str]) -> int:
+    """Measure, print and write `evaluation.json`; returns the exit code."""
+    run = RunDir(options.run)
     if not run.config.is_file():
         raise UserError(
             f"{run.path} holds no finished run; give the folder of one, such as runs/default"
         )
-    quiet()
-    settings = Settings(["--config", str(run.config)], lambda config: {})
-    if settings.config.members:
-        names = ", ".join(str(run.member(name).path) for name in settings.recipes)
+    run_settings = parse_config(["--config", str(run.config)]).run
+    data = run_settings.data
+    if run_settings.several:
+        names = ", ".join(str(run.member(name).path) for name in run_settings.members)
         raise UserError(f"{run.path} holds several; give one of: {names}")
-    (recipe,) = settings.recipes.values()
-    data, trainer = settings.datamodule, settings.trainer
+    (recipe,) = run_settings.members.values()
     if not (run.path / "sae").is_dir():
         raise UserError(
             f"{run.path} holds no finished run; finish it with `fit --resume {run.path}`, or give "
             "the folder of another"
         )
-    device = trainer.strategy.root_device
+    device = run_settings.device
     data.source.setup(device)
     sae = SAE.load(run.path / "sae", device=device)
-    tokens = int(own.tokens or data.held_out_tokens)
+    tokens = options.tokens or data.held_out_tokens
     judge = Judge.of(data.source)
     figures = measured(sae, data.source, tokens, data.seed, judge, downstream=True)
     summary = json.loads(run.summary.read_text(encoding="utf-8")) if run.summary.is_file() else {}
@@ -86,14 +82,14 @@ def evaluate_run(args: list[str]) -> int:
         dead = torch.arange(sae.d_sae) < round(summary["dead_fraction"] * sae.d_sae)
         figures |= bootstrap_score(dead).figures("dead_fraction")
     beside: dict[str, tuple[str, dict[str, Any]]] = {}
-    if own.controls == "true" and recipe.full_contexts:
+    if options.controls and recipe.full_contexts:
         sys.stdout.write("no controls: end-to-end terms need the model's own passes\n")
-    elif own.controls == "true":
+    elif options.controls:
         found = siblings(recipe, data.source, data.batch_size * data.block_batches)
         names = ", ".join(some.name for some in found)
         sys.stdout.write(f"training {len(found)} controls ({names}); --controls false: none\n")
         sys.stdout.flush()
-        train(found, data, trainer.max_steps, device)
+        train(found, data, run_settings.steps, device)
         for some in found:
             assert some.sae is not None
             of_it = measured(some.sae, some.source, tokens, data.seed, judge)

@@ -2,34 +2,63 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from sae.cli.config import Settings
-from sae.cli.sweep_summary import write_results
+from sae.cli.command import CommandParser
 from sae.errors import UserError
 from sae.files import write_text
-from sae.lightning.halving import Halving
-from sae.lightning.runner import quiet, train, with_config
-from sae.planner.memory import waves_for
 from sae.runs.run_dir import RunDir
 from sae.sweep import grid
 from sae.sweep.spec import SweepSpec
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
 
-def sweep(args: list[str]) -> int:
+
+def parser() -> CommandParser:
+    """Return the parser of `sweep`'s own flags."""
+    parser = CommandParser(
+        "sweep",
+        usage="[--config FILE] --grid KEY=V1,V2,... [--grid ...] [--seeds N] [--random N] "
+        "[--stop-early] [--KEY VALUE ...]\n       train.py sweep --resume RUN",
+        description="Train every combination of settings on the same activations, and say which "
+        "is best.",
+        example="python train.py sweep --config configs/worlds/superposition.yaml "
+        "--grid model.sae.k=4,6,8 --seeds 2",
+        run_settings=True,
+    )
+    add_sweep_flags(parser)
+    return parser
+
+
+def add_sweep_flags(parser: CommandParser) -> None:
+    """Add the flags that `sweep` and `tune` share."""
+    add = parser.add_argument
+    add("--grid", action="append", default=[], metavar="KEY=V1,V2,...", help="values of a setting")
+    add("--seeds", type=PositiveInt, default=1, help="train each combination with N seeds")
+    add("--random", type=PositiveInt, help="draw N combinations from the grid")
+    parser.add_switch(
+        "--stop-early",
+        help="at a quarter and at half of the run, stop the worse half, by held-out FVU among "
+        "members with the same L0",
+    )
+    add("--memory", type=PositiveFloat, metavar="GIB", help="memory to use; default: what is free")
+    add("--resume", type=str, metavar="RUN", help="continue the sweep in this folder")
+
+
+def run(options: Namespace, settings: list[str]) -> int:
     """Train every member, write `sweep.csv`, its page and pictures; returns the exit code."""
-    quiet()
-    own, rest = parse(args)
-    folder, asked = begin(own, rest)
+    from sae.cli.sweep_summary import write_results
+
+    folder, asked = begin(options, settings)
     for number, members in enumerate(asked.waves, 1):
         run = RunDir(folder / f"wave-{number}")
         if run.summary.is_file():
@@ -43,76 +72,47 @@ def sweep(args: list[str]) -> int:
     return 0
 
 
-def parse(
-    args: list[str], command: str = "sweep", more: Mapping[str, Any] = MappingProxyType({})
-) -> tuple[argparse.Namespace, list[str]]:
-    """A sweep's own flags, with `more` of them by what argparse is told of each, and the rest."""
-    parser = argparse.ArgumentParser(
-        prog=f"train.py {command}",
-        usage="%(prog)s [--config F] --grid KEY=V1,V2,... [--grid ...] [--seeds N] [--random N] "
-        "[--stop-early] [--KEY VALUE ...]\n       %(prog)s --resume RUN",
-        description="Train every combination on one stream, and say which is best.",
-        epilog="Every other flag is one of `fit`, for all members.",
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument("--grid", action="append", default=[], metavar="KEY=V1,V2,...")
-    parser.add_argument("--seeds", type=int, default=1, help="each combination with so many seeds")
-    parser.add_argument("--random", type=int, help="so many combinations, drawn from the grid")
-    parser.add_argument(
-        "--stop-early",
-        action="store_true",
-        help="at a quarter and at half of the run, stop the worse half by held-out FVU of those "
-        "with the same L0",
-    )
-    parser.add_argument("--memory", type=float, help="GiB that it may take; left out, what is free")
-    parser.add_argument("--resume", metavar="RUN", help="go on where it ended, however it ended")
-    for flag, options in more.items():
-        parser.add_argument(flag, **options)
-    try:
-        own, rest = parser.parse_known_args(args)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{command}: {error}") from error
-    for name in ("seeds", "random", "memory"):
-        if (value := getattr(own, name)) is not None and value <= 0:
-            raise UserError(f"--{name} {value}; give at least 1")
-    if own.resume is not None and (rest or own.grid or own.seeds != 1):
-        raise UserError(f"{command} --resume takes its settings from the sweep; give nothing else")
-    return own, rest
-
-
 def begin(
-    own: argparse.Namespace, rest: list[str], pack: Callable = waves_for
+    options: Namespace, settings: list[str], pack: Callable | None = None
 ) -> tuple[Path, SweepSpec]:
-    """The folder of a sweep and what is asked of it: of one that goes on as it was written down; of
-    a new one every member is checked, and it is written down.
+    """Return the folder of a sweep and its members, after checking the settings of each.
+
+    A sweep that continues is read from its folder; a new one is written there.
 
     Args:
-        own, rest: from `parse`.
-        pack: given the settings of all members and `--memory`, the names of the members of each
-            wave, and what to print of that.
+        options: The values of the sweep's own flags.
+        settings: The flags that set up a run.
+        pack: Given the settings of a run of all members and `--memory`, returns the names of the
+            members of each wave and what to print about them; by default as memory allows.
     """
-    if own.resume is not None:
-        return Path(own.resume), SweepSpec.read(Path(own.resume))
-    rest, _ = with_config(rest)
-    base = Settings(rest, lambda config: {})
-    if base.config.members:
+    from sae.cli.config import parse_config
+    from sae.cli.fit import with_config
+    from sae.lightning.runner import yaml_of
+    from sae.planner.memory import waves_for
+
+    if options.resume is not None:
+        if settings or options.grid or options.seeds != 1:
+            raise UserError("--resume takes its settings from the sweep; give nothing else")
+        return Path(options.resume), SweepSpec.read(Path(options.resume))
+    settings, _ = with_config(settings)
+    base = parse_config(settings)
+    if base.run.several:
         raise UserError("sweep makes its own members; take `members` out of the config")
-    named = any(arg.split("=")[0] == "--name" for arg in rest)
-    name = base.config.name if named else f"{base.config.name}-sweep"
-    axes = grid.parse_axes(own.grid, own.seeds, base.config.seed)
-    members = grid.expand_members(axes, at_random=own.random, seed=base.config.seed)
-    every = Settings([*rest, "--members", json.dumps(members)], lambda config: {})
-    waves, says = pack(every, own.memory)
-    folder = Path(base.config.runs) / name
-    _claim(folder, overwrite=base.config.overwrite)
+    named = any(arg.split("=")[0] == "--name" for arg in settings)
+    name = base.run.name if named else f"{base.run.name}-sweep"
+    axes = grid.parse_axes(options.grid, options.seeds, base.run.data.seed)
+    members = grid.expand_members(axes, at_random=options.random, seed=base.run.data.seed)
+    every = parse_config([*settings, "--members", json.dumps(members)])
+    waves, says = (pack or waves_for)(every.run, options.memory)
+    folder = base.run.runs / name
+    _claim(folder, overwrite=base.options.overwrite)
     sys.stdout.write(f"{says}\n")
     sys.stdout.flush()
     folder.mkdir(parents=True, exist_ok=True)
-    base.config.name = name
-    text = base.parser.dump(base.config, skip_unset=False, skip_link_targets=True)
-    write_text(folder / "config.yaml", text)
-    asked = SweepSpec(list(axes), [{n: members[n] for n in wave} for wave in waves], own.stop_early)
+    write_text(folder / "config.yaml", yaml_of(base.run.config | {"name": name}))
+    asked = SweepSpec(
+        list(axes), [{n: members[n] for n in wave} for wave in waves], options.stop_early
+    )
     asked.write(folder)
     return folder, asked
 
@@ -124,7 +124,7 @@ def _claim(folder: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise UserError(
             f"{folder} is there already; go on with `sweep --resume {folder}`, choose another "
-            "--name, or --overwrite true"
+            "--name, or --overwrite it"
         )
     shutil.rmtree(folder)
 
@@ -137,12 +137,15 @@ def wave(
     callbacks: Sequence[Callback] = (),
 ) -> int:
     """One run; from its last checkpoint where it has one. Returns the exit code."""
+    from sae.cli.fit import train_from_flags
+    from sae.lightning.halving import Halving
+
     others = lambda changes: json.dumps({k: v for k, v in changes.items() if k != grid.SEED})
     if stop_early:
         callbacks = [*callbacks, Halving({n: others(c) for n, c in members.items()})]
     options = {"sweep": folder, "callbacks": callbacks}
     if run.checkpoints():
-        return train(["--config", str(run.config)], run, **options)
+        return train_from_flags(["--config", str(run.config)], resume=run.path, **options)
     args = ["--config", str(folder / "config.yaml"), "--runs", str(folder)]
-    args += ["--name", run.path.name, "--overwrite", "true", "--members", json.dumps(members)]
-    return train(args, None, **options)
+    args += ["--name", run.path.name, "--overwrite", "--members", json.dumps(members)]
+    return train_from_flags(args, **options)

@@ -2,67 +2,89 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from sae.cli.config import Settings
-from sae.cli.sweep import begin, parse, wave
-from sae.cli.sweep_summary import write_results
+from sae.cli.command import CommandParser
+from sae.cli.fit import STOPPED
+from sae.cli.sweep import add_sweep_flags, begin, wave
 from sae.errors import UserError
 from sae.files import write_text
-from sae.lightning.runner import STOPPED, quiet
 from sae.runs.run_dir import RunDir
 from sae.sweep.spec import SweepSpec
 
-FLAGS = {
-    "--members-per-trial": {
-        "type": int,
-        "default": 1,
-        "help": "so many on one stream, one machine and one accelerator; the others elsewhere",
-    },
-    "--cpus-per-trial": {"type": float, "default": 1.0, "help": "cores; trials wait for free ones"},
-    "--gpus-per-trial": {
-        "type": float,
-        "help": "as many GPUs; left out, one if this machine has any; 0.25: four trials share one",
-    },
-}
+if TYPE_CHECKING:
+    from sae.training.run_settings import RunSettings
+
 # Last words of the settings that decide L0.
 _SETS_L0 = ("sae", "k", "target_l0", "coefficient", "losses")
 
 
-def tune(args: list[str]) -> int:
-    """Train every member, in trials of Ray Tune, and write what `sweep` writes; with `--stop-early`
-    Ray's ASHA stops trials by their held-out FVU. Returns the exit code: 1 when a trial failed.
+def parser() -> CommandParser:
+    """Return the parser of `tune`'s own flags."""
+    parser = CommandParser(
+        "tune",
+        usage="[--config FILE] --grid KEY=V1,V2,... [--grid ...] [--members-per-trial N] "
+        "[--KEY VALUE ...]\n       train.py tune --resume RUN",
+        description="Train every combination of settings as trials of Ray Tune, on all machines of "
+        "a cluster. RAY_ADDRESS names the cluster; without it Ray runs on this machine. Every "
+        "machine needs this package, and the folder of the sweep under the same path. With "
+        "--stop-early Ray's ASHA stops trials by their held-out FVU.",
+        example="python train.py tune --config configs/worlds/superposition.yaml "
+        "--grid model.optim.lr=1e-4,1e-3",
+        run_settings=True,
+    )
+    add_sweep_flags(parser)
+    add = parser.add_argument
+    add(
+        "--members-per-trial",
+        type=PositiveInt,
+        default=1,
+        help="how many members share the activations, one machine and one accelerator",
+    )
+    add(
+        "--cpus-per-trial",
+        type=PositiveFloat,
+        default=1.0,
+        help="CPU cores of a trial; trials wait until enough are free",
+    )
+    add(
+        "--gpus-per-trial",
+        type=float,
+        help="GPUs of a trial; default: one if this machine has any; with 0.25 four trials share "
+        "one",
+    )
+    return parser
 
-    RAY_ADDRESS names a cluster; without it Ray runs on this machine. Every machine needs this
-    package, and the folder of the sweep under the same path.
+
+def run(options: Namespace, settings: list[str]) -> int:
+    """Train every member in trials of Ray Tune, and write what `sweep` writes.
+
+    Returns the exit code: 1 when a trial failed.
     """
+    from sae.cli.sweep_summary import write_results
+
     if importlib.util.find_spec("ray") is None:
-        raise UserError("tune needs a package that is not here; pip install 'ray[tune]'")
-    quiet()
-    own, rest = parse(args, "tune", FLAGS)
-    if own.members_per_trial < 1:
-        raise UserError(f"--members-per-trial {own.members_per_trial}; give at least 1")
-    for key in (flag.partition("=")[0] for flag in own.grid if own.stop_early):
+        raise UserError("tune needs a package that is not installed; pip install 'ray[tune]'")
+    for key in (flag.partition("=")[0] for flag in options.grid if options.stop_early):
         if key.rpartition(".")[2] in _SETS_L0:
             raise UserError(
                 f"--stop-early compares FVU whatever the L0, so that with {key} the least sparse "
                 "would stay; leave one of the two out (`sweep --stop-early` compares at like L0)"
             )
-    folder, asked = begin(own, rest, partial(_packed, size=own.members_per_trial))
+    folder, asked = begin(options, settings, partial(_packed, size=options.members_per_trial))
     place, code = folder.resolve(), 0
     if left := _left(place, asked):
-        code = _settle(place, asked, left, _run(place, asked, own, left))
+        code = _settle(place, asked, left, _run(place, asked, options, left))
     if code == STOPPED:
         sys.stderr.write(f"stopped; go on with:\n  python train.py tune --resume {folder}\n")
     else:
@@ -70,8 +92,8 @@ def tune(args: list[str]) -> int:
     return code
 
 
-def _packed(settings: Settings, gib: float | None, *, size: int) -> tuple[list[list[str]], str]:
-    names = list(settings.recipes)
+def _packed(settings: RunSettings, gib: float | None, *, size: int) -> tuple[list[list[str]], str]:
+    names = list(settings.members)
     waves = [names[at : at + size] for at in range(0, len(names), size)]
     return waves, f"{len(waves)} trials of Ray Tune"
 
@@ -89,10 +111,11 @@ def _wave_folder(folder: Path, number: int) -> RunDir:
     return RunDir(folder / f"wave-{number}")
 
 
-def _run(folder: Path, asked: SweepSpec, own: argparse.Namespace, left: dict[str, int]) -> Any:
+def _run(folder: Path, asked: SweepSpec, own: Namespace, left: dict[str, int]) -> Any:
     """Let Ray train what is left; its results, in that order."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
+    import torch
     from ray import tune as rt
 
     trainer = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["trainer"]
@@ -152,22 +175,11 @@ def _settle(folder: Path, asked: SweepSpec, left: dict[str, int], results: Any) 
 
 def _trial(config: dict[str, str], *, folder: str, numbers: dict[str, int], cwd: str) -> None:
     """In a process of Ray's: one wave of the sweep in `folder`."""
+    from sae.lightning.ray_report import RayReport
+
     os.chdir(cwd)  # Ray's own is a folder of the trial; paths in a config are the user's
-    quiet()
     number = numbers[config["trial"]]
     members = SweepSpec.read(Path(folder)).waves[number - 1]
-    code = wave(_wave_folder(Path(folder), number), Path(folder), members, False, [Reports()])
+    code = wave(_wave_folder(Path(folder), number), Path(folder), members, False, [RayReport()])
     if code:
         raise RuntimeError(f"the run of {config['trial']} ended with exit code {code}")
-
-
-class Reports(Callback):
-    """Tells Ray Tune how the best member does, at every look at held-out activations."""
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        from ray import tune as rt
-
-        if not trainer.should_stop:
-            names = ("held_out_fvu", "held_out_l0")
-            figures = {name: trainer.callback_metrics[name].item() for name in names}
-            rt.report({**figures, "step": pl_module.steps})

@@ -1,179 +1,216 @@
-"""`fit`: from arguments to a trained autoencoder in its run folder."""
+"""Train the SAEs of a run: what `sae.train` and the command line both call."""
 
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-from jsonargparse import Namespace
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from sae.cli.config import Settings, default_config
 from sae.errors import UserError
 from sae.files import write_text
-from sae.lightning import seed_agreement as seeds
+from sae.lightning import seed_agreement
 from sae.lightning.artifacts import finish
-from sae.lightning.callbacks import Members, ProgressBarWithMetrics, ProgressLines, SaveCheckpoints
+from sae.lightning.callbacks import SaveCheckpoints
 from sae.lightning.checkpoint_io import SafeCheckpointIO
-from sae.lightning.loggers import build_loggers, close_loggers, log_settings
+from sae.lightning.datamodule import ActivationDataModule
+from sae.lightning.loggers import close_loggers, log_settings
 from sae.lightning.module import SAEModule
+from sae.lightning.notebook import progress_callback
+from sae.progress import progress as show_progress
 from sae.runs.run_dir import RunDir
 from sae.training.member import Member
-
-STOPPED = 130
-
-
-def fit(args: list[str]) -> int:
-    """`train` by the command line; returns the exit code."""
-    quiet()
-    return train(*with_config(args))
+from sae.training.run_settings import RunSettings
 
 
-def train(
-    args: list[str],
-    folder: RunDir | None,
+class Stopped(KeyboardInterrupt):
+    """The user stopped the run; its last step is saved in a checkpoint.
+
+    Attributes:
+        step: The last step.
+        steps: Length of the run in steps.
+        folder: Folder of the run.
+    """
+
+    def __init__(self, step: int, steps: int, folder: Path) -> None:
+        super().__init__(f"stopped at step {step} of {steps}, saved in {folder}")
+        self.step, self.steps, self.folder = step, steps, folder
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a finished run left.
+
+    Attributes:
+        folder: Folder of the run.
+        member_folders: Folder of each member, by name; a single member's is the run's.
+        table: The main metrics as text, for printing.
+    """
+
+    folder: Path
+    member_folders: dict[str, Path]
+    table: str
+
+
+def train_run(
+    settings: RunSettings,
     *,
-    sweep: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
-) -> int:
-    """Train, evaluate and write the run folder, with a folder in it for each member where the run
-    has several; returns the exit code.
+    loggers: Sequence[Logger] = (),
+    progress: bool = True,
+) -> FinishedRun:
+    """Train the members of a run, evaluate them and write the run's folder.
 
     Args:
-        args: settings, `--config` among them.
-        folder: of the run to resume, at its last checkpoint; None: of a new one.
-        sweep: folder of the sweep that this is a wave of, which says what was found.
-        callbacks: Lightning's, besides those of every run.
-    """
-    step, checkpoint = folder.resume_point() if folder else (None, None)
+        settings: The run.
+        resume: Continue at the last checkpoint in the run's folder.
+        overwrite: Replace a run of that name.
+        callbacks: Lightning callbacks besides those of every run.
+        loggers: Lightning loggers besides `metrics.csv`.
+        progress: Show the progress of training.
 
-    settings = Settings(args, lambda config: _parts(config, folder, callbacks))
-    run = folder or _folder_of(settings.config)
-    data, trainer = settings.datamodule, settings.trainer
-    if trainer.max_steps < 1:
-        raise UserError(
-            f"trainer.max_steps={trainer.max_steps}; give the length of the run in steps"
-        )
-    places = [run.member(name) if settings.config.members else run for name in settings.recipes]
-    if folder is None:
-        run.start(overwrite=settings.config.overwrite)
-        wanted = {run.path: settings.config}
-        wanted |= {p.path: c for p, c in zip(places, settings.alone.values(), strict=True)}
-        for path, config in wanted.items():
-            path.mkdir(parents=True, exist_ok=True)
-            write_text(RunDir(path).config, _dump(settings, config))
+    Raises:
+        UserError: The folder holds another run, or the settings cannot work.
+        Stopped: The user stopped the run with Ctrl-C; a checkpoint holds its last step.
+    """
+    if progress:
+        callbacks = [progress_callback(settings.several), *callbacks]
+    with quiet_lightning():
+        return _train(settings, resume, overwrite, callbacks, loggers)
+
+
+def _train(
+    settings: RunSettings,
+    resume: bool,
+    overwrite: bool,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+) -> FinishedRun:
+    run = RunDir(settings.folder)
+    step, checkpoint = run.resume_point() if resume else (None, None)
+    data = ActivationDataModule(
+        settings.data.source,
+        batch_size=settings.data.batch_size,
+        block_batches=settings.data.block_batches,
+        held_out_tokens=settings.data.held_out_tokens,
+        seed=settings.data.seed,
+        steps_per_call=settings.steps_per_call,
+        accumulate=settings.data.accumulate,
+    )
+    checkpoints = SaveCheckpoints(run, every=settings.checkpoint_every)
+    trainer = build_trainer(settings, callbacks=[checkpoints, *callbacks], loggers=loggers)
+    member_dirs = {n: run.member(n) if settings.several else run for n in settings.members}
+    if not resume:
+        run.start(overwrite=overwrite)
+        _write_configs(run, member_dirs, settings)
     members = [
-        Member(name, recipe, place.path, resume_step=step)
-        for (name, recipe), place in zip(settings.recipes.items(), places, strict=True)
+        Member(name, config, member_dirs[name].path, resume_step=step)
+        for name, config in settings.members.items()
     ]
     module = SAEModule(members)
-    across = None
-    if found := seeds.groups(settings.alone):
-        across = seeds.AcrossSeeds(found, run.path, resume_step=step)
-        trainer.callbacks.insert(0, across)
+    across_seeds = None
+    if groups := seed_agreement.groups(settings.member_configs):
+        across_seeds = seed_agreement.AcrossSeeds(groups, run.path, resume_step=step)
+        trainer.callbacks.insert(0, across_seeds)
 
-    log_settings(trainer.loggers, yaml.safe_load(_dump(settings, settings.config)))
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-
-    if module.steps < trainer.max_steps:
+    log_settings(trainer.loggers, settings.config)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if module.steps < settings.steps:
+            raise Stopped(module.steps, settings.steps, run.path)
+        module.make_up()
+        with show_progress("computing the final metrics"):
+            table = finish(run, list(member_dirs.values()), module, data, trainer, across_seeds)
+    finally:
         close_loggers(trainer.loggers)
-        again = f"sweep --resume {sweep}" if sweep else f"fit --resume {run.path}"
-        sys.stderr.write(
-            f"stopped at step {module.steps} of {trainer.max_steps}, saved; go on with:\n"
-            f"  python train.py {again}\n"
+    return FinishedRun(run.path, {name: d.path for name, d in member_dirs.items()}, table)
+
+
+def build_trainer(
+    settings: RunSettings,
+    *,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+) -> Trainer:
+    """Return Lightning's Trainer for a stream, which has steps and no epochs.
+
+    Raises:
+        UserError: Lightning does not accept a setting, such as an unknown accelerator.
+    """
+    try:
+        return Trainer(
+            max_steps=settings.steps,
+            log_every_n_steps=settings.log_every,
+            # Lightning counts calls between two validations, and steps everywhere else.
+            val_check_interval=settings.validate_every // settings.steps_per_call,
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            deterministic=settings.deterministic,
+            profiler=settings.profiler,
+            callbacks=list(callbacks),
+            logger=list(loggers),
+            plugins=[SafeCheckpointIO()],
+            num_sanity_val_steps=0,
+            check_val_every_n_epoch=None,
+            enable_model_summary=False,
+            # Without a bar or a checkpoint callback among ours, Lightning would add its own.
+            enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+            enable_checkpointing=False,
         )
-        # An agent of Weights & Biases that stops a trial takes any code above 0 for a failure, and
-        # gives up after five.
-        return 0 if "WANDB_SWEEP_ID" in os.environ else STOPPED
-    module.make_up()
-    sys.stdout.write("trained; now the figures on held-out text\n")
-    sys.stdout.flush()
-    found = finish(run, places, module, data, trainer, across)
-    close_loggers(trainer.loggers)
-    sys.stdout.write("" if sweep else found)
-    return 0
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def _dump(settings: Settings, config: Namespace) -> str:
-    """Return the settings as the YAML of `config.yaml`."""
-    return settings.parser.dump(config, skip_unset=False, skip_link_targets=True)
+def device_of(settings: RunSettings) -> torch.device:
+    """Return the device that a run with these settings trains on.
+
+    Raises:
+        UserError: Lightning does not accept the accelerator or the devices.
+    """
+    with quiet_lightning():
+        return build_trainer(settings).strategy.root_device
 
 
-def with_config(args: list[str]) -> tuple[list[str], RunDir | None]:
-    """Arguments with the config file spelled out, and the folder of a run to resume, if any."""
-    args = [part for arg in args for part in _split(arg)]
-    if "--resume" in args:
-        at = args.index("--resume")
-        if at + 1 == len(args):
-            raise UserError("--resume needs the folder of a run, such as runs/default")
-        if "--config" in args:
-            raise UserError("--resume takes its settings from the run; leave out --config")
-        folder = RunDir(args[at + 1])
-        rest = args[:at] + args[at + 2 :]
-        return ["--config", str(folder.config), *rest], folder
-    wants_help = any(arg in ("-h", "--help") or arg.endswith(".help") for arg in args)
-    if "--config" not in args and "-c" not in args and not wants_help:
-        args = ["--config", str(default_config()), *args]
-    return args, None
+def _write_configs(run: RunDir, member_dirs: dict[str, RunDir], settings: RunSettings) -> None:
+    configs = {run.path: settings.config}
+    configs |= {member_dirs[name].path: c for name, c in settings.member_configs.items()}
+    for path, config in configs.items():
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(RunDir(path).config, yaml_of(config))
 
 
-def _split(arg: str) -> list[str]:
-    """`--resume=X` and `--config=X` as two words."""
-    for flag in ("--resume", "--config"):
-        if arg.startswith(flag + "="):
-            return [flag, arg[len(flag) + 1 :]]
-    return [arg]
+def yaml_of(config: dict[str, Any]) -> str:
+    """Return settings as the text of a config file."""
+    return yaml.safe_dump(config, default_flow_style=False, allow_unicode=True, sort_keys=False)
 
 
-def _folder_of(config: Namespace) -> RunDir:
-    if not config.name or Path(config.name).name != config.name:
-        raise UserError(f"name={config.name!r} is not the name of a folder; leave out any /")
-    return RunDir(Path(config.runs) / config.name)
-
-
-def _parts(
-    config: Namespace, folder: RunDir | None, callbacks: Sequence[Callback]
-) -> dict[str, list[Any]]:
-    run = folder or _folder_of(config)
-    if not sys.stdout.isatty():
-        progress: Callback = ProgressLines()
-    else:
-        progress = Members() if config.members else ProgressBarWithMetrics(refresh_rate=10)
-    return {
-        "logger": _loggers(config, run),
-        "callbacks": [
-            progress,
-            SaveCheckpoints(run, every=config.checkpoint_every),
-            *callbacks,
-        ],
-        "plugins": [SafeCheckpointIO()],
-    }
-
-
-def _loggers(config: Namespace, run: RunDir) -> list[Logger]:
-    return build_loggers(
-        config.name,
-        run.path,
-        wandb=config.wandb,
-        wandb_project=config.wandb_project,
-        wandb_entity=config.wandb_entity,
-        tensorboard=config.tensorboard,
-    )
-
-
-def quiet() -> None:
-    """Only what the user can act on: Lightning's tips and notes on hardware are not that."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*is smaller than the logging interval.*",  # the last row is written all the same
-        ".*LeafSpec.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Hide Lightning's tips, hardware notes and warnings that the user cannot act on."""
+    names = ("lightning.pytorch", "lightning.fabric")
+    levels = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings():
+        for message in (
+            ".*is smaller than the logging interval.*",  # the last row is written all the same
+            ".*LeafSpec.*",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        for name in names:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from rich.table import Table
 
@@ -37,24 +36,30 @@ MOST = 16_384
 _SEED = re.compile(r"(^|,)(model\.)?seed=[^,]*")
 
 
-def groups(alone: Mapping[str, Namespace]) -> dict[str, list[str]]:
-    """The members that share all of `model` but its seed, two or more, by a name of their group.
+def groups(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return groups of members that share all settings under `model` except the seed.
 
-    It is the members' own without `seed=...`, where that leaves the same of all; `seeds` where it
-    leaves nothing; otherwise the name of the first. Of members that share the seed too, only the
-    first counts. `alone` is as in `Settings`.
+    A group is named by its members' common name without `seed=...`: `seeds` if nothing is left of
+    it, the first member's name if they have no common name. Of members that share the seed too,
+    only the first counts.
+
+    Args:
+        configs: The settings that would train each member in a run of its own, by name.
+
+    Returns:
+        The names of the members of each group of two or more, by the group's name.
     """
-    found: list[tuple[Namespace, dict[int, str]]] = []
-    for name, config in alone.items():
-        model = config.model.clone()
-        seed = config.seed if model.seed is None else model.seed
-        model.seed = None
-        same = next((seeds for other, seeds in found if other == model), None)
+    by_settings: list[tuple[dict[str, Any], dict[int, str]]] = []
+    for name, config in configs.items():
+        model = dict(config["model"])
+        seed = config["seed"] if model.get("seed") is None else model["seed"]
+        model["seed"] = None
+        same = next((seeds for other, seeds in by_settings if other == model), None)
         if same is None:
-            found.append((model, same := {}))
+            by_settings.append((model, same := {}))
         same.setdefault(seed, name)
     named: dict[str, list[str]] = {}
-    for _, seeds in found:
+    for _, seeds in by_settings:
         names = list(seeds.values())
         if len(names) < 2:
             continue

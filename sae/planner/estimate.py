@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sae.activations import Source
-from sae.cli.config import Settings
 from sae.planner.cost_model import GPU, Work, harvest_work, kinds, named_gpu, step_work
 from sae.planner.memory import MemoryEstimate, needs_of, shape_of, shared_of
 from sae.planner.pilot import Pilot, Timed
 from sae.planner.process import age_seconds, resident_bytes
+from sae.training.run_settings import RunSettings
 
 MIB = 2**20
 CALL_SECONDS = 0.7e-3  # Lightning's, for each call of `training_step`
@@ -90,7 +90,7 @@ class Plan:
 
 
 def planned(
-    settings: Settings, gpu: str | None = None, waves: Sequence[Sequence[str]] | None = None
+    settings: RunSettings, gpu: str | None = None, waves: Sequence[Sequence[str]] | None = None
 ) -> Plan:
     """Count, and measure where no GPU is named. `waves`: the members that train at once, all when
     left out; each wave has a stream of its own.
@@ -98,17 +98,17 @@ def planned(
     Raises UserError for a GPU that is not known.
     """
     card = None if gpu is None else named_gpu(gpu)
-    waves = waves or [list(settings.recipes)]
-    data, steps = settings.datamodule, settings.trainer.max_steps
-    device = "cuda" if card else settings.trainer.strategy.root_device.type
-    data.source.setup("cpu" if card else settings.trainer.strategy.root_device)
+    waves = waves or [list(settings.members)]
+    data, steps = settings.data, settings.steps
+    device = "cuda" if card else settings.device.type
+    data.source.setup("cpu" if card else settings.device)
     members = {}
-    for member, recipe in settings.recipes.items():
+    for member, recipe in settings.members.items():
         shape = data.source.widths, data.batch_size, steps
         needs = needs_of(recipe, *shape, device)
         work = step_work(recipe, shape_of(recipe, *shape), needs, data.batch_size)
         members[member] = Member(needs, work, None, {})
-    first = next(iter(settings.recipes.values()))
+    first = next(iter(settings.members.values()))
     tokens = steps * first.accumulate * data.batch_size
     harvest = harvest_work(data.source)
     if card is not None:
@@ -125,13 +125,13 @@ def planned(
 
 
 def _memory(
-    settings: Settings, needs: list[MemoryEstimate], base: int, device: str
+    settings: RunSettings, needs: list[MemoryEstimate], base: int, device: str
 ) -> tuple[dict[str, int], int]:
     """Bytes by part of a wave, and the most at once: at the start, where a block is measured in
     float64, in a step, or at the end."""
-    data = settings.datamodule
-    whole = any(recipe.full_contexts for recipe in settings.recipes.values())
-    shared = shared_of(data, whole, device)
+    data = settings.data
+    whole = any(recipe.full_contexts for recipe in settings.members.values())
+    shared = shared_of(settings, whole, device)
     rows = data.batch_size * data.block_batches
     measuring = 8 * rows * max(data.source.widths.values())
     of = lambda part: sum(getattr(one, part) for one in needs)
@@ -155,15 +155,14 @@ def _memory(
 
 
 def _measured(
-    settings: Settings, members: dict[str, Member], pilot: Pilot, age: float, waves: int
+    settings: RunSettings, members: dict[str, Member], pilot: Pilot, age: float, waves: int
 ) -> tuple[dict[str, float], dict[str, Member]]:
-    data, trainer, config = settings.datamodule, settings.trainer, settings.config
-    steps = trainer.max_steps
-    checkpoints = math.ceil(steps / config.checkpoint_every)
-    validations = steps // config.trainer.val_check_interval
+    data, steps = settings.data, settings.steps
+    checkpoints = math.ceil(steps / settings.checkpoint_every)
+    validations = steps // settings.validate_every
     found = {}
     for name, member in members.items():
-        recipe = settings.recipes[name]
+        recipe = settings.members[name]
         timed = pilot.member(recipe)
         coding = recipe.sparse_coding
         start_step = 0 if coding is None else round(coding.share * steps)
@@ -174,7 +173,7 @@ def _measured(
             "figures, examples and page": timed.finish + REPORT_SECONDS,
         }
         found[name] = Member(member.needs, member.work, timed, seconds)
-    batches = steps * next(iter(settings.recipes.values())).accumulate
+    batches = steps * next(iter(settings.members.values())).accumulate
     if not pilot.batches[0].run:  # a block is harvested whole
         batches = math.ceil(batches / data.block_batches) * data.block_batches
     held_out = min(data.held_out_tokens, pilot.held_out)
@@ -182,7 +181,7 @@ def _measured(
     seconds = {
         "start": age,
         "harvest": waves * pilot.batch_seconds * (batches + held_out / data.batch_size),
-        "steps": of("steps") + waves * CALL_SECONDS * steps / data.steps_per_call,
+        "steps": of("steps") + waves * CALL_SECONDS * steps / settings.steps_per_call,
         "validation": of("validation"),
         "checkpoints": of("checkpoints"),
         "figures, examples and page": of("figures, examples and page"),
@@ -193,15 +192,15 @@ def _measured(
 
 
 def _floor(
-    settings: Settings, members: dict[str, Member], harvest: Work, gpu: GPU, waves: int
+    settings: RunSettings, members: dict[str, Member], harvest: Work, gpu: GPU, waves: int
 ) -> tuple[dict[str, float], dict[str, Member]]:
     """Seconds that a GPU takes at the least: every stage at its peak, and nothing between."""
-    steps, found, rows = settings.trainer.max_steps, {}, 0
+    steps, found, rows = settings.steps, {}, 0
     for name, member in members.items():
-        recipe = settings.recipes[name]
-        kernels, model = kinds(recipe, settings.datamodule.source)
+        recipe = settings.members[name]
+        kernels, model = kinds(recipe, settings.data.source)
         step = sum(work.seconds(gpu, kernels) for work in member.work.values())
-        rows = steps * recipe.accumulate * settings.datamodule.batch_size
+        rows = steps * recipe.accumulate * settings.data.batch_size
         timed = Timed(step, step, 0.0, 0.0, 0.0)
         found[name] = Member(member.needs, member.work, timed, {"steps": steps * step})
     return {

@@ -12,12 +12,12 @@ from torch._subclasses import FakeTensorMode
 from sae.activations import ActivationData
 from sae.autoencoder.losses import EveryPrefix, Matryoshka
 from sae.autoencoder.sparsity import Unrolled
-from sae.cli.config import Settings
 from sae.errors import UserError
 from sae.planner.system import free_bytes
 from sae.training import Learner
 from sae.training.parallel_steps import worth
 from sae.training.row_adam import RowAdam
+from sae.training.run_settings import RunSettings
 from sae.training.schedule_free import ScheduleFreeSign
 from sae.training.train_config import TrainConfig
 
@@ -130,15 +130,15 @@ def optimiser_bytes(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> in
     return param.numel() * param.itemsize * (1 if group["by_muon"] else 2)
 
 
-def shared_of(data: ActivationData, whole: bool, device: str = "cpu") -> Shared:
-    """What the stream holds; `data.source` is set up. `whole`: whether a term runs the model on."""
-    source = data.source
+def shared_of(settings: RunSettings, whole: bool, device: str = "cpu") -> Shared:
+    """What the stream holds; the source is set up. `whole`: whether a term runs the model on."""
+    data, source = settings.data, settings.data.source
     row = sum(source.widths.values()) * source.activation_dtype.itemsize
     row += 8 * len(source.provenance_columns)
     text = source.text_model()
     blocks = 2 if device == "cuda" else 1  # there the next is harvested meanwhile
     block_rows = data.batch_size * data.block_batches
-    calls = data.steps_per_call * data.accumulate
+    calls = settings.steps_per_call * data.accumulate
     return Shared(
         block=blocks * block_rows * (row + 8),  # and the order it is handed out in
         batch=2 * calls * data.batch_size * row,
@@ -148,7 +148,7 @@ def shared_of(data: ActivationData, whole: bool, device: str = "cpu") -> Shared:
     )
 
 
-def waves_for(settings: Settings, gib: float | None) -> tuple[list[list[str]], str]:
+def waves_for(settings: RunSettings, gib: float | None) -> tuple[list[list[str]], str]:
     """Names of the members in waves that fit into memory, in their order, and a line that says it.
 
     Sets up the source (a model is loaded, and stays).
@@ -158,21 +158,21 @@ def waves_for(settings: Settings, gib: float | None) -> tuple[list[list[str]], s
 
     Raises UserError when one member does not fit alone.
     """
-    data, device = settings.datamodule, settings.trainer.strategy.root_device
+    data, device = settings.data, settings.device
     data.source.setup(device)
-    widths, steps = data.source.widths, settings.trainer.max_steps
+    widths, steps = data.source.widths, settings.steps
     needs = {
         name: needs_of(recipe, widths, data.batch_size, steps, device.type)
-        for name, recipe in settings.recipes.items()
+        for name, recipe in settings.members.items()
     }
-    whole = any(recipe.full_contexts for recipe in settings.recipes.values())
-    shared = shared_of(data, whole, device.type).total
+    whole = any(recipe.full_contexts for recipe in settings.members.values())
+    shared = shared_of(settings, whole, device.type).total
     free = free_bytes(device)
     allowed = SHARE * free if gib is None else gib * GIB
     have = f"{free / GIB:.1f} GiB are free" if gib is None else f"{gib:g} GiB are allowed"
     for name, one in needs.items():
         if shared + one.kept + one.passing > allowed:
-            raise _too_large(name, settings.recipes[name], one, data, shared, have)
+            raise _too_large(name, settings.members[name], one, data, shared, have)
     # Steps that run side by side (`Crew`).
     # Half of the parameters, or so, are the encoder's.
     rows = data.batch_size * data.accumulate

@@ -16,7 +16,6 @@ import torch
 import torch._dynamo  # every optimiser imports it at its first step: part of the process
 
 from sae.activations import Batch, Stream
-from sae.cli.config import Settings
 from sae.evaluation.evaluate import evaluate
 from sae.metrics.downstream import downstream
 from sae.metrics.examples import EXAMPLE_TOKENS, top_examples, write_examples
@@ -24,6 +23,7 @@ from sae.metrics.firing import Firing
 from sae.metrics.fvu import FVU
 from sae.runs.checkpoint import save_checkpoint
 from sae.training import Learner
+from sae.training.run_settings import RunSettings
 from sae.training.train_config import TrainConfig
 
 ROWS = 8192  # harvested, to learn from and to extrapolate from
@@ -56,12 +56,12 @@ class Pilot:
         sample: bytes of activations it holds.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.data, self.settings = settings.datamodule, settings
-        self.device = settings.trainer.strategy.root_device
+    def __init__(self, settings: RunSettings) -> None:
+        self.data, self.settings = settings.data, settings
+        self.device = settings.device
         self.source = self.data.source
         self.source.setup(self.device)
-        whole = next(iter(settings.recipes.values())).full_contexts
+        whole = next(iter(settings.members.values())).full_contexts
         size = self.data.batch_size
         self.count = min(self.data.block_batches, max(2, math.ceil(ROWS / size)))
         stream = Stream(
@@ -122,7 +122,7 @@ class Pilot:
         return self._shapes[shape]
 
     def _measured(self, recipe: TrainConfig) -> Timed:
-        data, steps = self.data, self.settings.trainer.max_steps
+        data, steps = self.data, self.settings.steps
         learner = recipe.build_learner(self.source.widths, data.batch_size, steps).to(self.device)
         hooks = self.batches[0].acts
         learner.initialise({h: torch.cat([b.acts[h] for b in self.batches]) for h in hooks})
@@ -146,7 +146,7 @@ class Pilot:
         if key not in self._finishes:
             self._finishes[key] = self._finish(learner)
         saved = {"learner": learner.state_dict(), "optimiser": learner.optimizer.state_dict()}
-        folder = Path(self.settings.config.runs)
+        folder = self.settings.runs
         with tempfile.TemporaryDirectory(dir=folder if folder.is_dir() else None) as folder:
             checkpoint = self.time(lambda: save_checkpoint(saved, Path(folder) / "pilot.ckpt"))
         return Timed(first, step, validation, checkpoint, self._finishes[key])

@@ -150,7 +150,7 @@ def test_what_moves_and_what_is_cut(make_source: Make) -> None:
 def test_refusals(make_source: Make) -> None:
     with pytest.raises(UserError, match=r"predicts no tokens; use a model with a next-token head"):
         stream(make_source("bert"))
-    with pytest.raises(UserError, match=r"data.batch_size=14 is less than the 15 tokens"):
+    with pytest.raises(UserError, match=r"batch_size=14 is less than the 15 tokens"):
         Stream(make_source("llama"), batch_size=14, block_batches=2, full_contexts=True)
     world = SparseSuperposition(d_in=4, n_features=8, mean_active=2.0)
     world.setup()
@@ -162,5 +162,5 @@ def test_refusals(make_source: Make) -> None:
             block_batches=2,
             full_contexts=True,
         )
-    with pytest.raises(UserError, match="data.source=SparseSuperposition has none"):
+    with pytest.raises(UserError, match="source=SparseSuperposition has none"):
         Stream(world, batch_size=14, block_batches=2, full_contexts=True)

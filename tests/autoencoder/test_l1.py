@@ -127,9 +127,9 @@ class TestL1:
         ids=str,
     )
     def test_wrong_settings_are_refused(self, settings, message):
-        with pytest.raises(UserError, match=f"model.losses L1.{message}"):
+        with pytest.raises(UserError, match=f"L1.{message}"):
             L1(**settings)
 
     def test_a_penalty_that_large_decoder_rows_evade_is_refused(self):
-        with pytest.raises(UserError, match="L1.decoder_norm=false.*evaded"):
+        with pytest.raises(UserError, match="L1.decoder_norm=False.*evaded"):
             learner(ReLU(d_sae=D_SAE), [L1(decoder_norm=False)], unit_norm=False)

@@ -174,5 +174,5 @@ def test_a_resumed_run_repeats_its_draws(rule):
     ids=str,
 )
 def test_wrong_settings_are_refused_by_name(settings, message):
-    with pytest.raises(UserError, match=f"model.losses Matryoshka.*{message}"):
+    with pytest.raises(UserError, match=f"Matryoshka.*{message}"):
         learner(TopK(d_sae=D_SAE, k=K), [Matryoshka(**settings)])

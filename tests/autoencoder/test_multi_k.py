@@ -82,5 +82,5 @@ def test_annealed_k_is_multiplied_up_to_all_latents():
     ids=["no-k", "too-wide", "factor"],
 )
 def test_what_has_no_second_encoding_is_refused(rule, factor, message):
-    with pytest.raises(UserError, match=f"model.losses MultiK.*{message}"):
+    with pytest.raises(UserError, match=f"MultiK.*{message}"):
         learner(rule, [FVU(), MultiK(factor=factor), L1()])

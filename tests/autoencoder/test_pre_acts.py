@@ -97,7 +97,7 @@ def test_the_list_of_dead_latents_is_as_long_as_the_terms_need(terms, most):
     ids=str,
 )
 def test_wrong_settings_are_refused(settings, message):
-    with pytest.raises(UserError, match=f"model.losses PreActs.{message}"):
+    with pytest.raises(UserError, match=f"PreActs.{message}"):
         PreActs(**settings)
 
 

@@ -166,9 +166,9 @@ def test_a_rule_from_outside_the_package_is_saved_and_loaded(tmp_path):
 
 def test_site_binds_to_what_is_harvested():
     assert Autoencoder().bind({"layers.3": 8}).hooks == ("layers.3",)
-    with pytest.raises(UserError, match="model.site.hook is not set.*a, b"):
+    with pytest.raises(UserError, match="hook is not set.*a, b"):
         Autoencoder().bind({"a": 8, "b": 8})
-    with pytest.raises(UserError, match="model.site names c, which is not harvested.*a, b"):
+    with pytest.raises(UserError, match="site names c, which is not harvested.*a, b"):
         Autoencoder(hook="c").bind({"a": 8, "b": 8})
 
 

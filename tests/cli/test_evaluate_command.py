@@ -111,8 +111,8 @@ def test_what_all_rows_say_stands_above_what_those_kept_do():
     [
         (["nowhere"], "nowhere holds no finished run"),
         (["nowhere", "--controls", "maybe"], "--controls maybe; give true or false"),
-        (["nowhere", "--tokens", "0"], "--tokens 0 is not a number"),
-        ([], "evaluate: "),
+        (["nowhere", "--tokens", "0"], "--tokens 0; give at least 1"),
+        ([], "RUN is missing"),
         (["a", "--wrong", "1"], "--wrong"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value) or "nothing",

@@ -50,7 +50,7 @@ def command(*args: str | Path) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "SAE_QUIET": "1"}
 
 
 def stop_at(cwd: Path, step: int, number: signal.Signals, *args: str | Path) -> tuple[int, str]:

@@ -17,9 +17,9 @@ import yaml
 
 from sae import SAE
 from sae.browser.sweep_page import write_sweep_report
-from sae.cli.config import Settings
+from sae.cli.config import parse_config
+from sae.cli.fit import fit
 from sae.cli.main import main
-from sae.lightning.runner import fit
 from sae.planner.memory import GIB, needs_of, shared_of
 from sae.sweep import grid
 from sae.sweep.results import SweepResults
@@ -142,11 +142,11 @@ def test_killed_and_resumed_the_table_is_the_same(done, tmp_path):
 
 def test_in_waves_it_finds_the_same(done, tmp_path):
     """Members do not enter each other, so how they are packed changes nothing but the folders."""
-    settings = Settings(["--config", str(write(tmp_path))], lambda config: {})
-    (recipe,), data = settings.recipes.values(), settings.datamodule
+    settings = parse_config(["--config", str(write(tmp_path))]).run
+    (recipe,), data = settings.members.values(), settings.data
     data.source.setup()
     one = needs_of(recipe, data.source.widths, data.batch_size, STEPS)
-    room = shared_of(data, whole=False).total + 3.5 * one.kept + one.passing
+    room = shared_of(settings, whole=False).total + 3.5 * one.kept + one.passing
     folder = swept(tmp_path, "--memory", str(room / GIB))
     waves = json.loads((folder / "sweep.json").read_text())["waves"]
     assert [len(wave) for wave in waves] == [3, 3, 2]

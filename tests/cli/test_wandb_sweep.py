@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import reduce
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,10 @@ import pytest
 import yaml
 from lightning.pytorch.loggers.logger import DummyLogger
 
-import sae.lightning.runner
-from sae.cli.config import Settings
+import sae.lightning.loggers
+from sae.cli.config import parse_config
+from sae.cli.fit import STOPPED, fit
 from sae.errors import UserError
-from sae.lightning.runner import STOPPED, fit
 
 pytest.importorskip("wandb", reason="needs wandb, which is not installed")
 from wandb.sdk.launch.sweeps.utils import (
@@ -64,27 +66,24 @@ def test_a_shipped_sweep_asks_for_settings_that_there_are(file, monkeypatch):
         command = create_sweep_command(list(asked["command"]))
         assert command[:4] == ["${env}", "${interpreter}", "${program}", "fit"]
         assert asked["program"] == "train.py" and command[-1] == "${args}"
-        settings = Settings([*command[4:-1], *flags["args"]], lambda config: {})
-        assert settings.config.name == name and settings.config.wandb == "online"
-        assert len(settings.recipes) == (4 if file.stem == "packed" else 1)
-        for config in settings.alone.values():
+        settings = parse_config([*command[4:-1], *flags["args"]])
+        assert settings.run.name == name and settings.options.wandb == "online"
+        assert len(settings.run.members) == (4 if file.stem == "packed" else 1)
+        for config in settings.run.member_configs.values():
             found = {
-                key: config.model.sae.init_args[key.split(".")[-1]]
+                key: config["model"]["sae"]["init_args"][key.split(".")[-1]]
                 if key.startswith("model.sae.")
-                else config[key]
+                else reduce(getitem, key.split("."), config)
                 for key in values
             }
             assert found == values
-        assert len({r.optim.lr for r in settings.recipes.values()}) == len(settings.recipes)
+        assert len({m.optim.lr for m in settings.run.members.values()}) == len(settings.run.members)
 
 
 def test_a_name_that_speaks_of_nothing(monkeypatch):
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
-    with pytest.raises(UserError, match=r"name=\$WANDB_RUN_ID .* not set"):
-        Settings(
-            ["--config", str(REPO / "configs/default.yaml"), "--name=$WANDB_RUN_ID"],
-            lambda config: {},
-        )
+    with pytest.raises(UserError, match=r"name=\$WANDB_RUN_ID references an unset"):
+        parse_config(["--config", str(REPO / "configs/default.yaml"), "--name=$WANDB_RUN_ID"])
 
 
 class Recorder(DummyLogger):
@@ -102,7 +101,7 @@ class Recorder(DummyLogger):
 
 def recorded(folder: Path, monkeypatch, logger: Recorder, **changes: Any) -> int:
     (folder / "c.yaml").write_text(yaml.safe_dump({**WORLD, **changes}))
-    monkeypatch.setattr(sae.lightning.runner, "_loggers", lambda config, run: [logger])
+    monkeypatch.setattr(sae.lightning.loggers, "build_loggers", lambda *args, **kwargs: [logger])
     return fit(["--config", str(folder / "c.yaml"), "--runs", str(folder), "--name", "run"])
 
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from sae import SAE, UserError
-from sae.lightning.runner import fit
+from sae.cli.fit import fit
 
 STEPS = 24
 SETTINGS = {
@@ -72,7 +72,7 @@ def test_it_trains_resumes_to_the_same_bits_and_is_exported(tmp_path, way):
     assert len(list((resumed / "checkpoints").iterdir())) == 1  # from which it goes on
     (resumed / "summary.json").unlink()
     if way == "accumulation":
-        with pytest.raises(UserError, match="model.accumulate=2 differs from 3"):
+        with pytest.raises(UserError, match="accumulate=2 differs from 3"):
             fit(["--resume", str(resumed), "--model.accumulate=2"])
     fit(["--resume", str(resumed)])
     assert rows(run) == rows(resumed)

@@ -15,8 +15,8 @@ import yaml
 from rich.console import Console
 
 from sae import SAE, UserError
+from sae.cli.fit import fit
 from sae.lightning.callbacks import Members as MembersTable
-from sae.lightning.runner import fit
 from sae.training import parallel_steps as crew
 from sae.training.member import Member
 
@@ -150,7 +150,7 @@ def test_what_diverges_is_stopped_and_the_others_do_not_notice(together, tmp_pat
 def test_alone_it_ends_the_run(tmp_path):
     config = write(tmp_path)
     flags = [f"--{key}={value}" for key, value in ABSURD.items()]
-    with pytest.raises(UserError, match=r"diverged.*step 4, with model.optim.lr=1e\+12; .* lower"):
+    with pytest.raises(UserError, match=r"diverged.*step 4, with optim.lr=1e\+12; .* lower"):
         fit(["--config", str(config), "--runs", str(tmp_path), *flags])
 
 

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from jsonargparse import Namespace
 
 from sae import SAE
+from sae.cli.fit import fit
 from sae.evaluation.consensus import consensus
 from sae.lightning import seed_agreement as seeds
-from sae.lightning.runner import fit
 from sae.metrics.firing import Firing
 from sae.metrics.seed_consistency import agreement, pw_mcc_signed, pw_mcc_signed_chance
 from sae.training.member import Member
@@ -223,9 +222,9 @@ def test_without_seeds_that_differ_nothing_is_written(tmp_path):
     assert SAE.load(run / "a" / "sae").stability is None
 
 
-def alone(*members: tuple[str, int | None, float]) -> dict[str, Namespace]:
+def alone(*members: tuple[str, int | None, float]) -> dict[str, dict]:
     return {
-        name: Namespace(seed=7, model=Namespace(seed=seed, optim=Namespace(lr=lr)))
+        name: {"seed": 7, "model": {"seed": seed, "optim": {"lr": lr}}}
         for name, seed, lr in members
     }
 

@@ -13,7 +13,7 @@ import torch
 
 from sae import SAE
 from sae.activations import ActivationModel
-from sae.lightning.runner import fit
+from sae.cli.fit import fit
 from sae.metrics.examples import read_examples
 
 HOOKS = [f"layers.{layer}.mlp{end}" for layer in (0, 1) for end in (".in", "")]

@@ -12,11 +12,12 @@ import torch
 import sae.autoencoder.losses as losses
 import sae.autoencoder.sites as sites
 import sae.autoencoder.sparsity as sparsity
-from sae.cli.config import Settings
+from sae.cli.config import parse_config
 from sae.errors import UserError
 from sae.planner import memory
 from sae.planner import system as free_memory
 from sae.training import OptimConfig
+from sae.training.run_settings import RunSettings
 from sae.training.train_config import TrainConfig
 
 WIDTHS = {"a": 16, "b": 16, "c": 24}
@@ -117,18 +118,18 @@ CONFIG = Path(__file__).parents[2] / "configs" / "worlds" / "superposition.yaml"
 BASE = ["--config", str(CONFIG), "--trainer.accelerator", "cpu"]
 
 
-def settings(count: int, *more: str) -> Settings:
+def settings(count: int, *more: str) -> RunSettings:
     members = {f"m{n}": {"model.sae.k": n + 1} for n in range(count)}
-    return Settings([*BASE, *more, "--members", json.dumps(members)], lambda config: {})
+    return parse_config([*BASE, *more, "--members", json.dumps(members)]).run
 
 
 def test_waves_are_as_few_as_memory_allows_and_keep_the_order(monkeypatch):
     run = settings(7)
-    names = list(run.recipes)
-    run.datamodule.source.setup("cpu")
-    one = memory.needs_of(run.recipes["m0"], run.datamodule.source.widths, 1024, 2000)
-    shared = memory.shared_of(run.datamodule, False).total
-    largest = memory.needs_of(run.recipes["m6"], run.datamodule.source.widths, 1024, 2000)
+    names = list(run.members)
+    run.data.source.setup("cpu")
+    one = memory.needs_of(run.members["m0"], run.data.source.widths, 1024, 2000)
+    shared = memory.shared_of(run, False).total
+    largest = memory.needs_of(run.members["m6"], run.data.source.widths, 1024, 2000)
     room = (shared + 3 * one.kept + largest.passing + 1) / memory.GIB
     waves, says = memory.waves_for(run, room)
     assert waves == [names[:3], names[3:6], names[6:]]
@@ -145,10 +146,10 @@ def test_waves_are_as_few_as_memory_allows_and_keep_the_order(monkeypatch):
 
 
 def test_what_does_not_fit_alone_is_refused():
-    with pytest.raises(UserError, match=r"model.sae.d_sae=3000000 of superposition takes .* 1 GiB"):
-        run = Settings([*BASE, "--model.sae.d_sae", "3000000"], lambda config: {})
+    with pytest.raises(UserError, match=r"d_sae=3000000 of superposition takes .* 1 GiB"):
+        run = parse_config([*BASE, "--model.sae.d_sae", "3000000"]).run
         memory.waves_for(run, 1)
-    with pytest.raises(UserError, match=r"data.block_batches=9999: a block of 10,238,976 act"):
+    with pytest.raises(UserError, match=r"block_batches=9999: a block of 10,238,976 act"):
         memory.waves_for(settings(2, "--data.block_batches", "9999"), 1)
 
 

@@ -15,7 +15,7 @@ import torch
 from sae.autoencoder.losses import FVU, L1
 from sae.autoencoder.sites import Autoencoder, CrossLayerTranscoder
 from sae.autoencoder.sparsity import ReLU, TopK, Unrolled
-from sae.cli.config import Settings
+from sae.cli.config import parse_config
 from sae.cli.main import main
 from sae.planner import cost_model as costs
 from sae.planner import estimate, memory
@@ -121,7 +121,7 @@ def test_a_real_run_takes_about_what_was_planned(tmp_path):
 
 def test_time_is_steps_blocks_checks_and_checkpoints_of_all_members(monkeypatch):
     """With a pilot that measures one second of everything, by hand."""
-    settings = Settings([*SMALL, "--members", json.dumps(MEMBERS)], lambda config: {})
+    settings = parse_config([*SMALL, "--members", json.dumps(MEMBERS)]).run
     one = estimate.Timed(1, 1, 1, 1, 1)
     monkeypatch.setattr(Pilot, "member", lambda self, recipe: one)
     monkeypatch.setattr(Pilot, "time", lambda self, call: call() or 4 * self.count / 4)
@@ -139,21 +139,21 @@ def test_time_is_steps_blocks_checks_and_checkpoints_of_all_members(monkeypatch)
 
 def test_shapes_are_timed_once_and_a_rate_is_no_shape(monkeypatch):
     members = {"slow": {"model.optim.lr": 1e-5}, "other": {"model.seed": 3}, **MEMBERS}
-    settings = Settings([*SMALL, "--members", json.dumps(members)], lambda config: {})
+    settings = parse_config([*SMALL, "--members", json.dumps(members)]).run
     timed = []
     monkeypatch.setattr(
         Pilot, "_measured", lambda self, recipe: timed.append(recipe.sparsity) or len(timed)
     )
     pilot = Pilot(settings)
-    found = [pilot.member(recipe) for recipe in settings.recipes.values()]
+    found = [pilot.member(recipe) for recipe in settings.members.values()]
     assert found == [1, 1, 2, 3]
     assert [(rule.d_sae, rule.k) for rule in timed] == [(256, 6), (256, 2), (512, 6)]
 
 
 def test_a_pilot_measures_both_parts_of_sparse_coding():
     more = ["--model.sparse_coding.iterations", "3", "--trainer.max_steps", "40"]
-    pilot = Pilot(Settings([*SMALL, *more], lambda config: {}))
-    timed = pilot.member(next(iter(pilot.settings.recipes.values())))
+    pilot = Pilot(parse_config([*SMALL, *more]).run)
+    timed = pilot.member(next(iter(pilot.settings.members.values())))
     assert all(seconds > 0 for seconds in asdict(timed).values())
     assert timed.first != timed.step
 
@@ -185,7 +185,7 @@ def test_a_named_gpu_is_a_floor(capsys, tmp_path):
         (["--json", "/nowhere/p.json"], "--json /nowhere/p.json: there is no folder /nowhere"),
         (["--trainer.max_steps", "0"], "trainer.max_steps=0; give the length"),
         (["--model.sae.k", "0"], "model.sae.k=0"),
-        (["--gpu"], "plan: argument --gpu: expected one argument"),
+        (["--gpu"], "--gpu needs a value"),
     ],
 )
 def test_bad_input_is_one_line(capsys, flags, says):
@@ -198,10 +198,10 @@ def test_bad_input_is_one_line(capsys, flags, says):
 def test_a_sweep_in_waves_harvests_for_each(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(Pilot, "member", lambda self, recipe: estimate.Timed(1, 1, 1, 1, 1))
     monkeypatch.setattr(Pilot, "time", lambda self, call: call() or float(self.count))
-    settings = Settings([*SMALL, "--model.sae.k", "4"], lambda config: {})
+    settings = parse_config([*SMALL, "--model.sae.k", "4"]).run
     shape = {"world": 64}, 256, 40
-    one = memory.needs_of(settings.recipes["superposition"], *shape)
-    three = memory.shared_of(settings.datamodule, False).total + 3 * one.kept + one.passing
+    one = memory.needs_of(settings.members["superposition"], *shape)
+    three = memory.shared_of(settings, False).total + 3 * one.kept + one.passing
     found = []
     for memory_flags in ([], ["--memory", str((three + 1) / memory.GIB)]):
         file = tmp_path / "p.json"
@@ -222,7 +222,7 @@ def test_a_sweep_in_waves_harvests_for_each(capsys, tmp_path, monkeypatch):
 
 def test_a_run_is_not_planned_twice(capsys):
     assert main(["plan", "--resume", "runs/x"]) == 2
-    assert "plan is of a run that has not begun" in capsys.readouterr().err
+    assert "plan is for a run that has not started" in capsys.readouterr().err
 
 
 def test_harvest_counts_the_models_products():

@@ -102,9 +102,9 @@ def test_resampled_latents_are_averaged_from_then_on():
 
 
 def test_what_cannot_be_averaged_is_refused():
-    with pytest.raises(UserError, match="model.ema: signum averages"):
+    with pytest.raises(UserError, match="ema: signum averages"):
         learner(name="signum")
     sae = SAE(D_IN, JumpReLU(d_sae=D_SAE))
     for decay in (0.0, 1.0):
-        with pytest.raises(UserError, match=f"model.ema={decay}"):
+        with pytest.raises(UserError, match=f"ema={decay}"):
             Learner(sae, [FVU(), L0()], OptimConfig(), total_steps=5, dead_after=5, ema=decay)

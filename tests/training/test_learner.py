@@ -263,12 +263,12 @@ def test_a_code_of_zero_does_not_count_as_firing():
     "wrong", [{"lr": -1.0}, {"lr": math.nan}, {"eps": 0.0}, {"warmup": 1.5}, {"decay": -0.1}]
 )
 def test_impossible_optimiser_settings_name_themselves(wrong):
-    with pytest.raises(UserError, match=f"model.optim.{next(iter(wrong))}="):
+    with pytest.raises(UserError, match=f"optim.{next(iter(wrong))}="):
         OptimConfig(**wrong)
 
 
 def test_a_recorded_step_needs_a_gpu():
-    with pytest.raises(UserError, match="model.cuda_graph=true needs a CUDA device"):
+    with pytest.raises(UserError, match="cuda_graph=True needs a CUDA device"):
         GraphedStep(learner())
 
 

@@ -237,7 +237,7 @@ def test_when_it_is_done():
     kill(made, silence=True)
     made.step(batch(1))
     assert made.steps == 30 and made.read()["resampled"] == len(DEAD)
-    with pytest.raises(UserError, match="model.resample_every=81 never comes.*step 80"):
+    with pytest.raises(UserError, match="resample_every=81 never comes.*step 80"):
         learner(every=81)
 
 

@@ -1,0 +1,123 @@
+"""Turn the arguments of `sae.train` into a source of activations and members."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sae.activations import BuiltinText, FileText, ModelActivations, Source, Text
+from sae.activations.list_text import ListText
+from sae.activations.tensors import Acts, IterableActivations, TensorActivations
+from sae.autoencoder.sparsity import Sparsity
+from sae.errors import UserError
+from sae.training import OptimConfig
+
+Activations = Acts | Iterable[Acts] | Callable[[], Iterable[Acts]]
+"""A tensor [..., d_in], a dict of them by hook, or an iterable (or function that returns one)."""
+TextLike = Text | str | Path | Sequence[str] | Sequence[Path]
+"""A Text; a path or glob; a list of documents (strings) or of files (Paths)."""
+Rules = Sparsity | Sequence[Sparsity] | Mapping[str, Sparsity | Mapping[str, Any]]
+"""One rule, or several to train on the same activations."""
+
+
+def source_from(
+    *,
+    model: str | None,
+    hooks: str | Sequence[str] | None,
+    text: TextLike | None,
+    context_size: int,
+    source: Source | None,
+    activations: Activations | None,
+    held_out_tokens: int,
+) -> Source:
+    """Return the source of activations that the arguments describe.
+
+    Raises:
+        UserError: not exactly one of `model`, `source` and `activations` is given.
+    """
+    given = {"model": model, "source": source, "activations": activations}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        found = " and ".join(f"{name}=" for name in names) or "none of them"
+        raise UserError(f"train needs one of model=, source= and activations=; {found} is given")
+    if model is None and not (hooks is None and text is None):
+        name = "hooks" if hooks is not None else "text"
+        raise UserError(f"{name}= goes with model=; leave it out with {names[0]}=")
+    if source is not None:
+        return source
+    if activations is not None:
+        if isinstance(activations, Tensor | Mapping) or hasattr(activations, "__array__"):
+            return TensorActivations(activations)
+        return IterableActivations(activations, held_out_tokens)
+    if hooks is None:
+        raise UserError(
+            "hooks= is missing; name modules of the model, such as hooks='layers.3' for the "
+            "residual stream after layer 3"
+        )
+    assert model is not None
+    hooks = [hooks] if isinstance(hooks, str) else list(hooks)
+    return ModelActivations(model, hooks, text_from(text), context_size=context_size)
+
+
+def text_from(text: TextLike | None) -> Text:
+    """Return the text that an argument describes; Python's own documentation if it is None."""
+    if text is None:
+        return BuiltinText()
+    if isinstance(text, Text):
+        return text
+    if isinstance(text, str | os.PathLike):
+        return FileText([os.fspath(text)])
+    items = list(text)
+    if items and all(isinstance(item, os.PathLike) for item in items):
+        return FileText([os.fspath(item) for item in items])
+    return ListText([str(item) for item in items])
+
+
+def members_from(
+    sae: Rules, shared: Mapping[str, Any], lr: float | None
+) -> tuple[dict[str, dict[str, Any]], bool]:
+    """Return the arguments of each member's `TrainConfig` by name, and whether there are several.
+
+    Args:
+        sae: One rule or several.
+        shared: Arguments of `TrainConfig` that all members share.
+        lr: Learning rate, in place of that of `shared["optim"]`.
+
+    Raises:
+        UserError: there is no rule, or a member has an argument that is not its own to have.
+    """
+    if isinstance(sae, Sparsity):
+        return {"": _member({"sae": sae}, shared, lr)}, False
+    if isinstance(sae, Mapping):
+        rules = {name: dict(m) if isinstance(m, Mapping) else {"sae": m} for name, m in sae.items()}
+    else:
+        rules = {f"{i}-{type(rule).__name__}": {"sae": rule} for i, rule in enumerate(sae)}
+    if not rules:
+        raise UserError("sae= is empty; give a sparsity rule such as sae.TopK(d_sae=4096, k=32)")
+    for name, own in rules.items():
+        if unknown := set(own) - {"sae", "lr", *shared} | set(own) & {"accumulate"}:
+            raise UserError(
+                f"sae[{name!r}] has {', '.join(sorted(unknown))}; members may differ in sae, lr, "
+                "losses, optim and the other settings of training, not in batches"
+            )
+        if not isinstance(own.get("sae"), Sparsity):
+            raise UserError(
+                f"sae[{name!r}] is not a sparsity rule; give one such as sae.TopK(d_sae=4096, k=32)"
+            )
+    return {name: _member(own, shared, lr) for name, own in rules.items()}, True
+
+
+def _member(own: Mapping[str, Any], shared: Mapping[str, Any], lr: float | None) -> dict[str, Any]:
+    arguments = {**shared, **own}
+    lr = arguments.pop("lr", lr)
+    optim = arguments["optim"] or OptimConfig()
+    if lr is not None:
+        from dataclasses import replace
+
+        optim = replace(optim, lr=lr)
+    losses = arguments["losses"]
+    return arguments | {"optim": optim, "losses": None if losses is None else list(losses)}

@@ -1,0 +1,96 @@
+"""The settings of one training run, as objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae.activations import ActivationData
+from sae.errors import UserError
+from sae.training.train_config import TrainConfig
+
+PYTHON_ONLY = "python_only"
+"""Key of a config that lists what a config file cannot name, such as tensors, by setting."""
+
+
+@dataclass(kw_only=True)
+class RunSettings:
+    """The settings of a training run: its activations, the SAEs that learn from them, its length.
+
+    A run may train several SAEs on the same activations; each of them is called a member.
+
+    Attributes:
+        name: Name of the run; its folder is `<runs>/<name>`.
+        data: Where the activations come from, and in which batches.
+        members: The SAEs to train and how to train them, by name. A run of one SAE has one member,
+            with the name of the run.
+        steps: Number of optimizer steps.
+        runs: Folder of all runs.
+        several: Whether each member has a folder of its own inside the run's folder.
+        steps_per_call: Steps per call of Lightning's training loop.
+        log_every: Steps between two rows of metrics.
+        validate_every: Steps between two validations on held-out activations.
+        checkpoint_every: Steps between two checkpoints.
+        accelerator: Lightning's name of the device: "auto", "cpu" or "cuda".
+        devices: How many devices, or which ones; a run uses one.
+        deterministic: Whether torch refuses operations that may differ from run to run.
+        profiler: "simple" or "advanced" for Lightning's report of where time went.
+        device: The device these settings choose on this machine.
+        config: All settings as plain values, as `config.yaml` holds them.
+        member_configs: The settings that would train each member in a run of its own, by name.
+
+    Raises:
+        UserError: a count is below 1, or intervals do not fit `steps_per_call`.
+    """
+
+    name: str
+    data: ActivationData
+    members: dict[str, TrainConfig]
+    steps: int
+    runs: Path = Path("runs")
+    several: bool = False
+    steps_per_call: int = 1
+    log_every: int = 50
+    validate_every: int = 1000
+    checkpoint_every: int = 100
+    accelerator: str = "auto"
+    devices: int | list[int] = 1
+    deterministic: bool = False
+    profiler: str | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    config: dict[str, Any] = field(default_factory=dict)
+    member_configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).name != self.name:
+            raise UserError(f"name={self.name!r} is not the name of a folder; leave out any /")
+        if self.steps < 1:
+            raise UserError(f"trainer.max_steps={self.steps}; give the length of the run in steps")
+        counts = {
+            "trainer.steps_per_call": self.steps_per_call,
+            "trainer.log_every_n_steps": self.log_every,
+            "trainer.val_check_interval": self.validate_every,
+            "checkpoint_every": self.checkpoint_every,
+        }
+        for name, value in counts.items():
+            if value < 1:
+                raise UserError(f"{name}={value}; give at least 1")
+        for name in ("checkpoint_every", "trainer.val_check_interval", "trainer.log_every_n_steps"):
+            if counts[name] % self.steps_per_call:
+                raise UserError(
+                    f"{name}={counts[name]} is not a multiple of "
+                    f"trainer.steps_per_call={self.steps_per_call}; make it one"
+                )
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.runs / self.name
+
+    @property
+    def full_contexts(self) -> bool:
+        """Whether a member has a loss term that runs the language model on whole contexts."""
+        return any(member.full_contexts for member in self.members.values())
