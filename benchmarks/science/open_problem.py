@@ -33,8 +33,8 @@ from sae_kernels.codes import Codes
 BATCH = 1024
 # Dictionary MCC at F 1000: .853 with 20 iterations of FISTA after 150 batches, because codes are
 # far from converged; .970 when atoms count as duplicates from a cosine of .6 instead of .9 (feature
-# 0, active in half the samples, had been split among 40 atoms); .995 with 60 iterations. 4 rounds of
-# the active-set method do as well.
+# 0, active in half the samples, had been split among 40 atoms); .995 with 60 iterations. 4 rounds
+# of the active-set method do as well.
 CODING = SparseCoding(
     first_penalty=2.5, penalty=0.3, rounds=4, same=0.6, replace_every=10, bias=False
 )
