@@ -19,9 +19,9 @@ from sae.activations import Stream
 from sae.autoencoder.losses import FVU, AuxK
 from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import TopK
-from sae.metrics.amortisation import InferenceOrDictionary, inference_or_dictionary
 from sae.metrics.capacity import capacity
 from sae.metrics.decoder_directions import dictionary_mcc_signed
+from sae.metrics.inference_or_dictionary import InferenceOrDictionary, inference_or_dictionary
 from sae.training import Learner, OptimConfig, defaults
 from sae.worlds import SparseSuperposition
 
