@@ -208,7 +208,7 @@ def run(cell: Cell, knob: str, value: tuple[float, ...], argv: list[str]) -> Row
         lr=lr,
         dead_after=dead_after,
         coefficient=auxk.coefficient,
-        k_aux=auxk.most_firing(d_in),
+        k_aux=auxk.effective_k_aux(d_in),
         d_in=d_in,
         d_sae=d_sae,
         k=k,

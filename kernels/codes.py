@@ -27,6 +27,8 @@ class Codes:
             empty and belong to no row. Ragged codes of a size that was fixed beforehand have it.
         dropped: The number of slots that did not fit into such a size, int64 0-d; None if nothing
             can be dropped.
+        leading: The leading dimensions of the activations, if these were not [batch, d_in].
+            `to_dense` and `l0` restore them; all else sees rows.
     """
 
     values: Tensor
@@ -35,6 +37,7 @@ class Codes:
     offsets: Tensor | None = None
     dropped: Tensor | None = None
     _pairs: Pairs | None = field(default=None, repr=False)
+    leading: tuple[int, ...] | None = None
 
     @property
     def batch(self) -> int:
@@ -48,21 +51,25 @@ class Codes:
         return self._pairs
 
     def to_dense(self) -> Tensor:
-        """Return the dense code [batch, d_sae], differentiable in `values`.
+        """Return the dense code [..., d_sae], differentiable in `values`.
 
         It is meant for tests and metrics, never for the training step.
         """
         positions = self.by_latent().token_of_slot * self.d_sae + self.indices.flatten()
         dense = self.values.new_zeros(self.batch * self.d_sae)
-        return dense.index_add(0, positions, self.values.flatten()).view(self.batch, self.d_sae)
+        dense = dense.index_add(0, positions, self.values.flatten())
+        return dense.view(*self._leading(), self.d_sae)
 
     def l0(self) -> Tensor:
-        """Return the number of non-zero values of each row, int64 [batch]."""
+        """Return the number of non-zero values of each activation, int64 [...]."""
         active = self.values != 0
         if self.offsets is None:
-            return active.sum(1)
+            return active.sum(1).view(self._leading())
         before = torch.nn.functional.pad(active.cumsum(0), (1, 0))
-        return before[self.offsets[1:]] - before[self.offsets[:-1]]
+        return (before[self.offsets[1:]] - before[self.offsets[:-1]]).view(self._leading())
+
+    def _leading(self) -> tuple[int, ...]:
+        return (self.batch,) if self.leading is None else self.leading
 
     def fired(self) -> Tensor:
         """Return which latents are non-zero on at least one token, bool [d_sae]."""

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.library import CustomOpDef  # pyright: ignore[reportPrivateImportUsage]
+from torch.library import CustomOpDef
 
 T = TypeVar("T")
 

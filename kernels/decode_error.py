@@ -54,8 +54,7 @@ class _DecodeError(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, _, grad: Tensor):
-        needs = ctx.needs_input_grad[:4]
-        grads = error_grad(grad, *ctx.saved_tensors, *ctx.context, needs=needs)
+        grads = error_grad(grad, *ctx.saved_tensors, *ctx.context, ctx.needs_input_grad[:4])
         return *grads, None, None, None
 
 

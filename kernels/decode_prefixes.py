@@ -123,8 +123,7 @@ class _DecodePrefixes(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        needs = ctx.needs_input_grad[:4]
-        grads = prefixes_grad(grad, *ctx.saved_tensors, *ctx.context, needs=needs)
+        grads = prefixes_grad(grad, *ctx.saved_tensors, *ctx.context, ctx.needs_input_grad[:4])
         return *grads, None, None, None, None
 
 

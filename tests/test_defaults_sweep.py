@@ -24,7 +24,7 @@ def test_a_run_changes_only_its_knob(tmp_path, monkeypatch):
     assert rule.lr == pytest.approx(defaults.TRAVEL / (32 * 24) ** 0.5)
     assert twice.lr == pytest.approx(2 * rule.lr) and twice.fvu != rule.fvu
     assert (rule.d_sae, rule.k, rule.coefficient) == (128, 5, 0.5)
-    assert rule.k_aux == AuxK().most_firing(32) == 4
+    assert rule.k_aux == AuxK().effective_k_aux(32) == 4
     assert (auxk.coefficient, auxk.k_aux, auxk.lr) == (1 / 8, 16, pytest.approx(rule.lr))
     assert rule.dead_after == defaults.dead_after(128, 5, tokens=24 * 1024)
     assert dead.dead_after == rule.dead_after // 4 and dead.lr == pytest.approx(rule.lr)

@@ -1,4 +1,4 @@
-"""Latents in groups, each of which encodes on its own: cross-layer transcoders."""
+"""Join the codes of groups of latents that each encode a hook of their own."""
 
 from __future__ import annotations
 
@@ -9,40 +9,46 @@ from sae.autoencoder.sparsity import EncoderOutput
 from sae_kernels.codes import Codes
 
 
-def joined(parts: list[EncoderOutput]) -> EncoderOutput:
-    """The codes of all groups, group i's latents after those of the groups before it."""
-    order = _order([part.codes for part in parts])
-    codes = _together([part.codes for part in parts], order)
+def join_groups(parts: list[EncoderOutput]) -> EncoderOutput:
+    """Return the codes of all groups; group i's latents come after those of earlier groups."""
+    codes = [part.codes for part in parts]
+    order = _row_order(codes)
     gates = gate_codes = None
     if parts[0].gates is not None:
-        gates = _reordered([part.gates for part in parts], order)
+        gates = _concatenate([part.gates for part in parts if part.gates is not None], order)
     if parts[0].gate_codes is not None:
-        gate_codes = _together([part.gate_codes for part in parts], order)
-    return EncoderOutput(codes, gates, gate_codes, parts)
+        each = [part.gate_codes for part in parts if part.gate_codes is not None]
+        gate_codes = _join_codes(each, order)
+    return EncoderOutput(_join_codes(codes, order), gates, gate_codes, parts)
 
 
-def _order(parts: list[Codes]) -> Tensor | None:
-    """Slots of all parts, end to end, row by row; None where each row has k slots of each part.
-    Padding goes last."""
+def _row_order(parts: list[Codes]) -> Tensor | None:
+    """Return the order that sorts the slots of all parts, end to end, by row; padding goes last.
+
+    Returns None if every part has a fixed number of slots per row.
+    """
     if parts[0].offsets is None:
         return None
-    rows = torch.cat([part.by_latent().token_of_slot for part in parts])
-    places = [torch.arange(part.values.numel(), device=rows.device) for part in parts]
-    padding = torch.cat([at >= part.offsets[-1] for at, part in zip(places, parts, strict=True)])
-    return torch.where(padding, parts[0].batch, rows).argsort(stable=True)
+    rows, padding = [], []
+    for part in parts:
+        assert part.offsets is not None, "either all parts are ragged or none is"
+        rows.append(part.by_latent().token_of_slot)
+        slots = torch.arange(part.values.numel(), device=part.values.device)
+        padding.append(slots >= part.offsets[-1])
+    return torch.where(torch.cat(padding), parts[0].batch, torch.cat(rows)).argsort(stable=True)
 
 
-def _reordered(some: list[Tensor], order: Tensor | None) -> Tensor:
-    return torch.cat(some, dim=1) if order is None else torch.cat(some)[order]
+def _concatenate(parts: list[Tensor], order: Tensor | None) -> Tensor:
+    return torch.cat(parts, dim=1) if order is None else torch.cat(parts)[order]
 
 
-def _together(parts: list[Codes], order: Tensor | None) -> Codes:
-    first = 0
+def _join_codes(parts: list[Codes], order: Tensor | None) -> Codes:
+    d_sae = 0
     indices = []
     for part in parts:
-        indices.append(part.indices + first)
-        first += part.d_sae
-    values = _reordered([part.values for part in parts], order)
+        indices.append(part.indices + d_sae)
+        d_sae += part.d_sae
+    values = _concatenate([part.values for part in parts], order)
     offsets = None if order is None else sum(part.offsets for part in parts)
     dropped = None if parts[0].dropped is None else sum(part.dropped for part in parts)
-    return Codes(values, _reordered(indices, order), first, offsets, dropped)
+    return Codes(values, _concatenate(indices, order), d_sae, offsets, dropped)

@@ -1,4 +1,4 @@
-"""Where parameters start."""
+"""Initial values of parameters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def unit_rows(n: int, width: int, *, seed: int, dtype: torch.dtype) -> Tensor:
-    """`n` directions, uniform on the sphere: float [n, width] with rows of norm 1."""
+    """Return `n` directions drawn uniformly from the sphere: [n, width], rows of norm 1."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(n, width, generator=generator, dtype=torch.float32)
     return torch.nn.functional.normalize(rows, dim=1).to(dtype)
@@ -15,18 +15,25 @@ def unit_rows(n: int, width: int, *, seed: int, dtype: torch.dtype) -> Tensor:
 
 @torch.no_grad()
 def geometric_median(x: Tensor, *, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
-    """The point with the least sum of distances to the rows of `x` [n, d], by Weiszfeld's method.
+    """Compute the geometric median of the rows of `x` with Weiszfeld's algorithm.
 
-    Unlike the mean it does not follow a few rows of enormous norm, which language models have.
-    Stops when a step is shorter than `tolerance` times the median's norm.
+    Unlike the mean, it does not follow the few rows of enormous norm that language models have.
+
+    Args:
+        x: Points, shape [n, d].
+        iterations: Upper bound on the number of updates.
+        tolerance: Stop when an update is shorter than this share of the median's norm.
+
+    Returns:
+        The point that minimises the sum of distances to the rows, float64 [d].
     """
     x = x.double()
     median = x.mean(0)
     for _ in range(iterations):
         weights = 1 / (x - median).norm(dim=1).clamp_min(1e-12)
-        following = weights @ x / weights.sum()
-        step = (following - median).norm()
-        median = following
+        updated = weights @ x / weights.sum()
+        step = (updated - median).norm()
+        median = updated
         if step <= tolerance * median.norm():
             break
     return median

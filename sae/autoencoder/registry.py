@@ -1,4 +1,4 @@
-"""What the three families (sites, sparsity, objective) share: a name, settings, and a register."""
+"""Base class of sites, sparsity rules and loss terms: a name, settings and a registry."""
 
 from __future__ import annotations
 
@@ -11,29 +11,33 @@ from sae.errors import UserError
 
 
 class Registered:
-    """Base of a family of small frozen dataclasses that are their own configuration.
+    """Base of small frozen dataclasses that are their own configuration.
 
-    Subclassing a family registers the class under its name, also from outside this package, so a
-    saved autoencoder is rebuilt from `{"class": name, **fields}`. Only registered names are
-    accepted: loading a file never imports anything.
+    A family (`class Site(Registered, family="model.site")`) has a registry, and every subclass of
+    it, also from outside this package, is registered under its name. A saved SAE is rebuilt from
+    `{"class": name, **fields}`. Only registered names are accepted: loading a file never imports
+    anything. A subclass with `abstract=True` is a shared base and is not registered.
     """
 
     registry: ClassVar[dict[str, type]]
     family: ClassVar[str]
 
-    def __init_subclass__(cls, family: str | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(
+        cls, family: str | None = None, abstract: bool = False, **kwargs: Any
+    ) -> None:
         super().__init_subclass__(**kwargs)
         if family is not None:
             cls.family, cls.registry = family, {}
-        else:
+        elif not abstract:
             cls.registry[cls.__name__] = cls
 
     def to_dict(self) -> dict[str, Any]:
-        return {"class": type(self).__name__, **dataclasses.asdict(self)}
+        """Return the class name and the fields, as JSON values."""
+        return {"class": type(self).__name__, **dataclasses.asdict(self)}  # type: ignore[call-overload]
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Self:
-        """Rebuild from `to_dict`; raises UserError on an unknown class or field."""
+        """Rebuild an object from `to_dict`; raises UserError on an unknown class or field."""
         fields = dict(saved)
         name = legacy.class_name(str(fields.pop("class", None)))
         if name not in cls.registry:

@@ -1,51 +1,56 @@
-"""The autoencoder: four parameters, a site and a sparsity rule."""
+"""The sparse autoencoder: four parameters, a site and a sparsity rule."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from sae import inference
 from sae.autoencoder import io
-from sae.autoencoder.cross_layer import joined
+from sae.autoencoder.cross_layer import join_groups
 from sae.autoencoder.init import unit_rows
 from sae.autoencoder.sites import Autoencoder, Site
-from sae.autoencoder.sparsity import EncoderOutput, Sparsity
-from sae.autoencoder.weights import Weights
+from sae.autoencoder.sparsity import EncoderOutput, EncoderWeights, Sparsity
 from sae.errors import UserError
 from sae_kernels.codes import Codes
 from sae_kernels.decode import decode
 
 
 class SAE(nn.Module):
-    """x -> codes -> y_hat, with few latents active; y is x itself unless the site says otherwise.
+    """A sparse autoencoder: x -> sparse codes -> y_hat.
 
-    `W_enc` [d_in, d_sae] is stored latent by latent (its transpose is contiguous), so one latent's
-    encoder and decoder weights are each one run of memory for the kernels and the optimiser.
-    At the start the rows of W_dec [d_sae, d_out] have norm 1, W_enc is its transpose where x is
-    what is predicted and has columns of norm 1 elsewhere, and the biases are zero. A site with a
-    skip has `W_skip` [d_in, d_out], a sparsity rule may have parameters of its own.
+    y is x itself unless the site says otherwise (a transcoder predicts another hook).
+
+    `W_enc` [d_in, d_sae] is stored latent by latent (its transpose is contiguous), so that the
+    kernels and the optimizer find one latent's encoder and decoder weights each in one run of
+    memory. At the start the rows of `W_dec` [d_sae, d_out] have norm 1. `W_enc` is the transpose of
+    `W_dec` if the site predicts what it reads; otherwise its columns have norm 1. `b_enc` [d_sae]
+    and `b_dec` [d_out] start at zero. A site with a skip adds `W_skip` [d_in, d_out], and a
+    sparsity rule may add parameters.
 
     Args:
-        d_in: width of the activations that one latent reads.
-        sparsity: which latents fire; holds `d_sae`.
-        site: what is read and what is predicted.
-        d_out: width of what is predicted; d_in when left out.
-        seed: of the starting directions.
-        metadata: what is worth knowing later (model, hook, ...); JSON values only; saved along.
+        d_in: Width of the activations that one latent reads.
+        sparsity: The rule that decides which latents fire; it holds `d_sae`.
+        site: The hooks that are read and predicted; one hook to itself by default.
+        d_out: Width of the prediction; d_in by default.
+        seed: Seed of the initial directions.
+        dtype: Dtype of the parameters.
+        metadata: JSON values to save with the SAE (model, hook, ...).
 
     Attributes:
-        unit_norm: whether training holds the rows of W_dec at norm 1.
-        stability: [d_sae], of an SAE trained beside others that differ in their seed only: mean
-            cosine of each latent's decoder with its partners in the others (signed, matched one to
-            one). None of one trained alone. Saved and loaded; no parameter.
+        unit_norm: Whether training holds the rows of W_dec at norm 1.
+        stability: [d_sae], for an SAE trained with others that differ only in their seed: the mean
+            cosine of each latent's decoder row with its matched rows in the others. None for an SAE
+            trained alone. Saved and loaded, but not in the `state_dict`.
     """
 
     unit_norm = True
+    W_skip: Tensor
+    stability: Tensor | None
 
     def __init__(
         self,
@@ -65,167 +70,224 @@ class SAE(nn.Module):
         self.site = site or Autoencoder()
         self.metadata = dict(metadata or {})
         sparsity.check_per_group(self.site.groups)
-        reads = unit_rows(self.d_sae, d_in, seed=seed, dtype=dtype)
-        tied = self.site.reads == self.site.predicts
-        writes = reads if tied else unit_rows(self.d_sae, self.d_out, seed=seed + 1, dtype=dtype)
-        self.W_enc = nn.Parameter(reads.clone().t())
+        encoder_rows = unit_rows(self.d_sae, d_in, seed=seed, dtype=dtype)
+        decoder_rows = encoder_rows
+        if not self.site.predicts_input:
+            decoder_rows = unit_rows(self.d_sae, self.d_out, seed=seed + 1, dtype=dtype)
+        self.W_enc = nn.Parameter(encoder_rows.clone().t())
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae, dtype=dtype))
-        self.W_dec = nn.Parameter(writes)
+        self.W_dec = nn.Parameter(decoder_rows)
         self.b_dec = nn.Parameter(torch.zeros(self.d_out, dtype=dtype))
         if self.site.skip:
             self.W_skip = nn.Parameter(torch.zeros(d_in, self.d_out, dtype=dtype))
-        for name, own in sparsity.extra_params().items():
-            shape = (self.d_sae,) if own.per_latent else ()
-            wide = torch.promote_types(dtype, torch.float32) if own.wide else dtype
-            start = torch.full(shape, own.start, dtype=wide)
-            if own.learns:
+        for name, extra in sparsity.extra_params().items():
+            shape = (self.d_sae,) if extra.per_latent else ()
+            extra_dtype = torch.promote_types(dtype, torch.float32) if extra.wide else dtype
+            start = torch.full(shape, extra.start, dtype=extra_dtype)
+            if extra.learns:
                 self.register_parameter(name, nn.Parameter(start))
             else:
                 self.register_buffer(name, start)
-        # Not persistent: not in a state_dict, which is what is learnt.
         self.register_buffer("stability", None, persistent=False)
-        self.restrict()
+        self.mask_decoder()
 
     @property
-    def rebuilds(self) -> bool:
+    def reconstructs_input(self) -> bool:
         """Whether every latent writes to all that it reads, so that W_dec is a dictionary of x."""
-        return self.site.groups == 1 and self.site.reads == self.site.predicts
+        return self.site.groups == 1 and self.site.predicts_input
 
-    def weights(self) -> Weights:
-        """What the sparsity rule encodes with."""
-        pre_bias = self.b_dec if self.site.reads == self.site.predicts else None
-        own = {name: getattr(self, name) for name in self.sparsity.extra_params()}
-        return Weights(self.W_enc, self.b_enc, self.W_dec, pre_bias, own)
+    def weights(self) -> EncoderWeights:
+        """Return the parameters that the sparsity rule encodes with."""
+        pre_bias = self.b_dec if self.site.predicts_input else None
+        extra = {name: getattr(self, name) for name in self.sparsity.extra_params()}
+        return EncoderWeights(self.W_enc, self.b_enc, self.W_dec, pre_bias, extra)
 
     def encode(self, x: Tensor, *, refine: int = 0, backend: str = "auto") -> Codes:
-        """Codes of `x` [batch, d_in]; the hooks of a site side by side, as `site.pair` gives them.
+        """Return the sparse codes of `x` [..., d_in].
 
-        refine: steps of inference at this SAE's own dictionary, which start from these codes and
-            lower the squared error of every row with no more latents than the encoder gave it
-            (`sae.inference.refine`); the result is ragged and has no gradient. GroupMax keeps its
-            number of latents, not its groups. What it buys, on one thread of a CPU:
+        A site that reads several hooks takes them side by side, as `site.pair` gives them.
 
-            | refine | known world: FVU, code MCC, us a row | MiniLM, 384 -> 8,192: FVU, us a row |
-            |---|---|---|
-            | 0 | 0.115, 0.892, 2 | 0.170, 50 |
-            | 1 | 0.014, 0.979, 16 | 0.128, 500 |
-            | 2 | 0.010, 0.983, 20 | 0.120, 680 |
-            | 4 | 0.010, 0.983, 26 | 0.115, 1140 |
-            | 16 | 0.010, 0.983, 29 | 0.110, 3020 |
+        `refine` improves codes at inference with the SAE's own dictionary (`sae.inference.refine`).
+        It lowers the squared error of every row and uses no more latents than the encoder chose.
+        Measured on one CPU thread:
 
-            The world has 256 features in 64 dimensions, 6 active; TopK, trained for 2,000 steps.
-            FISTA, 200 iterations, and a refit reach 0.010 and 0.983 in 280 us there.
+        | refine | known world: FVU, code MCC, us a row | MiniLM, 384 -> 8,192: FVU, us a row |
+        |---|---|---|
+        | 0 | 0.115, 0.892, 2 | 0.170, 50 |
+        | 1 | 0.014, 0.979, 16 | 0.128, 500 |
+        | 2 | 0.010, 0.983, 20 | 0.120, 680 |
+        | 4 | 0.010, 0.983, 26 | 0.115, 1140 |
+        | 16 | 0.010, 0.983, 29 | 0.110, 3020 |
 
-        Raises UserError when the width is another, and for steps that the site has no use for.
+        The world has 256 features in 64 dimensions, 6 active; TopK, trained for 2,000 steps. There
+        200 iterations of FISTA and a refit reach 0.010 and 0.983 in 280 us.
+
+        Args:
+            x: Activations, floating point, any number of leading dimensions.
+            refine: Number of refinement steps; the result is then ragged and has no gradient.
+                GroupMax keeps its number of latents, but not its groups.
+            backend: Backend of the kernels.
+
+        Returns:
+            Codes with one row per activation. They remember the leading dimensions of `x`:
+            `to_dense()` is [..., d_sae] and `decode` returns [..., d_out].
+
+        Raises:
+            UserError: The last dimension of x is not d_in, or `refine` is negative or does not
+                apply to the site.
         """
-        x = self._checked(x)
+        rows = self._rows(x)
         if refine:
-            return self._refined(x, refine, backend)
-        if self.site.groups == 1:
-            return self.sparsity.encode(x, self.weights(), backend=backend)
-        rule = self.sparsity.per_group(self.site.groups)
-        parts = [EncoderOutput(rule.encode(*some, backend=backend)) for some in self._by_group(x)]
-        return joined(parts).codes
+            codes = self._refined(rows, refine, backend)
+        elif self.site.groups == 1:
+            codes = self.sparsity.encode(rows, self.weights(), backend=backend)
+        else:
+            rule = self.sparsity.per_group(self.site.groups)
+            groups = self._by_group(rows)
+            codes = join_groups([EncoderOutput(rule.encode(*g, backend=backend)) for g in groups])
+            codes = codes.codes
+        if x.dim() != 2:
+            codes.leading = x.shape[:-1]
+        return codes
 
     def _refined(self, x: Tensor, steps: int, backend: str) -> Codes:
         if steps < 0:
-            raise UserError(f"refine={steps} is no number of steps; give 0 or more")
-        if not self.rebuilds:
+            raise UserError(f"refine={steps} is negative; give 0 or more steps")
+        if not self.reconstructs_input:
             raise UserError(
-                f"refine={steps} needs what is predicted, and {self.site} predicts something else "
-                "than each latent reads; use refine=0"
+                f"refine={steps} fits codes to what is predicted, but {self.site} predicts "
+                "something other than each latent reads; use refine=0"
             )
         codes = self.encode(x, backend=backend)
-        better = inference.refine(
+        refined = inference.refine(
             x, self.W_dec, codes, steps, non_negative=not self.sparsity.signed, b=self.b_dec
         ).codes
-        better.values = better.values.to(self.b_dec.dtype)
-        return better
+        refined.values = refined.values.to(self.b_dec.dtype)
+        return refined
 
     def encode_training(
         self, x: Tensor, *, rule: Sparsity | None = None, backend: str = "auto"
     ) -> EncoderOutput:
-        """As `encode`, by the rule that holds in training, with what penalties need.
+        """Return the codes of `x` [batch, d_in] by the training rule, with what penalties need.
 
-        rule: one with the same parameters, in place of the autoencoder's own.
+        `rule` replaces the SAE's own sparsity rule; it must have the same extra parameters.
         """
-        x, rule = self._checked(x), rule or self.sparsity
+        rows, rule = self._rows(x), rule or self.sparsity
         if self.site.groups == 1:
-            return rule.encode_training(x, self.weights(), backend=backend)
+            return rule.encode_training(rows, self.weights(), backend=backend)
         rule = rule.per_group(self.site.groups)
-        return joined([rule.encode_training(*some, backend=backend) for some in self._by_group(x)])
+        groups = self._by_group(rows)
+        return join_groups([rule.encode_training(*g, backend=backend) for g in groups])
 
     @torch.no_grad()
     def post_step(self, encoded: EncoderOutput) -> None:
-        """What the rule changes itself after a step of training."""
-        for part, some in zip(encoded.parts or [encoded], self.groups(), strict=True):
-            self.sparsity.post_step(part, self.weights().latents(some))
+        """Update what the rule changes itself, after a training step that encoded `encoded`."""
+        for part, latents in zip(encoded.parts or [encoded], self.groups(), strict=True):
+            self.sparsity.post_step(part, self.weights().latents(latents))
         self.project()
 
     @torch.no_grad()
     def project(self) -> None:
-        """Bring weights back to what the rule allows, after a step or as averages."""
-        for some in self.groups():
-            self.sparsity.project(self.weights().latents(some))
+        """Restore the constraints of the rule on the weights, after a step or an average."""
+        for latents in self.groups():
+            self.sparsity.project(self.weights().latents(latents))
 
     def decoder_norms(self) -> Tensor:
-        """[d_sae]: norm of each latent's row of W_dec; several hooks' norms are added."""
+        """Return the norm of each latent's row of W_dec, [d_sae], summed over the hooks."""
         widths = [self.site.widths[hook] for hook in self.site.predicts if self.site.widths]
-        return sum(part.norm(dim=1) for part in self.W_dec.split(widths or [self.d_out], dim=1))
+        parts = self.W_dec.split(widths or [self.d_out], dim=1)
+        return torch.stack([part.norm(dim=1) for part in parts]).sum(0)
 
-    def _checked(self, x: Tensor) -> Tensor:
+    def _rows(self, x: Tensor) -> Tensor:
+        """Return `x` [..., d_in] as rows [batch, d_in] in the dtype of the parameters."""
         width = self.d_in * self.site.groups
-        if x.dim() != 2 or x.shape[1] != width:
-            where = f" at {', '.join(self.site.reads)}" if self.site.reads else ""
+        if x.dim() == 0 or x.shape[-1] != width:
+            hooks = f" at {', '.join(self.site.reads)}" if self.site.reads else ""
             raise UserError(
-                f"activations of shape {tuple(x.shape)} do not fit: this SAE reads "
-                f"[batch, {width}]{where}"
+                f"x has shape {tuple(x.shape)}, but this SAE reads [..., d_in] with "
+                f"d_in={width}{hooks}"
             )
-        return x.to(self.b_dec.dtype)
+        return x.reshape(-1, width).to(self.b_dec.dtype)
 
     def groups(self) -> list[slice]:
-        """The latents of each group; all of them where there is one."""
+        """Return the latents of each group; one slice with all of them if there is one group."""
         size = self.d_sae // self.site.groups
-        return [slice(at, at + size) for at in range(0, size * self.site.groups, size)]
+        return [slice(start, start + size) for start in range(0, size * self.site.groups, size)]
 
-    def _by_group(self, x: Tensor) -> list[tuple[Tensor, Weights]]:
+    def _by_group(self, x: Tensor) -> list[tuple[Tensor, EncoderWeights]]:
         weights = self.weights()
-        read = x.split(self.d_in, dim=1)
-        return [(x, weights.latents(g)) for x, g in zip(read, self.groups(), strict=True)]
+        inputs = x.split(self.d_in, dim=1)
+        return [(x, weights.latents(g)) for x, g in zip(inputs, self.groups(), strict=True)]
 
     @torch.no_grad()
-    def restrict(self, W_dec: Tensor | None = None) -> None:
-        """Take back what groups of latents must not write, an earlier prediction than their own:
-        from W_dec, or from another tensor like it."""
+    def mask_decoder(self, W_dec: Tensor | None = None) -> None:
+        """Zero the decoder weights of cross-layer latents to layers before their own.
+
+        Rows are then brought back to norm 1. Does nothing for a site with one group.
+
+        Args:
+            W_dec: A tensor of W_dec's shape to change instead of the parameter.
+        """
         groups = self.site.groups
         if groups == 1:
             return
         W_dec = self.W_dec if W_dec is None else W_dec
-        for number, some in enumerate(self.groups()):
-            W_dec[some, : number * self.d_out // groups] = 0
+        for number, latents in enumerate(self.groups()):
+            W_dec[latents, : number * self.d_out // groups] = 0
         W_dec /= W_dec.norm(dim=1, keepdim=True)
 
-    def decode(self, codes: Codes, x: Tensor | None = None, *, backend: str = "auto") -> Tensor:
-        """The prediction [batch, d_out] that `codes` stand for; a site with a skip needs x too."""
-        y_hat = decode(codes, self.W_dec, self.b_dec, backend=backend)
-        return y_hat + self.skip(x) if self.site.skip else y_hat
+    def decode(
+        self, codes: Codes | Tensor, x: Tensor | None = None, *, backend: str = "auto"
+    ) -> Tensor:
+        """Return the prediction [..., d_out] from codes.
+
+        Args:
+            codes: What `encode` returned, or dense activations of the latents [..., d_sae].
+            x: The activations [..., d_in] that were encoded; only a site with a skip needs them.
+            backend: Backend of the kernels.
+
+        Raises:
+            UserError: Dense codes of another width, or x missing or of another shape.
+        """
+        if isinstance(codes, Tensor):
+            if codes.dim() == 0 or codes.shape[-1] != self.d_sae:
+                raise UserError(
+                    f"codes has shape {tuple(codes.shape)}, but this SAE decodes [..., d_sae] with "
+                    f"d_sae={self.d_sae}"
+                )
+            y_hat = codes.to(self.b_dec.dtype) @ self.W_dec + self.b_dec
+        else:
+            y_hat = decode(codes, self.W_dec, self.b_dec, backend=backend)
+            y_hat = y_hat if codes.leading is None else y_hat.view(*codes.leading, self.d_out)
+        if not self.site.skip:
+            return y_hat
+        if x is None or x.shape != (*y_hat.shape[:-1], self.d_in):
+            given = "is missing" if x is None else f"has shape {tuple(x.shape)}"
+            raise UserError(
+                f"x {given}, but {type(self.site).__name__} adds a linear map of x to the "
+                f"prediction; give decode the activations that were encoded, shape "
+                f"{(*y_hat.shape[:-1], self.d_in)}"
+            )
+        return y_hat + self.skip(x)
 
     def skip(self, x: Tensor) -> Tensor:
-        """What is predicted past the codes: [batch, d_out]."""
+        """Return the part of the prediction that is linear in x: [..., d_out]."""
         return x.to(self.W_skip.dtype) @ self.W_skip
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the prediction [..., d_out] from `x` [..., d_in]."""
         return self.decode(self.encode(x), x)
 
     @torch.no_grad()
-    def folded(self, scale: Mapping[str, float] | float) -> SAE:
-        """A copy for raw activations, of this SAE, which was trained on `scale` times them.
+    def fold_scale(self, scale: Mapping[str, float] | float) -> SAE:
+        """Return a copy for raw activations of this SAE, which was trained on scaled ones.
+
+        The same latents fire. If all hooks that are read have one scale, codes and thresholds are
+        divided by it. Decoder rows keep their norm if the predicted hooks have that scale too.
 
         Args:
-            scale: one factor, or one for every hook.
-
-        The same latents fire. Codes and thresholds are divided by the scale of what is read, where
-        that is one; decoder rows keep their norm where what is predicted has the same.
+            scale: The factor that activations were multiplied by; one for all hooks, or one per
+                hook.
         """
         copy = SAE(
             self.d_in,
@@ -237,33 +299,33 @@ class SAE(nn.Module):
         ).to(self.b_dec.device)
         copy.load_state_dict(self.state_dict())
         copy.stability = self.stability
-        reads, predicts = self._factors(scale)
-        # Every rule is homogeneous: with x divided by `unit`, and whatever is added to or compared
-        # with pre-activations too, codes come out divided by it.
-        unit = reads[0] if bool((reads == reads[0]).all()) else reads.new_ones(())
-        for some, read in zip(self.groups(), reads.split(self.d_in), strict=True):
-            copy.W_enc[:, some] *= (read / unit)[:, None].to(copy.W_enc)
-        copy.W_dec *= (unit / predicts).to(copy.W_dec)
+        in_scale, out_scale = self._column_scales(scale)
+        # Every rule is homogeneous: if x, and all that is added to or compared with
+        # pre-activations, is divided by `unit`, then so are the codes.
+        unit = in_scale[0] if bool((in_scale == in_scale[0]).all()) else in_scale.new_ones(())
+        for latents, group_scale in zip(self.groups(), in_scale.split(self.d_in), strict=True):
+            copy.W_enc[:, latents] *= (group_scale / unit)[:, None].to(copy.W_enc)
+        copy.W_dec *= (unit / out_scale).to(copy.W_dec)
         copy.b_enc /= unit.to(copy.b_enc)
-        copy.b_dec /= predicts.to(copy.b_dec)
-        for name, own in self.sparsity.extra_params().items():
-            if own.power:
-                tensor = getattr(copy, name)
+        copy.b_dec /= out_scale.to(copy.b_dec)
+        for name, extra in self.sparsity.extra_params().items():
+            if extra.power:
+                tensor = cast(Tensor, getattr(copy, name))
                 tensor /= unit.to(tensor)
         if self.site.skip:
-            copy.W_skip *= (reads[:, None] / predicts).to(copy.W_skip)
+            copy.W_skip *= (in_scale[:, None] / out_scale).to(copy.W_skip)
         return copy
 
-    def _factors(self, scale: Mapping[str, float] | float) -> tuple[Tensor, Tensor]:
-        """The scale of every column of x and of y, float64."""
+    def _column_scales(self, scale: Mapping[str, float] | float) -> tuple[Tensor, Tensor]:
+        """Return the scale of every column of x and of y, float64."""
         if isinstance(scale, Mapping):
-            reads, predicts = self.site.factors(scale)
-            return reads.to(self.b_dec.device), predicts.to(self.b_dec.device)
-        one = self.b_dec.new_tensor(scale, dtype=torch.float64)
-        return one.expand(self.d_in * self.site.groups), one.expand(self.d_out)
+            in_scale, out_scale = self.site.column_scales(scale)
+            return in_scale.to(self.b_dec.device), out_scale.to(self.b_dec.device)
+        value = self.b_dec.new_tensor(scale, dtype=torch.float64)
+        return value.expand(self.d_in * self.site.groups), value.expand(self.d_out)
 
     def save(self, folder: str | Path) -> None:
-        """Write `sae.safetensors` and `sae.json` to `folder`, all or nothing."""
+        """Write `sae.safetensors` and `sae.json` to `folder`, both or neither."""
         config = {
             "d_in": self.d_in,
             "d_out": self.d_out,
@@ -272,12 +334,21 @@ class SAE(nn.Module):
             "dtype": str(self.b_dec.dtype).removeprefix("torch."),
             "metadata": self.metadata,
         }
-        more = {} if self.stability is None else {"stability": self.stability.float()}
-        io.write(folder, config, self.state_dict() | more)
+        extra = {} if self.stability is None else {"stability": self.stability.float()}
+        io.write(folder, config, self.state_dict() | extra)
 
     @staticmethod
     def load(folder: str | Path, *, device: str | torch.device = "cpu") -> SAE:
-        """Read what `save` wrote; raises UserError when anything about it is not as written."""
+        """Return the SAE in a folder that `save` wrote, or in the folder of a run.
+
+        Args:
+            folder: An SAE folder, or a run folder such as `runs/x`, of which `runs/x/sae` is read.
+            device: Device to put it on.
+
+        Raises:
+            UserError: There is no SAE, there are several, or a file is damaged.
+        """
+        folder = io.find(folder)
         config, tensors = io.read(folder)
         try:
             sae = SAE(
@@ -304,4 +375,5 @@ class SAE(nn.Module):
         return sae.to(device)
 
     def extra_repr(self) -> str:
+        """Return the settings that `print(sae)` shows."""
         return f"d_in={self.d_in}, {self.sparsity}, {self.site!r}"

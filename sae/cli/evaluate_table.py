@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.table import Table
 
-from sae.evaluation.with_baselines import Evaluation
 from sae.metrics.metric import DIRECTIONS, Metric
 from sae.metrics.registry import by_section
 
@@ -20,17 +19,23 @@ CAPTION = (
 )
 
 
-def evaluation_table(name: str, evaluation: Evaluation) -> Table:
+def evaluation_table(
+    name: str,
+    metrics: Mapping[str, Any],
+    baselines: Mapping[str, Mapping[str, Any]],
+    similarity: str,
+) -> Table:
     """Return a table with a row for each declared metric of the run or of a baseline.
 
     Args:
         name: name of the run, for the title.
-        evaluation: metrics of the run and of its baselines.
+        metrics: metrics of the run by name, with `<name>_low`, `<name>_high` and `<name>_chance`.
+        baselines: metrics of each baseline by the heading of its column.
+        similarity: what the interpretability metrics compare samples by.
     """
-    metrics, baselines = evaluation.metrics, evaluation.baselines
     caption = CAPTION
     if "mis" in metrics:
-        caption += f"\nInterpretability compares samples by {evaluation.similarity}."
+        caption += f"\nInterpretability compares samples by {similarity}."
     table = Table(
         title=f"{name}: held-out metrics",
         title_justify="left",
@@ -41,8 +46,7 @@ def evaluation_table(name: str, evaluation: Evaluation) -> Table:
         caption_justify="left",
     )
     table.add_column("")
-    headings = [evaluation.headings[name] for name in baselines]
-    for column in ("this\nrun", "95%", "chance", *headings):
+    for column in ("this\nrun", "95%", "chance", *baselines):
         table.add_column(column, justify="right", no_wrap=True)
     for section, declared in by_section():
         rows = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sae.autoencoder import SAE
-from sae.autoencoder.sparsity import GroupMax, Sparsity
 from sae.errors import UserError
 from sae.metrics.seed_consistency import SeedMatching, match_seeds_signed
 
@@ -69,7 +67,7 @@ def consensus(
     first = saes[0]
     agreed = SAE(
         first.d_in,
-        _narrowed(first.sparsity, len(latents)),
+        first.sparsity.with_d_sae(len(latents)),
         site=first.site,
         d_out=first.d_out,
         dtype=first.b_dec.dtype,
@@ -104,7 +102,7 @@ def _check(saes: Sequence[SAE], at_least: int) -> None:
         raise UserError("a consensus is of autoencoders that differ in their seed only")
     if not 2 <= at_least <= len(saes):
         raise UserError(f"at_least={at_least}; give 2 to {len(saes)}, the number of autoencoders")
-    if first.site.groups > 1 or isinstance(first.sparsity, GroupMax):
+    if first.site.groups > 1 or not first.sparsity.permutable:
         kind = first.sparsity if first.site.groups == 1 else first.site
         raise UserError(
             f"{type(kind).__name__} goes by the place of a latent, so there is no consensus of it"
@@ -144,17 +142,6 @@ def _clusters(
         used[torch.arange(seeds)[:, None].expand_as(at)[kept], at[kept]] = True
         found.append(torch.where(kept, at, -1)[:, kept.any(0)].T)
     return torch.cat(found)
-
-
-def _narrowed(rule: Sparsity, d_sae: int) -> Sparsity:
-    """The rule for fewer latents, as it is at the end of training."""
-    changes: dict[str, Any] = {"d_sae": d_sae}
-    names = {field.name for field in fields(rule)}
-    if "k" in names:
-        changes["k"] = min(rule.k, d_sae)
-    if "k_start" in names:
-        changes |= {"k_start": None, "k_anneal": 0.0}
-    return replace(rule, **changes)
 
 
 def _metadata(saes: Sequence[SAE], threshold: float, at_least: int) -> dict[str, Any]:

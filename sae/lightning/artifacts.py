@@ -133,7 +133,7 @@ def _finished(member: Member, place: RunDir, data: ActivationDataModule) -> dict
         "dead_after_tokens": learner.dead.dead_after,
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
-        "k": getattr(sae.sparsity, "k", None),
+        "k": sae.sparsity.expected_l0,
         "architecture": f"{type(sae.site).__name__}+{type(sae.sparsity).__name__}",
         "learning_rate": learner.lr,
         "activation_scale": learner.scale,

@@ -8,7 +8,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sae.activations import Source
-from sae.autoencoder.sparsity import Unrolled
 from sae.errors import UserError
 from sae.planner.memory import MemoryEstimate, firing
 from sae.training import Learner
@@ -83,7 +82,7 @@ def step_work(
     word, groups = sae.W_dec.itemsize, sae.site.groups
     slots = rows * firing(recipe)
     product = 2 * rows * sae.d_sae * d_in
-    layers = recipe.sparsity.layers if isinstance(recipe.sparsity, Unrolled) else 0
+    layers = recipe.sparsity.unrolled_layers
     x, y = rows * d_in * groups * word, rows * d_out * word
     pairs = 32 * slots  # values and places, and the same by latent
     touched = min(slots, sae.d_sae) * word  # each latent's row once, from memory

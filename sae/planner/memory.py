@@ -10,8 +10,6 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from sae.activations import ActivationData
-from sae.autoencoder.losses import EveryPrefix, Matryoshka
-from sae.autoencoder.sparsity import Unrolled
 from sae.errors import UserError
 from sae.planner.system import free_bytes
 from sae.training import Learner
@@ -109,12 +107,8 @@ def needs_of(
 
 
 def firing(recipe: TrainConfig) -> float:
-    """The most latents per activation in a run: half of all where only a penalty keeps them from
-    it, as random directions do at the start."""
-    rule = recipe.sparsity
-    if rule.needs_penalty:
-        return rule.d_sae / 2
-    return max(getattr(rule, name, None) or 0 for name in ("k", "k_start")) or rule.d_sae
+    """Return the largest L0 to expect at any time in the run."""
+    return recipe.sparsity.peak_l0
 
 
 def optimiser_bytes(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> int:
@@ -205,11 +199,11 @@ def _whole_gradient(recipe: TrainConfig, learner: Learner, param: torch.Tensor) 
         return True
     if param is not sae.W_enc and param is not sae.W_dec:
         return True
-    unrolled = isinstance(recipe.sparsity, Unrolled)
+    unrolled = recipe.sparsity.unrolled_layers > 0
     if param is sae.W_enc:
         return unrolled or sae.site.groups > 1
-    prefixes = any(isinstance(term, EveryPrefix | Matryoshka) for term in recipe.losses)
-    return prefixes or (unrolled and sae.rebuilds)
+    full = any(term.full_decoder_gradient for term in recipe.losses)
+    return full or (unrolled and sae.reconstructs_input)
 
 
 def _step_bytes(recipe: TrainConfig, learner: Learner, batch_size: int, device: str) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sae.autoencoder.losses import LossTerm, Penalty
+from sae.autoencoder.losses import LossTerm
 from sae.autoencoder.sparsity import Sparsity
 
 USUAL_L0 = 32
@@ -33,8 +33,8 @@ def learning_rate(
 def target_l0_of(rule: Sparsity, losses: Sequence[LossTerm]) -> float:
     """Latents per token that a run ends with: k, or a penalty's target_l0, or 32 if neither is
     given."""
-    targets = [t.target_l0 for t in losses if isinstance(t, Penalty) and t.target_l0]
-    return getattr(rule, "k", None) or next(iter(targets), USUAL_L0)
+    targets = [term.target_l0 for term in losses if term.target_l0]
+    return rule.expected_l0 or next(iter(targets), USUAL_L0)
 
 
 def dead_after(d_sae: int, l0: float, tokens: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sae.autoencoder import SAE
 from sae.autoencoder.init import geometric_median
-from sae.autoencoder.losses import ForwardOutput, LossTerm, Penalty, Run, spread
+from sae.autoencoder.losses import ForwardOutput, LossTerm, Run, total_variance
 from sae.errors import UserError
 from sae.training.dead_latents import DeadLatents
 from sae.training.defaults import learning_rate
@@ -40,9 +40,7 @@ def check_losses(sae: SAE, losses: Sequence[LossTerm]) -> None:
 
 def controlled_term(losses: Sequence[LossTerm]) -> int | None:
     """Which term's coefficient a controller sets; UserError where that would be several."""
-    found = [
-        n for n, term in enumerate(losses) if isinstance(term, Penalty) and term.controlled_term
-    ]
+    found = [n for n, term in enumerate(losses) if term.controlled]
     if len(found) > 1:
         raise UserError("model.losses has several terms with target_l0; one can be steered")
     return found[0] if found else None
@@ -134,7 +132,7 @@ class Learner(nn.Module):
                 term.coefficient,
                 first=max(term.target_l0, min(8 * term.target_l0, sae.d_sae / 4)),
                 until=term.target_at,
-                **term.steering,
+                **term.controller_settings,
             )
         self.register_buffer("step_number", torch.zeros((), dtype=torch.int64), False)
         self.register_buffer("warm", torch.ones(len(self.losses), dtype=torch.float64), False)
@@ -203,7 +201,7 @@ class Learner(nn.Module):
             encoded=encoded,
             residual=residual,
             squared_error=squared_error,
-            variance=spread(y),
+            variance=total_variance(y),
             silent=self.dead.silent,
             is_dead=self.dead.is_dead(),
             step=self.step_number,
@@ -220,7 +218,7 @@ class Learner(nn.Module):
             weight = term.coefficient
             if number == self.controlled_term:
                 weight = self.controller.coefficient()
-            if isinstance(term, Penalty):
+            if term.penalty:
                 weight = weight * self.warm[number]
             weighted.append(weight * value)
         return weighted
@@ -270,7 +268,7 @@ class Learner(nn.Module):
         if self.controller is not None:
             self.controller.aim(done / self.total_steps)
         for number, term in enumerate(self.losses):
-            if isinstance(term, Penalty) and done <= term.warmup * self.total_steps:
+            if term.penalty and done <= term.warmup * self.total_steps:
                 rise = (done + 1) / max(term.warmup * self.total_steps, 1)
                 self.warm[number].fill_(min(rise, 1.0))
 
@@ -298,10 +296,10 @@ class Learner(nn.Module):
             terms.append([term.detach() / len(micro) for term in weighted])
         update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.sae.restrict()
+        self.sae.mask_decoder()
         for kind, copied in self.optimizer.state.get(self.sae.W_dec, {}).items():
             if kind in COPIES:
-                self.sae.restrict(copied)
+                self.sae.mask_decoder(copied)
         for forward in done:
             self.sae.post_step(forward.encoded)
         if self.average is not None:
@@ -378,7 +376,7 @@ class Learner(nn.Module):
         self.sae.sparsity = self.rule.at_progress(1.0)
         (factor, *others) = set(self.scale.values())
         sae = self.average.averaged(self.sae) if ema else self.judged()
-        return sae.folded(self.scale if others else factor)
+        return sae.fold_scale(self.scale if others else factor)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"steps": self.steps, "tokens": self.tokens, "scale": self.scale}

@@ -124,14 +124,14 @@ def directions(
     """Encoder columns of norm `norm` [n, d_in], b_enc [n] and decoder rows [n, d_out] for latents
     that are to fire on `tokens`; `missed` [batch, width] is the last part of the residual."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    if sae.site.reads == sae.site.predicts:
+    if sae.site.predicts_input:
         reads = normalize((x[tokens] - sae.b_dec).to(wide))
         return norm * reads, norm.new_zeros(len(tokens)), reads
     centre = x.to(wide).mean(0)
     reads = norm * normalize(x[tokens].to(wide) - centre)
     writes = reads.new_zeros(len(tokens), sae.d_out)
     writes[:, -missed.shape[1] :] = normalize(missed[tokens].to(wide))
-    return reads, -(centre @ reads.t()), writes
+    return reads, -(reads @ centre), writes
 
 
 def write_rows(name: str, tensor: Tensor, latents: Tensor, rows: Tensor) -> None:

@@ -63,7 +63,7 @@ def learner(
                 parameter += 0.3 * draw(*parameter.shape, seed=100 + number)
         if unit_norm:
             sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
-        sae.restrict()
+        sae.mask_decoder()
     return made
 
 

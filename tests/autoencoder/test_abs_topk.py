@@ -79,7 +79,7 @@ def test_a_latent_that_fires_below_zero_is_not_dead():
 
 
 def test_penalties_that_add_activations_up_are_refused():
-    with pytest.raises(UserError, match=r"L1 counts on activations.*AbsTopK"):
+    with pytest.raises(UserError, match=r"L1 needs activations that are not negative.*AbsTopK"):
         L1().check(made())
 
 

@@ -103,9 +103,9 @@ def test_layers_share_a_falling_k():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"k_start": 3, "k_anneal": 0.5}, "k_start=3 must lie between k=4 and d_sae=32"),
-        ({"k_start": 33, "k_anneal": 0.5}, "k_start=33 must lie between k=4 and d_sae=32"),
-        ({"k_anneal": 0.5}, "needs model.sae.k_start"),
+        ({"k_start": 3, "k_anneal": 0.5}, "k_start=3 must be between k=4 and d_sae=32"),
+        ({"k_start": 33, "k_anneal": 0.5}, "k_start=33 must be between k=4 and d_sae=32"),
+        ({"k_anneal": 0.5}, "needs k_start"),
         ({"k_start": 8, "k_anneal": 1.5}, "k_anneal=1.5 is a share"),
     ],
 )

@@ -93,7 +93,7 @@ def test_is_refused_where_it_means_nothing():
     for kind in (Transcoder, SkipTranscoder):
         site = kind(read="a", predict="b").bind({"a": 12, "b": 12})
         sae, x = some(TopK(d_sae=48, k=4), site)
-        with pytest.raises(UserError, match="a -> b predicts something else"):
+        with pytest.raises(UserError, match="a -> b predicts something other"):
             sae.encode(x, refine=1)
     site = CrossLayerTranscoder(read=("a", "b"), predict=("c", "d")).bind(dict.fromkeys("abcd", 6))
     sae = SAE(6, TopK(d_sae=48, k=4), site=site, d_out=12)

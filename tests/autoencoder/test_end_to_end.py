@@ -179,7 +179,7 @@ def test_micro_batches_bring_their_own_runs(make_source):
     loss = sum(other(batch.acts, batch.run)[1] for batch in (first, second)) / 2
     loss.backward()
     other.optimizer.step()
-    other.sae.restrict()
+    other.sae.mask_decoder()
     for name, parameter in made.sae.named_parameters():
         torch.testing.assert_close(parameter, other.sae.get_parameter(name), msg=name)
     assert made.tokens == len(first) + len(second)
@@ -223,5 +223,5 @@ def test_refusals(make_source):
     source = make_source(hooks=["layers.0", "layers.1"])
     batch = next(iter(Stream(source, batch_size=30, block_batches=2, full_contexts=True)))
     made = learner_on(source, Autoencoder(hook="layers.1"), EndToEnd(downstream=1.0))
-    with pytest.raises(UserError, match=r"downstream=1.0 needs activations behind layers.1; add"):
+    with pytest.raises(UserError, match=r"downstream=1.0 needs activations after layers.1; add"):
         made(batch.acts, batch.run)

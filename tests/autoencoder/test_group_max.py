@@ -62,5 +62,5 @@ def test_layers_keep_the_size_of_a_group():
 
 
 def test_groups_of_unequal_size_are_refused():
-    with pytest.raises(UserError, match=r"d_sae=40 cannot be cut into k=6"):
+    with pytest.raises(UserError, match=r"d_sae=40 cannot be divided into k=6"):
         GroupMax(d_sae=40, k=6)

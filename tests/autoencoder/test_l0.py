@@ -70,7 +70,7 @@ class TestL0:
     @pytest.mark.parametrize("rule", [ReLU(d_sae=D_SAE), Gated(d_sae=D_SAE)])
     def test_kinds_that_teach_thresholds_need_some(self, rule, kind):
         name = type(rule).__name__
-        with pytest.raises(UserError, match=f"L0.kind={kind} teaches thresholds, and {name}"):
+        with pytest.raises(UserError, match=f"L0.kind={kind} trains thresholds, and {name}"):
             learner(rule, [L0(kind=kind, target_l0=3)])
 
     def test_quadratic_needs_a_target(self):

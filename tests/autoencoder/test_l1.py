@@ -131,5 +131,5 @@ class TestL1:
             L1(**settings)
 
     def test_a_penalty_that_large_decoder_rows_evade_is_refused(self):
-        with pytest.raises(UserError, match="L1.decoder_norm=False.*evaded"):
+        with pytest.raises(UserError, match="L1.decoder_norm=False.*evade"):
             learner(ReLU(d_sae=D_SAE), [L1(decoder_norm=False)], unit_norm=False)

@@ -10,7 +10,7 @@ from sae import SAE
 from sae.autoencoder.losses import FVU
 from sae.autoencoder.sites import Autoencoder, Transcoder
 from sae.autoencoder.sparsity import MatchingPursuit
-from sae.autoencoder.sparsity.matching_pursuit import merged
+from sae.autoencoder.sparsity.matching_pursuit import merge_repeats
 from sae.training import Learner, OptimConfig
 
 WIDTHS = {"x": 6, "y": 9}
@@ -164,7 +164,7 @@ def test_averages_of_weights_pursue_as_training_does(site, ema):
 def test_values_of_one_latent_add_up_where_it_comes_first():
     values = torch.tensor([[1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 0.0, 0.0]], requires_grad=True)
     indices = torch.tensor([[3, 1, 3, 3], [5, 0, 0, 0]])
-    codes = merged(values, indices, 6)
+    codes = merge_repeats(values, indices, 6)
     assert codes.values.tolist() == [[13.0, 2.0, 0.0, 0.0], [1.0, 2.0, 0.0, 0.0]]
     assert codes.l0().tolist() == [2, 2]
     weights = torch.tensor([[1.0, 10.0, 100.0, 1000.0]] * 2)

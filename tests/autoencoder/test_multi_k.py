@@ -75,8 +75,8 @@ def test_annealed_k_is_multiplied_up_to_all_latents():
 @pytest.mark.parametrize(
     ("rule", "factor", "message"),
     [
-        (ReLU(d_sae=8), 4, "needs a rule with k, which ReLU is not"),
-        (TopK(d_sae=D_SAE, k=10), 4, "factor=4 times model.sae.k=10 exceeds model.sae.d_sae=36"),
+        (ReLU(d_sae=8), 4, "needs a rule with k, and ReLU has none"),
+        (TopK(d_sae=D_SAE, k=10), 4, "factor=4 times k=10 exceeds d_sae=36"),
         (TopK(d_sae=D_SAE, k=2), 1, "factor=1; give at least 2"),
     ],
     ids=["no-k", "too-wide", "factor"],

@@ -65,7 +65,7 @@ class TestWeight:
     ("rule", "terms", "message"),
     [
         (TopK(d_sae=8, k=2), [FVU(), L1(target_l0=3)], "L1.target_l0=3: TopK fixes its L0 itself"),
-        (ReLU(d_sae=8), [FVU(), L1(target_l0=8)], "L1.target_l0=8 is not below d_sae=8"),
+        (ReLU(d_sae=8), [FVU(), L1(target_l0=8)], "L1.target_l0=8 must be below d_sae=8"),
         (ReLU(d_sae=8), [FVU()], "no penalty, and nothing else keeps ReLU sparse"),
         (JumpReLU(d_sae=8), [Matryoshka()], "no penalty, and nothing else keeps JumpReLU"),
         (
@@ -73,7 +73,11 @@ class TestWeight:
             [FVU(), L1(target_l0=3), L0(target_l0=3)],
             "several terms with target_l0",
         ),
-        (TopK(d_sae=8, k=2), [FVU(), GateReconstruction()], "GateReconstruction is for Gated"),
+        (
+            TopK(d_sae=8, k=2),
+            [FVU(), GateReconstruction()],
+            "GateReconstruction trains gates",
+        ),
     ],
     ids=["k", "width", "none", "none-jumprelu", "two", "gates"],
 )

@@ -46,14 +46,14 @@ def test_encode_is_relu_of_the_k_largest(sae):
 
 
 def test_wrong_width_names_both(sae):
-    with pytest.raises(UserError, match=r"\(7, 13\).*\[batch, 12\] at layers\.1"):
+    with pytest.raises(UserError, match=r"x has shape \(7, 13\).*d_in=12 at layers\.1"):
         sae.encode(torch.randn(7, 13))
 
 
 @pytest.mark.parametrize("scale", [0.013, 1.0, 77.0])
 def test_folding_moves_the_scale_into_the_biases(sae, scale):
     x = torch.randn(64, 12)
-    folded = sae.folded(scale)
+    folded = sae.fold_scale(scale)
     inside, outside = sae.encode(x * scale), folded.encode(x)
     assert torch.equal(inside.to_dense() > 0, outside.to_dense() > 0)
     torch.testing.assert_close(folded(x), sae(x * scale) / scale, rtol=1e-4, atol=1e-5)
@@ -137,9 +137,9 @@ def test_damaged_files_are_one_line_errors(sae, tmp_path, damage, message):
 @pytest.mark.parametrize(
     ("d_sae", "k", "message"),
     [
-        (8, 9, "model.sae.k=9 exceeds model.sae.d_sae=8"),
-        (8, 0, "model.sae.k=0"),
-        (0, 1, "model.sae.d_sae=0"),
+        (8, 9, "^k=9 exceeds d_sae=8"),
+        (8, 0, "^k=0"),
+        (0, 1, "^d_sae=0"),
     ],
 )
 def test_impossible_sizes_are_refused(d_sae, k, message):
@@ -168,7 +168,7 @@ def test_site_binds_to_what_is_harvested():
     assert Autoencoder().bind({"layers.3": 8}).hooks == ("layers.3",)
     with pytest.raises(UserError, match="hook is not set.*a, b"):
         Autoencoder().bind({"a": 8, "b": 8})
-    with pytest.raises(UserError, match="site names c, which is not harvested.*a, b"):
+    with pytest.raises(UserError, match="site names the hook c, which is not harvested.*a, b"):
         Autoencoder(hook="c").bind({"a": 8, "b": 8})
 
 

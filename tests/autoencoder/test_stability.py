@@ -23,7 +23,7 @@ def test_it_is_saved_and_loaded_and_is_nothing_learnt(sae, tmp_path):
     again = SAE.load(tmp_path / "a")
     assert torch.equal(again.stability, (torch.arange(6, dtype=torch.float64) / 6).float())
     assert "stability" not in again.state_dict()
-    assert torch.equal(again.folded(3.0).stability, again.stability)
+    assert torch.equal(again.fold_scale(3.0).stability, again.stability)
     again.save(tmp_path / "b")
     assert torch.equal(SAE.load(tmp_path / "b").stability, again.stability)
 

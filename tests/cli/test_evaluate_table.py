@@ -5,7 +5,6 @@ import io
 from rich.console import Console
 
 from sae.cli.evaluate_table import WIDTH, evaluation_table
-from sae.evaluation.with_baselines import Evaluation
 from sae.metrics.registry import by_section
 
 BASELINES = (
@@ -24,8 +23,7 @@ SHOWN = [
 
 def printed(metrics, baselines):
     console = Console(file=io.StringIO(), width=WIDTH)
-    headings = {name: name for name in baselines}
-    console.print(evaluation_table("r", Evaluation(metrics, baselines, headings, [], "true codes")))
+    console.print(evaluation_table("r", metrics, baselines, "true codes"))
     return console.file.getvalue()
 
 

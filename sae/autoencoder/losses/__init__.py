@@ -1,7 +1,7 @@
-"""What is minimised: a list of terms. Adding a term: one file here, its test, one line below."""
+"""Terms of the loss. To add one: one file here, its test, one line below."""
 
 from sae.autoencoder.losses.auxk import AuxK
-from sae.autoencoder.losses.base import ForwardOutput, LossTerm, Run, spread
+from sae.autoencoder.losses.base import ForwardOutput, LossTerm, Run, total_variance
 from sae.autoencoder.losses.end_to_end import EndToEnd
 from sae.autoencoder.losses.every_prefix import EveryPrefix
 from sae.autoencoder.losses.fvu import FVU
@@ -30,5 +30,5 @@ __all__ = [
     "Penalty",
     "PreActs",
     "Run",
-    "spread",
+    "total_variance",
 ]

@@ -1,4 +1,4 @@
-"""What every term of the objective is given and answers."""
+"""Base class of loss terms, and the forward pass that a term is computed from."""
 
 from __future__ import annotations
 
@@ -20,39 +20,42 @@ if TYPE_CHECKING:
 
 
 class Run(Protocol):
-    """A frozen language model on the contexts that a batch is all of, and how to run it again."""
+    """The pass of a frozen language model over the contexts of a batch, which can be run again."""
 
     acts: Mapping[str, Tensor]
-    """Hook -> [batch, width], not scaled: of every hook that is harvested."""
+    """{hook: [batch, width]} of every harvested hook, not scaled."""
     logits: Tensor
     """[m, vocab], at the positions whose next token is real text."""
     targets: Tensor
-    """int64 [m]: those next tokens."""
+    """The next tokens at those positions, int64 [m]."""
 
     def __call__(self, predictions: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """`logits`, and `acts` of hooks behind, with predictions {hook: [batch, width]} in place:
-        differentiable in these."""
+        """Return the logits, and the activations of later hooks, with predictions in place.
+
+        Both are differentiable in the predictions {hook: [batch, width]}.
+        """
+        ...
 
 
 @dataclass
 class ForwardOutput:
-    """One forward pass, as the terms of the objective see it.
+    """One forward pass, as the loss terms see it.
 
     Args:
-        sae: the autoencoder.
-        x: what was read [batch, d_in].
-        target: what the codes are to predict [batch, d_out]; a skip's share is taken off.
-        encoded: sparse codes of x, and what penalties need.
-        residual: target less the prediction [batch, d_out], a constant.
-        squared_error: sum over the batch of |target - prediction|^2: a scalar, differentiable.
-        variance: sum over the batch of |y - its batch mean|^2, a scalar; y is what is predicted by
-            codes and skip together.
-        silent: latents that may be dead, int64 [n]; a list a few steps old.
-        is_dead: bool [n], which of `silent` are dead now.
-        step: steps done before this one, int64, 0-d, on the device: what a draw depends on.
-        backend: of every kernel.
-        run: the model's pass that gave the batch, where the objective asks for whole contexts.
-        scale: what the activations of each hook were multiplied by.
+        sae: The SAE.
+        x: The activations that were read, [batch, d_in].
+        target: What the codes should predict, [batch, d_out]; the skip's part is subtracted.
+        encoded: The sparse codes of x, and what penalties need.
+        residual: target minus prediction, [batch, d_out], without gradient.
+        squared_error: Sum over the batch of |target - prediction|^2, 0-d, differentiable.
+        variance: Sum over the batch of |y - its batch mean|^2, 0-d; y is what codes and skip
+            predict together.
+        silent: Latents that may be dead, int64 [n]; the list may be some steps old.
+        is_dead: Which of `silent` are dead now, bool [n].
+        step: Number of steps before this one, int64, 0-d, on the device; seeds random draws.
+        backend: Backend of the kernels.
+        run: The model's pass that gave the batch, if a term needs full contexts.
+        scale: The factor that the activations of each hook were multiplied by.
     """
 
     sae: SAE
@@ -71,40 +74,62 @@ class ForwardOutput:
 
     @property
     def codes(self) -> Codes:
+        """The sparse codes of x."""
         return self.encoded.codes
 
     def decoder_norms(self, codes: Codes) -> Tensor | float:
-        """Norm of the decoder row of every slot; 1 while training holds all rows at norm 1."""
+        """Return the norm of every slot's decoder row, or 1 if training holds all rows at 1."""
         if self.sae.unit_norm:
             return 1.0
         return self.sae.decoder_norms()[codes.indices.flatten()]
 
 
-def spread(x: Tensor) -> Tensor:
-    """sum |x - mean(x)|^2 over the rows of x [batch, width]: 0-d, at least fp32."""
+def total_variance(x: Tensor) -> Tensor:
+    """Return sum |x - mean(x)|^2 over the rows of x [batch, width]: 0-d, at least float32."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    # Norms of rows first: one norm of everything keeps few running sums, and is off by 1e-5.
+    # Row norms first: one norm of the whole matrix keeps few running sums, and is off by 1e-5.
     return deterministic_sum(torch.linalg.vector_norm(x - x.mean(0), dim=1, dtype=wide).square())
 
 
 class LossTerm(Registered, ABC, family="model.losses"):
-    """One summand of the loss."""
+    """One summand of the loss: `coefficient` times what calling it returns."""
 
     coefficient: float
-    penalty: ClassVar[bool] = False  # whether it keeps latents from firing
-    full_contexts: ClassVar[bool] = False  # whether it needs `Forward.run`
+
+    penalty: ClassVar[bool] = False
+    """Whether the term keeps latents from firing."""
+    full_contexts: ClassVar[bool] = False
+    """Whether the term needs `ForwardOutput.run`."""
+    full_decoder_gradient: ClassVar[bool] = False
+    """Whether its gradient of W_dec is a dense matrix, not parts of the rows that fired."""
+    target_l0: float | None = None
+    """The L0 that the run should end with, or None."""
+    target_at: float = 1.0
+    """Share of the run after which L0 should be at its target."""
+    warmup: float = 0.0
+    """Share of the run over which the coefficient rises from 0."""
 
     @abstractmethod
     def __call__(self, forward: ForwardOutput) -> Tensor:
-        """The term before its coefficient: a scalar, differentiable in the parameters."""
+        """Return the term without its coefficient: 0-d, differentiable in the parameters."""
+
+    @property
+    def controlled(self) -> bool:
+        """Whether a controller sets the coefficient so that L0 reaches `target_l0`."""
+        return False
+
+    @property
+    def controller_settings(self) -> dict[str, float]:
+        """Settings of the L0 controller that this term needs to be other than the defaults."""
+        return {}
 
     def check(self, sae: SAE) -> None:
-        """Raises UserError where the term means nothing for `sae`."""
+        """Raise UserError if the term does not apply to `sae`."""
 
     def max_dead_latents(self, sae: SAE) -> int:
-        """The most dead latents that `forward.silent` need hold for it."""
+        """Return the most dead latents that `ForwardOutput.silent` needs to hold for this term."""
         return 0
 
     def at_progress(self, progress: float) -> Self:
-        """The term as it is at a share of the run, from 0 to 1."""
+        """Return the term at a share of the run, from 0 to 1."""
         return self

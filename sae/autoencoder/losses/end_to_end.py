@@ -1,4 +1,4 @@
-"""What the prediction does to the model it stands in (Braun et al. 2024, 2405.12241)."""
+"""The effect of the prediction on the model's output (Braun et al. 2024, 2405.12241)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -7,25 +7,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sae.autoencoder.losses.base import ForwardOutput, LossTerm, spread
+from sae.autoencoder.losses.base import ForwardOutput, LossTerm, total_variance
 from sae.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndToEnd(LossTerm):
-    """The language model runs on with the prediction in place of the activations, wherever these
-    count: a mean over the positions whose next token is real text, in nats.
+    """The divergence of the language model's output if the prediction replaces its activations.
 
-    Batches are of whole contexts then, and the model runs twice a step to its end, all contexts of
-    a batch at once; logits take some 5 * batch_size * vocabulary numbers. Codes are those of the
-    clean activations, also where several hooks are predicted.
+    It is a mean over the positions whose next token is real text, in nats. Batches consist of full
+    contexts, and the model runs to its end twice per step, on all contexts of a batch at once;
+    logits take about 5 * batch_size * vocabulary numbers. Codes are those of the clean activations,
+    also if several hooks are predicted.
 
     Args:
-        coefficient: weight in the loss.
-        kind: `kl`: KL(clean || spliced) of the next-token distributions; `ce`: cross-entropy of the
-            spliced one.
-        downstream: weight, beside it, of the FVU of activations behind what is predicted: the mean
-            over the further hooks of `data.source.hooks`.
+        coefficient: Weight in the loss.
+        kind: `kl` for KL(clean || spliced) of the next-token distributions; `ce` for the
+            cross-entropy of the spliced one.
+        downstream: Weight of a further summand: the FVU of activations after the predicted hooks,
+            averaged over the later hooks among `data.source.hooks`.
     """
 
     coefficient: float = 1.0
@@ -50,8 +50,8 @@ class EndToEnd(LossTerm):
                 "read it from a Stream with full_contexts=True"
             )
         y_hat = sae.decode(forward.codes, forward.x, backend=forward.backend)
-        parts = sae.site.split(y_hat).items()
-        logits, behind = run({hook: part / forward.scale[hook] for hook, part in parts})
+        predictions = sae.site.split(y_hat).items()
+        logits, later_acts = run({hook: part / forward.scale[hook] for hook, part in predictions})
         log_q = _wide(logits).log_softmax(-1)
         if self.kind == "kl":
             log_p = _wide(run.logits).log_softmax(-1)
@@ -61,14 +61,15 @@ class EndToEnd(LossTerm):
         loss = loss / max(len(run.targets), 1)
         if not self.downstream:
             return loss
-        if not behind:
+        if not later_acts:
             raise UserError(
-                f"model.losses EndToEnd.downstream={self.downstream} needs activations behind "
+                f"model.losses EndToEnd.downstream={self.downstream} needs activations after "
                 f"{', '.join(sae.site.predicts)}; add later modules to data.source.hooks"
             )
         errors = [
-            (_wide(run.acts[hook]) - _wide(x)).square().sum() / spread(_wide(run.acts[hook]))
-            for hook, x in behind.items()
+            (_wide(run.acts[hook]) - _wide(x)).square().sum()
+            / total_variance(_wide(run.acts[hook]))
+            for hook, x in later_acts.items()
         ]
         return loss + self.downstream * sum(errors) / len(errors)
 

@@ -1,7 +1,7 @@
-"""HierarchicalTopK: every number of latents up to k reconstructs (Balagansky et al. 2025)."""
+"""HierarchicalTopK: codes cut to any number of latents reconstruct (Balagansky et al. 2025)."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,21 +17,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EveryPrefix(LossTerm):
-    """(1/k) sum_j FVU of the reconstruction from the j largest codes of each token, j = 1..k
-    (2505.24473). It takes FVU's place; for rules with k slots for every token.
+    """(1/k) sum_j FVU of the reconstruction from the j largest codes of each token, j = 1..k.
 
-    Largest by size; equal codes in the order of their latents.
+    Source: 2505.24473. This term replaces FVU. It needs a rule with k slots for every token.
+    Codes are ordered by magnitude; equal ones by latent.
 
     Args:
-        coefficient: weight in the loss.
+        coefficient: Weight in the loss.
     """
 
     coefficient: float = 1.0
 
+    full_decoder_gradient: ClassVar[bool] = True
+
     def check(self, sae: "SAE") -> None:
         with torch.no_grad():
-            one = sae.b_dec.new_zeros(1, sae.d_in * sae.site.groups)
-            ragged = sae.encode_training(one).codes.offsets is not None
+            row = sae.b_dec.new_zeros(1, sae.d_in * sae.site.groups)
+            ragged = sae.encode_training(row).codes.offsets is not None
         if ragged:
             raise UserError(
                 "model.losses EveryPrefix needs the same k for every token, which "
@@ -48,8 +50,8 @@ class EveryPrefix(LossTerm):
 
 
 def ranks(codes: Codes) -> Tensor:
-    """[batch, k]: how many codes of its token come before each."""
-    # An encoder promises no order of slots, so ties are settled by latent.
+    """Return how many codes of its token come before each slot, int64 [batch, k]."""
+    # The order of slots is not specified, so ties are broken by latent.
     order = codes.indices.argsort(dim=1)
     sizes = codes.values.detach().abs().gather(1, order)
     sorted_codes = replace(codes, values=sizes, indices=codes.indices.gather(1, order), _pairs=None)

@@ -1,4 +1,4 @@
-"""Fraction of variance unexplained."""
+"""The fraction of variance unexplained, as a loss."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,11 @@ from sae.autoencoder.losses.base import ForwardOutput, LossTerm
 
 @dataclass(frozen=True, kw_only=True)
 class FVU(LossTerm):
-    """sum |y - y_hat|^2 / sum |y - mean(y)|^2 over the batch: the squared error, free of scale."""
+    """sum |y - y_hat|^2 / sum |y - mean(y)|^2 over the batch: a squared error without a unit.
+
+    Args:
+        coefficient: Weight in the loss.
+    """
 
     coefficient: float = 1.0
 

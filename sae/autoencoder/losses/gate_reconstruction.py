@@ -1,4 +1,4 @@
-"""What the gates of a Gated SAE learn from (Rajamanoharan et al. 2024, 2404.16014, eq. 8)."""
+"""The auxiliary loss that trains the gates of a Gated SAE (Rajamanoharan et al. 2024, eq. 8)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,25 +15,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GateReconstruction(LossTerm):
-    """sum |y - (relu(pi_gate) W_dec + b_dec)|^2 / sum |y - mean(y)|^2, decoder held constant.
+    """sum |y - (relu(pi_gate) W_dec + b_dec)|^2 / sum |y - mean(y)|^2, with the decoder constant.
+
+    Source: 2404.16014.
 
     Args:
-        coefficient: weight in the loss.
+        coefficient: Weight in the loss.
     """
 
     coefficient: float = 1.0
 
     def check(self, sae: "SAE") -> None:
-        if type(sae.sparsity).__name__ != "Gated":
+        if not sae.sparsity.has_gates:
             raise UserError(
-                "model.losses GateReconstruction is for Gated; "
-                f"{type(sae.sparsity).__name__} has no gates of their own, leave it out"
+                "model.losses GateReconstruction trains gates, and "
+                f"{type(sae.sparsity).__name__} has none; leave it out, or use Gated"
             )
 
     def __call__(self, forward: ForwardOutput) -> Tensor:
-        sae = forward.sae
+        sae, gate_codes = forward.sae, forward.encoded.gate_codes
+        assert gate_codes is not None, "a rule with has_gates gives gate codes"
         _, squared_error = decode_error(
-            forward.encoded.gate_codes, sae.W_dec.detach(), sae.b_dec.detach(), forward.target,
+            gate_codes, sae.W_dec.detach(), sae.b_dec.detach(), forward.target,
             backend=forward.backend,
         )  # fmt: skip
         return squared_error / forward.variance

@@ -20,23 +20,23 @@ P_LEVELS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class L1(Penalty):
-    """sum_i f_i^p |d_i| of a token, averaged over the batch; f are the activations, or the gates'
-    of a rule that has gates apart from them.
+    """sum_i f_i^p |d_i| of a token, averaged over the batch.
 
-    For p below 1 it is multiplied by sum f / sum f^p, a constant: its value stays that of L1 and
-    its gradient changes only in direction, so p may fall without the coefficient being chosen anew.
+    f are the activations, or those of the gates for a rule that has separate gates. For p below 1
+    the sum is multiplied by sum f / sum f^p as a constant: the value stays that of L1 and only the
+    direction of the gradient changes, so that p may fall without a new choice of the coefficient.
 
     Args:
-        coefficient: weight in the loss; with target_l0, the weight to begin with.
-        target_l0: latents per token to end with: the coefficient is steered during the run.
-        target_at: share of the run after which L0 is to be there; until then it falls, from up to
-            eight times as much.
-        warmup: share of the run over which the weight rises from 0.
-        decoder_norm: weigh each latent by the norm of its decoder row, over all hooks. Changes
-            nothing while `model.optim.unit_norm` holds rows at norm 1.
-        p: the exponent.
-        p_end: the exponent at the end of the run, to which p falls linearly.
-        p_start_at: share of the run before p falls.
+        coefficient: Weight in the loss; with target_l0, the initial weight.
+        target_l0: Target L0 at the end: a controller adjusts the coefficient during the run.
+        target_at: Share of the run after which L0 should be at its target; until then it falls,
+            from up to eight times as much.
+        warmup: Share of the run over which the weight rises from 0.
+        decoder_norm: Whether to weight each latent by the norm of its decoder row, summed over
+            hooks. No difference while `model.optim.unit_norm` holds rows at norm 1.
+        p: The exponent.
+        p_end: The exponent at the end of the run; p falls to it linearly.
+        p_start_at: Share of the run before p starts to fall.
     """
 
     target_at: float = 0.9
@@ -47,17 +47,17 @@ class L1(Penalty):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("p", "p_end"):
-            value = getattr(self, name)
+        for name, value in (("p", self.p), ("p_end", self.p_end)):
             if value is not None and not 0 < value <= 1:
-                raise UserError(f"model.losses L1.{name}={value} must be above 0 and at most 1")
+                raise UserError(f"L1.{name}={value} must be above 0 and at most 1")
 
     def check(self, sae: "SAE") -> None:
         super().check(sae)
         if not self.decoder_norm and not sae.unit_norm:
             raise UserError(
-                "model.losses L1.decoder_norm=false with model.optim.unit_norm=false: the "
-                "penalty can be evaded by large decoder rows; set one of them"
+                "model.losses L1.decoder_norm=false and model.optim.unit_norm=false: large decoder "
+                "rows would "
+                "evade the penalty; set one of the two to true"
             )
 
     def at_progress(self, progress: float) -> "L1":
@@ -75,7 +75,7 @@ class L1(Penalty):
         plain = deterministic_sum(values * weights)
         if self.p == 1:
             return plain / codes.batch
-        # The slope of f^p at 0 is infinite, and an empty slot has none.
+        # The slope of f^p at 0 is infinite; an empty slot should have no gradient.
         fires = values > 0
         powers = torch.where(fires, torch.where(fires, values, 1.0).pow(self.p), 0.0)
         total = deterministic_sum(powers * weights)

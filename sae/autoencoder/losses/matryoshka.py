@@ -1,8 +1,8 @@
-"""Matryoshka: nested prefixes of the dictionary all reconstruct (Bussmann et al. 2025)."""
+"""Matryoshka: every one of several nested dictionaries reconstructs (Bussmann et al. 2025)."""
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Matryoshka(LossTerm):
-    """Mean over nested prefixes of FVU of the reconstruction from the latents below the prefix's
-    end (2503.17547); the whole dictionary is always one. It takes FVU's place.
+    """The mean FVU of the reconstructions from nested prefixes of the latents (2503.17547).
 
-    Where each layer has latents of its own, a prefix is the same share of every layer's.
+    The full dictionary is always one of the prefixes. This term replaces FVU. In a cross-layer
+    transcoder, a prefix takes the same share of the latents of every layer.
 
     Args:
-        coefficient: weight in the loss.
-        prefixes: their ends, ascending; the whole dictionary is added where it is missing.
-        shares: the same as shares of d_sae; used where prefixes is left out.
-        random: how many prefixes, the whole dictionary among them, are drawn anew at each step, in
-            place of fixed ones; 0 for fixed ones.
-        power: of the draw, without repeats: an end is at most m with chance (m / d_sae)^power, so
-            that 1 is uniform. 0.5 is that of the first author to draw them (Nabeshima 2024).
-        weights: of each prefix in the mean, shortest first; equal when left out.
-        seed: of the draws, each of which is a function of it and of the number of the step.
+        coefficient: Weight in the loss.
+        prefixes: Their ends, ascending; the full dictionary is added if it is missing.
+        shares: The same as shares of d_sae; used if prefixes is not given.
+        random: Number of prefixes, the full dictionary included, to draw at each step instead of
+            fixed ones; 0 for fixed ones.
+        power: Ends are drawn without repeats, so that an end is at most m with probability
+            (m / d_sae)^power; 1 is uniform. Nabeshima (2024), who first drew them, uses 0.5.
+        weights: Weight of each prefix in the mean, shortest first; equal by default.
+        seed: Seed of the draws; a draw depends only on it and on the number of the step.
     """
 
     coefficient: float = 1.0
@@ -42,16 +42,19 @@ class Matryoshka(LossTerm):
     weights: tuple[float, ...] | None = None
     seed: int = 0
 
+    full_decoder_gradient: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
-        for name in ("prefixes", "shares", "weights"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        lists = {"prefixes": self.prefixes, "shares": self.shares, "weights": self.weights}
+        for name, values in lists.items():
+            if values is not None:
+                object.__setattr__(self, name, tuple(values))
         name = "model.losses Matryoshka"
         if self.prefixes is not None and not _ascending(0, *self.prefixes):
             raise UserError(f"{name}.prefixes={list(self.prefixes)} must be positive and ascending")
         if not _ascending(0, *self.shares) or not 0 < self.shares[-1] <= 1:
             raise UserError(
-                f"{name}.shares={list(self.shares)} must ascend, above 0 and at most to 1"
+                f"{name}.shares={list(self.shares)} must be ascending, above 0 and at most 1"
             )
         if self.random < 0 or self.random == 1:
             raise UserError(
@@ -59,8 +62,8 @@ class Matryoshka(LossTerm):
             )
         if self.random and self.prefixes is not None:
             raise UserError(
-                f"{name}.random={self.random} draws prefixes anew and prefixes="
-                f"{list(self.prefixes)} fixes them; leave out one"
+                f"{name}.random={self.random} and prefixes={list(self.prefixes)} are mutually "
+                "exclusive; leave one out"
             )
         if not self.power > 0:
             raise UserError(f"{name}.power={self.power} must be positive")
@@ -70,22 +73,24 @@ class Matryoshka(LossTerm):
     def check(self, sae: "SAE") -> None:
         name, d_sae = "model.losses Matryoshka", sae.d_sae
         if self.prefixes is not None and self.prefixes[-1] > d_sae:
-            raise UserError(f"{name}.prefixes ends with {self.prefixes[-1]}, above d_sae={d_sae}")
+            raise UserError(
+                f"{name}.prefixes ends with {self.prefixes[-1]}, above d_sae={d_sae}; lower it"
+            )
         if self.random > d_sae:
             raise UserError(f"{name}.random={self.random} exceeds d_sae={d_sae}; lower it")
         if self.weights is not None and len(self.weights) != self.count(d_sae):
             raise UserError(
                 f"{name}.weights has {len(self.weights)} numbers for {self.count(d_sae)} prefixes, "
-                "the whole dictionary among them; give one for each"
+                "the full dictionary included; give one for each"
             )
 
     def ends(self, d_sae: int) -> list[int]:
-        """Ends of the fixed prefixes."""
+        """Return the ends of the fixed prefixes."""
         given = self.prefixes or [max(1, round(share * d_sae)) for share in self.shares]
         return sorted({*given, d_sae})
 
     def count(self, d_sae: int) -> int:
-        """How many prefixes there are."""
+        """Return the number of prefixes."""
         return self.random or len(self.ends(d_sae))
 
     def __call__(self, forward: ForwardOutput) -> Tensor:
@@ -100,17 +105,17 @@ class Matryoshka(LossTerm):
         return weighted / sum(self.weights) / forward.variance
 
     def levels(self, forward: ForwardOutput) -> Tensor:
-        """The first prefix that has the latent, of every slot of the codes."""
-        sae, codes, places = forward.sae, forward.codes, forward.codes.indices
+        """Return, for every slot of the codes, the first prefix that contains its latent."""
+        sae, codes, positions = forward.sae, forward.codes, forward.codes.indices
         groups = sae.site.groups
         if groups > 1:
             size = sae.d_sae // groups
-            places = places % size * groups + places // size
+            positions = positions % size * groups + positions // size
         if not self.random:
             ends = self.ends(sae.d_sae)
-            return matryoshka_levels(replace(codes, indices=places, _pairs=None), ends)
+            return matryoshka_levels(replace(codes, indices=positions, _pairs=None), ends)
         ends = drawn_ends(sae.d_sae, self.random, self.power, self.seed, forward.step)
-        return torch.bucketize(places.contiguous(), ends, right=True)
+        return torch.bucketize(positions.contiguous(), ends, right=True)
 
 
 def _ascending(*numbers: float) -> bool:
@@ -118,21 +123,21 @@ def _ascending(*numbers: float) -> bool:
 
 
 def drawn_ends(d_sae: int, n: int, power: float, seed: int, step: Tensor) -> Tensor:
-    """Ends of the first n - 1 of n prefixes, ascending, drawn from 1..d_sae - 1 without repeats: m
-    with weight m^power - (m - 1)^power. `step` is 0-d and on the device, where the draw is made,
-    so that a recorded step draws anew.
+    """Draw the ends of the first n - 1 of n prefixes, ascending, from 1..d_sae - 1 without repeats.
+
+    m has weight m^power - (m - 1)^power. `step` is 0-d and on the device, where the draw is made,
+    so that a step recorded in a CUDA graph draws anew.
     """
     ends = torch.arange(d_sae, device=step.device)
-    chances = (ends / d_sae).double().pow(power).diff()
-    # The first of clocks that ring at these rates is each end in proportion to its chance.
+    rates = (ends / d_sae).double().pow(power).diff()
+    # Exponential clocks with these rates: which one rings first follows these probabilities.
     words = _mixed(_mixed(_mixed(seed) ^ step) ^ ends[1:])
-    rings = -((words + 0.5) / 2**32).double().log() / chances
+    rings = -((words + 0.5) / 2**32).double().log() / rates
     return rings.topk(n - 1, largest=False).indices.sort().values + 1
 
 
 def _mixed(word):
-    """A number below 2^32, or a tensor of them, scrambled (a hash of the murmur kind). No product
-    reaches 2^63."""
+    """Hash a number below 2^32, or a tensor of them, as murmur does; no product reaches 2^63."""
     word = word & 0xFFFFFFFF
     word = (word ^ (word >> 15)) * 0x2C1B3C6D & 0xFFFFFFFF
     word = (word ^ (word >> 12)) * 0x297A2D39 & 0xFFFFFFFF

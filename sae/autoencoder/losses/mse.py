@@ -1,4 +1,4 @@
-"""Squared error as most papers write it."""
+"""The squared error as most papers write it."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,12 @@ from sae.autoencoder.losses.base import ForwardOutput, LossTerm
 
 @dataclass(frozen=True, kw_only=True)
 class MSE(LossTerm):
-    """|y - y_hat|^2, summed over the width and averaged over the batch. Activations are scaled to
-    norm sqrt(d_in) on average, so it starts at about d_in.
+    """|y - y_hat|^2, summed over the width and averaged over the batch.
+
+    Activations are scaled to norm sqrt(d_in) on average, so it starts at about d_in.
 
     Args:
-        coefficient: weight in the loss.
+        coefficient: Weight in the loss.
     """
 
     coefficient: float = 1.0

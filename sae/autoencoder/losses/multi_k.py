@@ -1,6 +1,6 @@
 """Multi-TopK: the same weights also reconstruct with more latents (Gao et al. 2024)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -16,15 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MultiK(LossTerm):
-    """FVU of a second encoding, with `factor` times k latents, so that codes stay good where more
-    fire than in training. Stands beside FVU.
+    """The FVU of a second encoding with `factor` times k latents; used in addition to FVU.
 
-    The second encoding costs another product with W_enc. Dead latents are those that the first
-    one leaves silent.
+    It keeps codes good when more latents fire than in training. The second encoding costs another
+    product with W_enc. Dead latents are those that the first encoding leaves silent.
 
     Args:
-        coefficient: weight in the loss; 1/8 in the paper.
-        factor: times k.
+        coefficient: Weight in the loss; 1/8 in the paper.
+        factor: Multiple of k.
     """
 
     coefficient: float = 1 / 8
@@ -36,24 +35,33 @@ class MultiK(LossTerm):
 
     def check(self, sae: "SAE") -> None:
         rule = sae.sparsity
-        if getattr(rule, "k", None) is None:
+        k = rule.expected_l0
+        if k is None:
             raise UserError(
-                f"model.losses MultiK needs a rule with k, which {type(rule).__name__} is not; "
+                f"model.losses MultiK needs a rule with k, and {type(rule).__name__} has none; "
                 "leave it out"
             )
-        if self.factor * rule.k > rule.d_sae:
+        if self.factor * k > rule.d_sae:
             raise UserError(
-                f"model.losses MultiK.factor={self.factor} times model.sae.k={rule.k} exceeds "
-                f"model.sae.d_sae={rule.d_sae}; lower one"
+                f"model.losses MultiK.factor={self.factor} times k={k} exceeds d_sae={rule.d_sae}; "
+                "lower one"
             )
         self.wider(rule)
 
     def wider(self, rule: "Sparsity") -> "Sparsity":
-        """`rule` with `factor` times its k, or all latents where k is annealed from that many."""
-        changes = {"k": min(self.factor * rule.k, rule.d_sae)}
-        if hasattr(rule, "k_start"):
-            changes |= {"k_start": None, "k_anneal": 0.0}
-        return replace(rule, **changes)
+        """Return `rule` with `factor` times its k, at most d_sae.
+
+        More than d_sae is possible while k is annealed.
+        """
+        l0 = min(self.factor * (rule.expected_l0 or 0), rule.d_sae)
+        wider = rule.with_l0(l0)
+        if wider is None:
+            raise UserError(
+                f"model.losses MultiK.factor={self.factor}: {type(rule).__name__} with "
+                f"d_sae={rule.d_sae} "
+                f"cannot have k={l0}; choose another factor"
+            )
+        return wider
 
     def __call__(self, forward: ForwardOutput) -> Tensor:
         sae, rule = forward.sae, self.wider(forward.sae.sparsity)

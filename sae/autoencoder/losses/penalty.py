@@ -1,4 +1,4 @@
-"""What penalties share: a coefficient, or a wanted L0 that one is found for."""
+"""Base class of penalties, with a fixed coefficient or one that is controlled to reach an L0."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Penalty(LossTerm):
-    """Keeps latents from firing.
+class Penalty(LossTerm, abstract=True):
+    """A loss term that keeps latents from firing.
 
     Args:
-        coefficient: weight in the loss; with target_l0, the weight to begin with.
-        target_l0: latents per token to end with: the coefficient is steered during the run.
-        target_at: share of the run after which L0 is to be there; until then it falls, from up to
-            eight times as much.
-        warmup: share of the run over which the weight rises from 0.
+        coefficient: Weight in the loss; with target_l0, the initial weight.
+        target_l0: Target L0 at the end: a controller adjusts the coefficient during the run.
+        target_at: Share of the run after which L0 should be at its target; until then it falls,
+            from up to eight times as much.
+        warmup: Share of the run over which the weight rises from 0.
     """
 
     coefficient: float = 1e-2
@@ -35,36 +35,31 @@ class Penalty(LossTerm):
             raise UserError(f"{name}.coefficient={self.coefficient} must be positive")
         if self.target_l0 is not None and not self.target_l0 > 0:
             raise UserError(f"{name}.target_l0={self.target_l0} must be positive")
-        for setting in ("warmup", "target_at"):
-            value = getattr(self, setting)
+        for setting, value in (("warmup", self.warmup), ("target_at", self.target_at)):
             if not 0 <= value <= 1:
-                raise UserError(f"{name}.{setting}={value} is a share of the run: from 0 to 1")
+                raise UserError(
+                    f"{name}.{setting}={value} is a share of the run; give a number from 0 to 1"
+                )
 
     @property
-    def steering(self) -> dict[str, float]:
-        """Settings of the controller, where its own do not suit."""
-        return {}
-
-    @property
-    def controlled_term(self) -> bool:
-        """Whether a controller sets the coefficient."""
+    def controlled(self) -> bool:
         return self.target_l0 is not None
 
     def check(self, sae: "SAE") -> None:
+        name, rule = f"model.losses {type(self).__name__}", type(sae.sparsity).__name__
         if sae.sparsity.signed:
             raise UserError(
-                f"model.losses {type(self).__name__} counts on activations that are not "
-                f"negative, and those of {type(sae.sparsity).__name__} are; leave it out"
+                f"{name} needs activations that are not negative, and those of "
+                f"{rule} may be; leave it out"
             )
         if self.target_l0 is None:
             return
         if not sae.sparsity.needs_penalty:
             raise UserError(
-                f"model.losses {type(self).__name__}.target_l0={self.target_l0}: "
-                f"{type(sae.sparsity).__name__} fixes its L0 itself, with k; leave it out"
+                f"{name}.target_l0={self.target_l0}: {rule} fixes its L0 itself, with k; leave "
+                "target_l0 out"
             )
         if self.target_l0 >= sae.d_sae:
             raise UserError(
-                f"model.losses {type(self).__name__}.target_l0={self.target_l0} is not below "
-                f"d_sae={sae.d_sae}"
+                f"{name}.target_l0={self.target_l0} must be below d_sae={sae.d_sae}; lower it"
             )

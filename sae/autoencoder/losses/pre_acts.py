@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 class PreActs(LossTerm):
     """sum over dead latents of relu(theta_i - pre_i) |d_i| of a token, averaged over the batch.
 
-    theta is the rule's threshold, and 0 where it has none. The gradient reaches W_enc, b_enc and
-    thresholds that learn, of dead latents alone, and b_dec where it is subtracted from x; |d_i| is
-    1 while `model.optim.unit_norm` holds it there.
+    theta is the rule's threshold, or 0 if it has none. The gradient reaches only the dead latents'
+    W_enc, b_enc and learned thresholds, and b_dec if it is subtracted from x. |d_i| is 1 while
+    `model.optim.unit_norm` holds it there.
 
     Args:
-        coefficient: weight in the loss; 3e-6 in the source, whose error is MSE.
-        most: how many dead latents learn from it at a time, those silent for longest first; 8 times
-            the width of what is predicted when left out.
+        coefficient: Weight in the loss; 3e-6 in the source, which uses MSE.
+        most: The most dead latents that learn from it at a time, longest silent first; 8 d_out by
+            default.
     """
 
     coefficient: float = 3e-6
@@ -35,7 +35,9 @@ class PreActs(LossTerm):
         if not self.coefficient > 0:
             raise UserError(f"model.losses PreActs.coefficient={self.coefficient} must be positive")
         if self.most is not None and self.most < 1:
-            raise UserError(f"model.losses PreActs.most={self.most}; give at least 1 or leave out")
+            raise UserError(
+                f"model.losses PreActs.most={self.most}; give at least 1, or leave it out"
+            )
 
     def check(self, sae: "SAE") -> None:
         if sae.site.groups > 1:
@@ -43,11 +45,10 @@ class PreActs(LossTerm):
                 f"model.losses PreActs does not apply to {type(sae.site).__name__}, whose "
                 "latents read one layer each; leave it out"
             )
-
         if sae.sparsity.signed:
             raise UserError(
-                "model.losses PreActs raises pre-activations to a threshold from below, and "
-                f"{type(sae.sparsity).__name__} has none of that kind; leave it out"
+                "model.losses PreActs raises pre-activations towards a threshold above them, and "
+                f"{type(sae.sparsity).__name__} has none, because it is signed; leave it out"
             )
 
     def max_dead_latents(self, sae: "SAE") -> int:
@@ -60,9 +61,9 @@ class PreActs(LossTerm):
         weights = sae.weights()
         theta = weights.extra.get("threshold", torch.zeros_like(forward.squared_error)).clamp(min=0)
         theta = theta.index_select(0, silent) if theta.dim() else theta.expand(len(silent))
-        short = pre_act_loss(
+        shortfall = pre_act_loss(
             forward.x, sae.W_enc, sae.b_enc, theta, silent, b_dec=weights.pre_bias,
             backend=forward.backend,
         )  # fmt: skip
         norms = 1.0 if sae.unit_norm else sae.decoder_norms().index_select(0, silent)
-        return (short * forward.is_dead * norms).sum() / len(forward.x)
+        return (shortfall * forward.is_dead * norms).sum() / len(forward.x)

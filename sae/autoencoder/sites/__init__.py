@@ -1,4 +1,4 @@
-"""What is read and what is predicted. Adding a site: one file here, its test, one line below."""
+"""Sites: the hooks read and predicted. To add one: one file here, its test, one line below."""
 
 from sae.autoencoder.sites.autoencoder import Autoencoder
 from sae.autoencoder.sites.base import Site

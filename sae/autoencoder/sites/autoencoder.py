@@ -1,4 +1,4 @@
-"""The sparse autoencoder proper: x is read and x is predicted."""
+"""The site of an ordinary sparse autoencoder: it predicts what it reads."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ class Autoencoder(Site):
     """x -> x at one hook.
 
     Args:
-        hook: the hook to read, one of `data.source.hooks`; may be left out when there is only one.
+        hook: The hook to read, one of `data.source.hooks`; not needed if there is only one.
     """
 
     hook: str | None = None
@@ -21,8 +21,8 @@ class Autoencoder(Site):
             return self
         if len(harvested) > 1:
             raise UserError(
-                "model.site.hook is not set and several hooks are harvested: "
-                f"{', '.join(harvested)}; name one"
+                "model.site.hook is not set, and several hooks are harvested: "
+                f"{', '.join(harvested)}; name one of them"
             )
         return replace(self, hook=harvested[0])
 

@@ -1,4 +1,4 @@
-"""What every site answers."""
+"""Base class of sites: which hooks an SAE reads and which it predicts."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ from sae.errors import UserError
 
 
 class Site(Registered, ABC, family="model.site"):
-    """Which activations are read and which are predicted from their codes.
+    """The hooks that are read, and the hooks that are predicted from their codes.
 
     Several hooks stand side by side: x is [batch, sum of the widths read], y [batch, sum of the
     widths predicted].
 
     Attributes:
-        widths: `{hook: width}` of its hooks; empty until `bind`.
+        widths: `{hook: width}` of the site's hooks; empty until `bind`.
     """
 
-    widths: Mapping[str, int] = MappingProxyType({})  # no setting: not annotated in a subclass
+    widths: Mapping[str, int] = MappingProxyType({})  # not a setting: no subclass annotates it
 
     def bind(self, widths: Mapping[str, int]) -> Self:
-        """This site with its hooks filled in from those that are harvested, `{hook: width}`.
+        """Return this site with its hooks chosen among those that are harvested.
 
-        Raises UserError when a hook it needs is not harvested.
+        Args:
+            widths: `{hook: width}` of the harvested hooks.
+
+        Raises:
+            UserError: A hook of the site is not harvested, or widths do not go together.
         """
         bound = self.named(tuple(widths))
         for hook in bound.hooks:
             if hook not in widths:
                 raise UserError(
-                    f"model.site names {hook}, which is not harvested; choose among: "
+                    f"model.site names the hook {hook}, which is not harvested; choose among: "
                     f"{', '.join(widths)}"
                 )
         bound = copy.copy(bound)
@@ -45,17 +49,19 @@ class Site(Registered, ABC, family="model.site"):
         return bound
 
     def named(self, harvested: tuple[str, ...]) -> Self:
-        """This site with hooks that were left out chosen among those harvested."""
+        """Return this site with hooks that were left out chosen among those harvested."""
         return self
 
     def check(self) -> None:
-        """Raises UserError for widths that do not go together."""
+        """Raise UserError for widths that do not go together."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the class name, the fields and the widths, as JSON values."""
         return {**super().to_dict(), "widths": dict(self.widths)}
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Self:
+        """Rebuild a site from `to_dict`; raises UserError on an unknown class or field."""
         fields = dict(saved)
         widths = fields.pop("widths", {})
         site = super().from_dict(fields)
@@ -71,10 +77,15 @@ class Site(Registered, ABC, family="model.site"):
         """The hooks that are predicted."""
         return self.reads
 
+    @property
+    def predicts_input(self) -> bool:
+        """Whether the prediction is of x itself."""
+        return self.reads == self.predicts
+
     def __str__(self) -> str:
-        """What is read, and what is predicted where that is something else."""
+        """Return the hooks that are read, and those that are predicted if these differ."""
         reads, predicts = ", ".join(self.reads), ", ".join(self.predicts)
-        return reads if self.reads == self.predicts else f"{reads} -> {predicts}"
+        return reads if self.predicts_input else f"{reads} -> {predicts}"
 
     @property
     def skip(self) -> bool:
@@ -83,42 +94,53 @@ class Site(Registered, ABC, family="model.site"):
 
     @property
     def groups(self) -> int:
-        """Into how many groups latents fall: group i reads the i-th hook only, and writes to no
-        prediction before the i-th. 1: every latent reads and writes all."""
+        """The number of groups of latents.
+
+        With several, group i reads only the i-th hook, and writes to no prediction before the
+        i-th. With 1, every latent reads and writes everything.
+        """
         return 1
 
     @property
     def hooks(self) -> tuple[str, ...]:
-        """Every hook this site reads or predicts."""
+        """Every hook that this site reads or predicts."""
         return tuple(dict.fromkeys(self.reads + self.predicts))
 
     @property
     def d_in(self) -> int:
-        """Width of what one latent reads."""
+        """The width that one latent reads."""
         total = sum(self.widths[hook] for hook in self.reads)
         return total // self.groups
 
     @property
     def d_out(self) -> int:
+        """The width of the prediction."""
         return sum(self.widths[hook] for hook in self.predicts)
 
     def pair(self, acts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The input x [batch, d_in] and the target y [batch, d_out]; one and the same tensor where
-        the same hooks are read and predicted."""
-        x = _beside(acts, self.reads)
-        return x, x if self.predicts == self.reads else _beside(acts, self.predicts)
+        """Return the input x [batch, d_in] and the target y [batch, d_out] of a batch.
+
+        They are one and the same tensor if the site predicts what it reads.
+        """
+        x = _side_by_side(acts, self.reads)
+        return x, x if self.predicts_input else _side_by_side(acts, self.predicts)
 
     def split(self, y: Tensor) -> dict[str, Tensor]:
-        """What of a prediction [batch, d_out] belongs to which hook."""
+        """Return the part of a prediction [batch, d_out] that belongs to each hook."""
         widths = [self.widths[hook] for hook in self.predicts]
         return dict(zip(self.predicts, y.split(widths, dim=1), strict=True))
 
-    def factors(self, scale: Mapping[str, float]) -> tuple[Tensor, Tensor]:
-        """The scale of every column of x and of y, float64."""
-        column = lambda hook: torch.full((self.widths[hook],), scale[hook], dtype=torch.float64)
-        of = lambda hooks: torch.cat([column(hook) for hook in hooks])
-        return of(self.reads), of(self.predicts)
+    def column_scales(self, scale: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+        """Return the scale of every column of x and of y, float64, from the scale of each hook."""
+
+        def columns(hooks: tuple[str, ...]) -> Tensor:
+            each = [
+                torch.full((self.widths[hook],), scale[hook], dtype=torch.float64) for hook in hooks
+            ]
+            return torch.cat(each)
+
+        return columns(self.reads), columns(self.predicts)
 
 
-def _beside(acts: Mapping[str, Tensor], hooks: tuple[str, ...]) -> Tensor:
+def _side_by_side(acts: Mapping[str, Tensor], hooks: tuple[str, ...]) -> Tensor:
     return acts[hooks[0]] if len(hooks) == 1 else torch.cat([acts[hook] for hook in hooks], dim=1)

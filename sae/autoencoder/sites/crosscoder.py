@@ -1,4 +1,4 @@
-"""Crosscoders and cross-layer transcoders: several hooks at once (Anthropic 2024, 2025)."""
+"""Sites with several hooks at once: crosscoders, cross-layer transcoders (Anthropic 2024, 2025)."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ class Crosscoder(Site):
     """Several hooks (layers, or models) share codes: all are read, and all are predicted.
 
     Args:
-        read: the hooks; all that are harvested when left out.
+        read: The hooks; all that are harvested by default.
     """
 
     read: tuple[str, ...] | None = None
@@ -30,20 +30,21 @@ class Crosscoder(Site):
 
 @dataclass(frozen=True, kw_only=True)
 class CrossLayerTranscoder(Site):
-    """A cross-layer transcoder: the latents of layer i read that layer's input and write to the
-    output of layer i and of every later one. Each layer has an equal share of latents, and of k.
+    """The latents of layer i read its input and write to the outputs of layer i and later ones.
+
+    Each layer has an equal share of the latents, and of k.
 
     Args:
-        read: the inputs of the layers, first to last; all of one width.
-        predict: their outputs, in the same order.
+        read: The inputs of the layers, first to last; all of one width.
+        predict: Their outputs, in the same order; all of one width.
     """
 
     read: tuple[str, ...]
     predict: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for name in ("read", "predict"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "read", tuple(self.read))
+        object.__setattr__(self, "predict", tuple(self.predict))
         if not self.read or len(self.read) != len(self.predict):
             raise UserError(
                 f"model.site.read names {len(self.read)} hooks and model.site.predict "
@@ -51,9 +52,13 @@ class CrossLayerTranscoder(Site):
             )
 
     def check(self) -> None:
-        for name in ("read", "predict"):
-            if len({self.widths[hook] for hook in getattr(self, name)}) > 1:
-                raise UserError(f"model.site.{name}: all of its hooks must have one width")
+        for name, hooks in (("read", self.read), ("predict", self.predict)):
+            widths = {self.widths[hook] for hook in hooks}
+            if len(widths) > 1:
+                raise UserError(
+                    f"model.site.{name} has hooks of widths "
+                    f"{', '.join(map(str, sorted(widths)))}; choose hooks that all have one width"
+                )
 
     @property
     def reads(self) -> tuple[str, ...]:

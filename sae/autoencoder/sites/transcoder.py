@@ -1,4 +1,4 @@
-"""Transcoders: one module's output from its input (Dunefsky et al. 2024; Paulo et al. 2025)."""
+"""Transcoders predict one hook from another (Dunefsky et al. 2024; Paulo et al. 2025)."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ class Transcoder(Site):
     """x -> y, with x at one hook and y at another. No bias is subtracted from x.
 
     Args:
-        read: the hook that is read, for instance `layers.3.mlp.in`.
-        predict: the hook that is predicted.
+        read: The hook that is read, for instance `layers.3.mlp.in`.
+        predict: The hook that is predicted, for instance `layers.3.mlp`.
     """
 
     read: str
@@ -21,8 +21,8 @@ class Transcoder(Site):
     def __post_init__(self) -> None:
         if self.read == self.predict:
             raise UserError(
-                f"model.site.read and model.site.predict are both {self.read}; "
-                "use Autoencoder, or name two hooks"
+                f"model.site.read and model.site.predict are both {self.read}; use Autoencoder, or "
+                "name two hooks"
             )
 
     @property
@@ -36,11 +36,11 @@ class Transcoder(Site):
 
 @dataclass(frozen=True, kw_only=True)
 class SkipTranscoder(Transcoder):
-    """A transcoder with a linear map of x, which starts at 0, added to the prediction.
+    """A transcoder that adds a linear map of x, which starts at 0, to the prediction.
 
     Args:
-        read: the hook that is read.
-        predict: the hook that is predicted.
+        read: The hook that is read.
+        predict: The hook that is predicted.
     """
 
     @property

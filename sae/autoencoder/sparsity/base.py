@@ -1,29 +1,77 @@
-"""What every sparsity rule answers."""
+"""Base class of sparsity rules, and what passes between a rule and the SAE."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 from torch import Tensor
 
 from sae.autoencoder.registry import Registered
-from sae.autoencoder.weights import ExtraParam, Weights
 from sae.errors import UserError
 from sae_kernels.codes import Codes
 
 
-@dataclass
-class EncoderOutput:
-    """What a rule hands to training.
+@dataclass(frozen=True)
+class ExtraParam:
+    """A parameter that a sparsity rule adds to W_enc, b_enc, W_dec and b_dec.
 
     Args:
-        codes: what the decoder takes.
-        gates: [nnz], 1 where a slot of `codes` fires and 0 where it does not, differentiable in the
-            thresholds: their sum is the L0. None where L0 has no gradient.
-        gate_codes: the gates' own activations, of a rule whose gates are apart from its magnitudes.
-        parts: the same of each group of latents, where there are several.
+        start: Value before training.
+        power: 1 for a parameter that is added to pre-activations or compared with them, and so
+            scales with the activations; 0 for a factor.
+        per_latent: Whether its shape is [d_sae]; otherwise it is 0-d.
+        learns: Whether it learns by gradient; otherwise `Sparsity.post_step` changes it.
+        wide: Whether it stays float32 in a half-precision SAE.
+    """
+
+    start: float
+    power: int = 1
+    per_latent: bool = True
+    learns: bool = True
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class EncoderWeights:
+    """The parameters that a sparsity rule encodes with.
+
+    Args:
+        W_enc: [d_in, d_sae], stored latent by latent.
+        b_enc: [d_sae].
+        W_dec: [d_sae, d_out].
+        pre_bias: [d_in], subtracted from x; None if x is not what the SAE predicts.
+        extra: The rule's extra parameters by name.
+    """
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    pre_bias: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def latents(self, latents: slice) -> EncoderWeights:
+        """Return the weights of a contiguous run of latents, as views."""
+        return replace(
+            self,
+            W_enc=self.W_enc[:, latents],
+            b_enc=self.b_enc[latents],
+            W_dec=self.W_dec[latents],
+            extra={name: t[latents] if t.dim() else t for name, t in self.extra.items()},
+        )
+
+
+@dataclass
+class EncoderOutput:
+    """The result of encoding a training batch.
+
+    Args:
+        codes: What the decoder takes.
+        gates: [nnz], 1 for a slot of `codes` that fires and 0 otherwise, differentiable in the
+            thresholds; their sum is the L0. None if L0 has no gradient.
+        gate_codes: The activations of the gates, for a rule with gates apart from its magnitudes.
+        parts: The output of each group of latents, if there are several.
     """
 
     codes: Codes
@@ -32,81 +80,116 @@ class EncoderOutput:
     parts: list[EncoderOutput] = field(default_factory=list)
 
 
+class ThresholdParam(NamedTuple):
+    """A parameter, and the sign of a change to it that makes latents fire less."""
+
+    name: str
+    sign: int
+
+
 class Sparsity(Registered, ABC, family="model.sae"):
-    """Which of the `d_sae` latents fire on an activation, and how strongly."""
+    """A rule that decides which of the `d_sae` latents fire on an activation, and how strongly."""
 
     d_sae: int
 
-    threshold_param: ClassVar[tuple[str, int]] = ("b_enc", -1)
-    """The parameter that says how much it takes to fire, and the sign with which it takes more."""
+    threshold_param: ClassVar[ThresholdParam] = ThresholdParam("b_enc", -1)
+    """The parameter that raises the firing threshold when it moves by +sign."""
+    has_gates: ClassVar[bool] = False
+    """Whether `EncoderOutput.gate_codes` is set."""
+    learns_encoder: ClassVar[bool] = True
+    """Whether W_enc is learned; otherwise it follows W_dec if the SAE predicts what it reads."""
+    permutable: ClassVar[bool] = True
+    """Whether latents may be reordered without changing which of them fire."""
 
     @abstractmethod
-    def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
-        """Sparse codes of `x` [batch, d_in], differentiable in the weights."""
+    def encode(self, x: Tensor, weights: EncoderWeights, *, backend: str = "auto") -> Codes:
+        """Return the sparse codes of `x` [batch, d_in], differentiable in the weights."""
 
     def encode_training(
-        self, x: Tensor, weights: Weights, *, backend: str = "auto"
+        self, x: Tensor, weights: EncoderWeights, *, backend: str = "auto"
     ) -> EncoderOutput:
-        """The same for training, where that differs."""
+        """Return the codes of `x` [batch, d_in] in training, for rules that differ there."""
         return EncoderOutput(self.encode(x, weights, backend=backend))
 
     def extra_params(self) -> dict[str, ExtraParam]:
-        """Parameters beside W_enc, b_enc, W_dec and b_dec."""
+        """Return the parameters besides W_enc, b_enc, W_dec and b_dec, by name."""
         return {}
 
     def learned_params(self) -> set[str]:
-        """Names of its own parameters that learn by gradient."""
-        return {name for name, own in self.extra_params().items() if own.learns}
+        """Return the names of the extra parameters that learn by gradient."""
+        return {name for name, extra in self.extra_params().items() if extra.learns}
 
-    def post_step(self, encoded: EncoderOutput, weights: Weights) -> None:
-        """Change what does not learn by gradient, in place; called after each step."""
+    def post_step(self, encoded: EncoderOutput, weights: EncoderWeights) -> None:
+        """Update, in place and after each step, parameters that do not learn by gradient."""
 
-    def project(self, weights: Weights) -> None:
-        """Bring weights back to what the rule allows, in place; called after each step, and on
-        averages of weights."""
+    def project(self, weights: EncoderWeights) -> None:
+        """Restore the rule's constraints on the weights, in place.
+
+        Called after each step, and on averages of weights.
+        """
 
     def at_progress(self, progress: float) -> Self:
-        """The rule as it is at a share of the run, from 0 to 1."""
+        """Return the rule at a share of the run, from 0 to 1."""
         return self
 
     def per_group(self, n: int) -> Self:
-        """The rule for one of `n` equal groups of latents, each with its share of what may fire."""
-        some = {"d_sae": self.d_sae // n}
-        for name in ("k", "k_start"):
-            if getattr(self, name, None) is not None:
-                some[name] = max(1, getattr(self, name) // n)
-        return replace(self, **some)
+        """Return the rule for one of `n` equal groups of latents, with its share of the L0."""
+        return replace(self, d_sae=self.d_sae // n)  # type: ignore[type-var]
 
     def check_per_group(self, n: int) -> None:
-        """Raises UserError where `n` groups cannot have equal shares."""
-        for name in ("d_sae", "k"):
-            value = getattr(self, name, 0)
-            if value % n:
-                raise UserError(
-                    f"model.sae.{name}={value} cannot be shared equally among the {n} layers of "
-                    f"the site; make it a multiple of {n}"
-                )
+        """Raise UserError if `n` groups cannot have equal shares of latents and of the L0."""
+        self._check_share("d_sae", self.d_sae, n)
+
+    def _check_share(self, name: str, value: int, n: int) -> None:
+        if value % n:
+            raise UserError(
+                f"model.sae.{name}={value} cannot be divided equally among the {n} "
+                f"layers of the site; make it a multiple of {n}"
+            )
+
+    @property
+    def expected_l0(self) -> int | None:
+        """The number of latents per activation that the rule fixes, or None if it fixes none."""
+        return None
+
+    def with_l0(self, l0: int) -> Self | None:
+        """Return the rule with another fixed L0 and no annealing, or None if it has no such L0."""
+        return None
+
+    def with_d_sae(self, d_sae: int) -> Self:
+        """Return the rule for fewer latents, as it is at the end of training."""
+        return replace(self, d_sae=d_sae)  # type: ignore[type-var]
+
+    @property
+    def anneals(self) -> bool:
+        """Whether `expected_l0` changes during the run."""
+        return False
+
+    @property
+    def peak_l0(self) -> float:
+        """The largest L0 to expect at any time in a run.
+
+        Half of all latents if only a penalty limits them, because random directions start there.
+        """
+        return self.d_sae / 2 if self.needs_penalty else self.d_sae
+
+    @property
+    def unrolled_layers(self) -> int:
+        """The number of encoder layers after the first, each of which costs two more products."""
+        return 0
 
     @property
     def needs_penalty(self) -> bool:
-        """Whether nothing but a penalty in the objective keeps latents from firing."""
+        """Whether only a penalty in the loss keeps latents from firing."""
         return False
 
     @property
     def signed(self) -> bool:
-        """Whether activations may be negative."""
+        """Whether activations of latents may be negative."""
         return False
 
 
-def check_width(d_sae: int) -> None:
-    if d_sae < 1:
-        raise UserError(f"model.sae.d_sae={d_sae} is not a width; give at least 1")
-
-
-def check_k(k: int, d_sae: int) -> None:
-    """Raises UserError unless 1 <= k <= d_sae."""
-    check_width(d_sae)
-    if k < 1:
-        raise UserError(f"model.sae.k={k} lets no latent fire; give at least 1")
-    if k > d_sae:
-        raise UserError(f"model.sae.k={k} exceeds model.sae.d_sae={d_sae}; lower k or raise d_sae")
+def check_width(rule: Sparsity) -> None:
+    """Raise UserError unless d_sae is at least 1."""
+    if rule.d_sae < 1:
+        raise UserError(f"model.sae.d_sae={rule.d_sae}; give at least 1 latent")

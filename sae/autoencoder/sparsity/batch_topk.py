@@ -5,28 +5,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae.autoencoder.sparsity.annealing import annealed_k, check_annealing
-from sae.autoencoder.sparsity.base import EncoderOutput, Sparsity, check_k
-from sae.autoencoder.weights import ExtraParam, Weights
+from sae.autoencoder.sparsity.base import EncoderOutput, EncoderWeights, ExtraParam
+from sae.autoencoder.sparsity.fixed_k import AnnealedK
 from sae_kernels.codes import Codes
 from sae_kernels.encode_batch_topk import encode_batch_topk
 from sae_kernels.encode_threshold import encode_threshold
 
-RATE = 0.01  # of the threshold's running mean; the first batch sets it
+RATE = 0.01  # update rate of the threshold's running mean; the first batch sets it
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchTopK(Sparsity):
-    """In training the k * batch largest of relu((x - b_dec) W_enc + b_enc) of the whole batch;
-    afterwards whatever exceeds `threshold`, so that a token's codes do not depend on its company.
+class BatchTopK(AnnealedK):
+    """In training, the k * batch largest of relu((x - b_dec) W_enc + b_enc) of a batch fire.
 
-    The threshold, one for all latents, is a running mean of the least value that fired in a batch.
+    At inference all that exceed `threshold` fire, so that a token's codes do not depend on the
+    other tokens of its batch. The threshold, one for all latents, is a running mean of the least
+    value that fired in a batch.
 
     Args:
-        d_sae: number of latents.
-        k: how many latents fire on one activation, on average.
-        k_start: the same at the first step; k when left out.
-        k_anneal: share of the run over which k_start becomes k, linearly.
+        d_sae: Number of latents.
+        k: How many latents fire on one activation, on average.
+        k_start: The same at the first step; k by default.
+        k_anneal: Share of the run over which k_start falls to k, linearly.
     """
 
     d_sae: int
@@ -34,14 +34,10 @@ class BatchTopK(Sparsity):
     k_start: int | None = None
     k_anneal: float = 0.0
 
-    def __post_init__(self) -> None:
-        check_k(self.k, self.d_sae)
-        check_annealing(self)
-
     def extra_params(self) -> dict[str, ExtraParam]:
         return {"threshold": ExtraParam(0.0, learns=False, wide=True)}
 
-    def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
+    def encode(self, x: Tensor, weights: EncoderWeights, *, backend: str = "auto") -> Codes:
         w = weights
         threshold = w.extra["threshold"]
         return encode_threshold(
@@ -49,19 +45,16 @@ class BatchTopK(Sparsity):
         )
 
     def encode_training(
-        self, x: Tensor, weights: Weights, *, backend: str = "auto"
+        self, x: Tensor, weights: EncoderWeights, *, backend: str = "auto"
     ) -> EncoderOutput:
         w = weights
         return EncoderOutput(
             encode_batch_topk(x, w.W_enc, w.b_enc, self.k, w.pre_bias, backend=backend)
         )
 
-    def post_step(self, encoded: EncoderOutput, weights: Weights) -> None:
+    def post_step(self, encoded: EncoderOutput, weights: EncoderWeights) -> None:
         values, threshold = encoded.codes.values.detach(), weights.extra["threshold"]
         least = torch.where(values > 0, values, torch.inf).min().to(threshold.dtype)
-        # The least that fired is to fire again, and what equals a threshold does not exceed it.
+        # A value fires if it exceeds the threshold, so the next number below keeps the least one.
         least = torch.where(least.isfinite(), least.nextafter(torch.zeros_like(least)), threshold)
         threshold.copy_(torch.where(threshold == 0, least, threshold.lerp(least, RATE)))
-
-    def at_progress(self, progress: float) -> "BatchTopK":
-        return annealed_k(self, progress)

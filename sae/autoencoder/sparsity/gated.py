@@ -1,39 +1,47 @@
-"""Gated: whether and how strongly are two questions (Rajamanoharan et al. 2024, 2404.16014)."""
+"""Gated: gates decide which latents fire, magnitudes how strongly (Rajamanoharan et al. 2024)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from sae.autoencoder.sparsity.base import EncoderOutput, Sparsity, check_width
-from sae.autoencoder.weights import ExtraParam, Weights
+from sae.autoencoder.sparsity.base import (
+    EncoderOutput,
+    EncoderWeights,
+    ExtraParam,
+    Sparsity,
+    check_width,
+)
 from sae_kernels.codes import Codes
 from sae_kernels.encode_gated import encode_gated
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gated(Sparsity):
-    """acts = 1[h + b_enc > 0] relu(h exp(r_mag) + b_mag), where h = (x - b_dec) W_enc.
+    """acts = 1[h + b_enc > 0] relu(h exp(r_mag) + b_mag), where h = (x - b_dec) W_enc (2404.16014).
 
-    Needs a penalty on the gates (L1), and `GateReconstruction` in the objective, or the gates learn
-    from nothing but the penalty.
+    Needs a penalty on the gates (L1) and the loss term `GateReconstruction`; without the latter,
+    the gates learn only from the penalty.
 
     Args:
-        d_sae: number of latents.
+        d_sae: Number of latents.
     """
 
     d_sae: int
 
+    has_gates: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
-        check_width(self.d_sae)
+        check_width(self)
 
     def extra_params(self) -> dict[str, ExtraParam]:
         return {"r_mag": ExtraParam(0.0, power=0), "b_mag": ExtraParam(0.0)}
 
-    def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
+    def encode(self, x: Tensor, weights: EncoderWeights, *, backend: str = "auto") -> Codes:
         return self.encode_training(x, weights, backend=backend).codes
 
     def encode_training(
-        self, x: Tensor, weights: Weights, *, backend: str = "auto"
+        self, x: Tensor, weights: EncoderWeights, *, backend: str = "auto"
     ) -> EncoderOutput:
         w = weights
         codes, gate_codes = encode_gated(

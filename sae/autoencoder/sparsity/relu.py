@@ -1,29 +1,28 @@
-"""ReLU: whatever is positive fires, and a penalty keeps it rare (Bricken et al. 2023)."""
+"""ReLU: positive pre-activations fire, and a penalty keeps them rare (Bricken et al. 2023)."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from sae.autoencoder.sparsity.base import Sparsity, check_width
-from sae.autoencoder.weights import Weights
+from sae.autoencoder.sparsity.base import EncoderWeights, Sparsity, check_width
 from sae_kernels.codes import Codes
 from sae_kernels.encode_threshold import encode_threshold
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReLU(Sparsity):
-    """acts = relu((x - b_dec) W_enc + b_enc). Needs a penalty in the objective, such as L1.
+    """acts = relu((x - b_dec) W_enc + b_enc). Needs a penalty such as L1.
 
     Args:
-        d_sae: number of latents.
+        d_sae: Number of latents.
     """
 
     d_sae: int
 
     def __post_init__(self) -> None:
-        check_width(self.d_sae)
+        check_width(self)
 
-    def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
+    def encode(self, x: Tensor, weights: EncoderWeights, *, backend: str = "auto") -> Codes:
         return encode_threshold(x, weights.W_enc, weights.b_enc, weights.pre_bias, backend=backend)
 
     @property

@@ -4,22 +4,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sae.autoencoder.sparsity.annealing import annealed_k, check_annealing
-from sae.autoencoder.sparsity.base import Sparsity, check_k
-from sae.autoencoder.weights import Weights
+from sae.autoencoder.sparsity.base import EncoderWeights
+from sae.autoencoder.sparsity.fixed_k import AnnealedK
 from sae_kernels.codes import Codes
 from sae_kernels.encode_topk import encode_topk
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopK(Sparsity):
+class TopK(AnnealedK):
     """acts = relu(top-k of (x - b_dec) W_enc + b_enc).
 
     Args:
-        d_sae: number of latents.
-        k: how many latents may fire on one activation. Fewer fire where fewer are positive.
-        k_start: how many may fire at the first step; k when left out.
-        k_anneal: share of the run over which k_start becomes k, linearly.
+        d_sae: Number of latents.
+        k: The most latents that fire on one activation. Fewer fire if fewer are positive.
+        k_start: The same at the first step; k by default.
+        k_anneal: Share of the run over which k_start falls to k, linearly.
     """
 
     d_sae: int
@@ -27,13 +26,6 @@ class TopK(Sparsity):
     k_start: int | None = None
     k_anneal: float = 0.0
 
-    def __post_init__(self) -> None:
-        check_k(self.k, self.d_sae)
-        check_annealing(self)
-
-    def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
+    def encode(self, x: Tensor, weights: EncoderWeights, *, backend: str = "auto") -> Codes:
         w = weights
         return encode_topk(x, w.W_enc, w.b_enc, self.k, w.pre_bias, backend=backend)
-
-    def at_progress(self, progress: float) -> "TopK":
-        return annealed_k(self, progress)

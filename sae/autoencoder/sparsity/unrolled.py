@@ -1,11 +1,10 @@
-"""Unrolled: an encoder that is a few iterations of sparse coding (Gregor & LeCun 2010, LISTA)."""
+"""Unrolled: the encoder is a few iterations of sparse coding (Gregor & LeCun 2010, LISTA)."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from sae.autoencoder.sparsity.base import Sparsity, check_width
-from sae.autoencoder.weights import ExtraParam, Weights
+from sae.autoencoder.sparsity.base import EncoderWeights, ExtraParam, Sparsity, check_width
 from sae.errors import UserError
 from sae_kernels.codes import Codes
 from sae_kernels.encode_unrolled import encode_unrolled
@@ -13,22 +12,21 @@ from sae_kernels.encode_unrolled import encode_unrolled
 
 @dataclass(frozen=True, kw_only=True)
 class Unrolled(Sparsity):
-    """z_0 = relu(pre), pre = (x - b_dec) W_enc + b_enc; then, in each layer,
-    z <- relu(z + step * (pre - z D W_enc) - theta): what z explains already is not counted twice.
+    """z_0 = relu(pre), pre = (x - b_dec) W_enc + b_enc; then each layer computes
+    z <- relu(z + step * (pre - z D W_enc) - theta), so that what z explains is not counted twice.
 
-    D [d_sae, d_in] rebuilds x from codes: W_dec where x is what is predicted. Elsewhere W_dec
-    writes to another space, and D is the transpose of W_enc with its columns divided by the square
-    of their norms. step and theta are learnt, one of each a latent. Needs a penalty in the
-    objective, such as L1. A layer costs twice what a dense encoder does, and its backward as much
-    again.
+    D [d_sae, d_in] reconstructs x from codes. It is W_dec if the SAE predicts x. Otherwise W_dec
+    writes to another space, and D is the transpose of W_enc with each column divided by its squared
+    norm. step and theta are learned, one of each per latent. Needs a penalty such as L1. A layer
+    costs twice what a dense encoder does, and its backward pass as much again.
 
     Args:
-        d_sae: number of latents.
-        layers: how many such layers follow z_0.
-        tied: whether all layers share step and theta; else each learns its own.
-        step: where steps start. Above 2 / |D W_enc|, some 2 / (1 + sqrt(d_sae / d_in))^2 of random
-            directions, codes grow from layer to layer at the start.
-        theta: where thresholds start.
+        d_sae: Number of latents.
+        layers: How many such layers follow z_0.
+        tied: Whether all layers share step and theta; otherwise each learns its own.
+        step: Initial value of the steps. Above 2 / |D W_enc|, which for random directions is about
+            2 / (1 + sqrt(d_sae / d_in))^2, codes grow from layer to layer at the start.
+        theta: Initial value of the thresholds.
     """
 
     d_sae: int
@@ -38,7 +36,7 @@ class Unrolled(Sparsity):
     theta: float = 0.01
 
     def __post_init__(self) -> None:
-        check_width(self.d_sae)
+        check_width(self)
         if self.layers < 1:
             raise UserError(
                 f"model.sae.layers={self.layers} unrolls nothing; give at least 1, or use ReLU"
@@ -49,20 +47,24 @@ class Unrolled(Sparsity):
             raise UserError(f"model.sae.theta={self.theta} must not be negative")
 
     def _names(self, name: str) -> list[str]:
-        """What a parameter is called in each layer."""
+        """Return the name of a parameter in each layer."""
         return [name if self.tied else f"{name}_{layer}" for layer in range(1, self.layers + 1)]
 
     def extra_params(self) -> dict[str, ExtraParam]:
         steps = {name: ExtraParam(self.step, power=0) for name in self._names("step")}
         return steps | {name: ExtraParam(self.theta) for name in self._names("theta")}
 
-    def encode(self, x: Tensor, weights: Weights, *, backend: str = "auto") -> Codes:
+    def encode(self, x: Tensor, weights: EncoderWeights, *, backend: str = "auto") -> Codes:
         w = weights
         steps, thetas = ([w.extra[name] for name in self._names(n)] for n in ("step", "theta"))
         D = None if w.pre_bias is None else w.W_dec
         return encode_unrolled(
             x, w.W_enc, w.b_enc, D, steps, thetas, w.pre_bias, backend=backend
         )  # fmt: skip
+
+    @property
+    def unrolled_layers(self) -> int:
+        return self.layers
 
     @property
     def needs_penalty(self) -> bool:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sae.autoencoder import SAE
 from sae.autoencoder.losses import LossTerm, Run
-from sae.autoencoder.sparsity import MatchingPursuit
 from sae.errors import UserError
 from sae.inference.result import ragged_codes, sparse_rows
 from sae.training.dictionary_learning.config import SparseCoding
@@ -48,15 +47,15 @@ class SparseCodingLearner(Learner):
         resample_every: int | None = None,
         **more: Any,
     ) -> None:
-        if sae.site.reads != sae.site.predicts or sae.site.groups > 1:
+        if not sae.reconstructs_input:
             raise UserError(
                 "model.sparse_coding learns a dictionary of what is read, and "
                 f"{type(sae.site).__name__} predicts something else; use Autoencoder or Crosscoder"
             )
-        if isinstance(sae.sparsity, MatchingPursuit):
+        if not sae.sparsity.learns_encoder:
             raise UserError(
-                "model.sparse_coding trains an encoder to its dictionary, and MatchingPursuit has "
-                "none; use another model.sae"
+                "model.sparse_coding trains an encoder to its dictionary, and "
+                f"{type(sae.sparsity).__name__} has none; use another model.sae"
             )
         if resample_every is not None:
             raise UserError(
