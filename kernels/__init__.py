@@ -44,3 +44,7 @@ def _import_hugging_face_kernels() -> None:
 
 if __name__ == "kernels":
     _import_hugging_face_kernels()
+else:
+    from sae_kernels.thread_invariance import set_strict_mkl_mode
+
+    set_strict_mkl_mode()

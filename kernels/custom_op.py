@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.library import CustomOpDef
+from torch.library import CustomOpDef  # pyright: ignore[reportPrivateImportUsage]
 
 T = TypeVar("T")
 

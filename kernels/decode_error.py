@@ -54,7 +54,8 @@ class _DecodeError(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, _, grad: Tensor):
-        grads = error_grad(grad, *ctx.saved_tensors, *ctx.context, ctx.needs_input_grad[:4])
+        needs = ctx.needs_input_grad[:4]
+        grads = error_grad(grad, *ctx.saved_tensors, *ctx.context, needs=needs)
         return *grads, None, None, None
 
 

@@ -123,7 +123,8 @@ class _DecodePrefixes(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        grads = prefixes_grad(grad, *ctx.saved_tensors, *ctx.context, ctx.needs_input_grad[:4])
+        needs = ctx.needs_input_grad[:4]
+        grads = prefixes_grad(grad, *ctx.saved_tensors, *ctx.context, needs=needs)
         return *grads, None, None, None, None
 
 

@@ -69,8 +69,10 @@ def encode_threshold_op(
 @encode_threshold_op.register_fake
 def _(x, W_enc, b_enc, b_dec, threshold, capacity, backend):
     on_triton = backend == "triton" or (backend == "auto" and x.is_cuda)
-    data_dependent = capacity is None or not on_triton
-    size = torch.library.get_ctx().new_dynamic_size() if data_dependent else capacity
+    if capacity is None or not on_triton:
+        size = torch.library.get_ctx().new_dynamic_size()
+    else:
+        size = capacity
     return *_fake_ragged(x, size), x.new_empty((), dtype=torch.int64)
 
 

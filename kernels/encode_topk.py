@@ -64,7 +64,8 @@ def encode_topk(
     if torch.compiler.is_compiling() and backend != "reference":
         from sae_kernels.encode_custom_ops import encode_topk_op
 
-        return Codes(*encode_topk_op(x, W_enc, b_enc, b_dec, k, backend), d_sae)
+        values, indices = encode_topk_op(x, W_enc, b_enc, b_dec, k, backend)
+        return Codes(values, indices, d_sae)
     backend = resolve(backend, W_enc)
     if backend == "reference":
         return reference.encode_topk(x, W_enc, b_enc, k, b_dec)

@@ -15,6 +15,7 @@ positions of the slots.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,10 +132,11 @@ def _backward(ctx, grad: Tensor) -> list[Tensor | None]:
     inputs, needs = ctx.saved_tensors, ctx.needs_input_grad[2:]
     # Each list entry becomes a leaf of its own; autograd adds them up for a tensor that several
     # layers share.
-    x, *others = (
-        t if t is None else t.detach().requires_grad_(need)
+    leaves: list[Any] = [
+        None if t is None else t.detach().requires_grad_(need)
         for t, need in zip(inputs, needs, strict=True)
-    )
+    ]
+    x, *others = leaves
     needed = [t for t, need in zip(others, needs[1:], strict=True) if need]
     sums: list[Tensor | None] = [None] * len(needed)
     d_x, first = [], 0

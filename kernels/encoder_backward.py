@@ -57,7 +57,8 @@ def encoder_grad(
         if need_b_dec:
             acc_dtype = torch.promote_types(W_enc.dtype, torch.float32)
             with torch.autocast(g.device.type, enabled=False):
-                d_b_dec = -(W_enc.to(acc_dtype) @ d_b.to(acc_dtype)).to(W_enc.dtype)
+                # Vector times matrix: MKL splits the sum of matrix times vector between threads.
+                d_b_dec = -(d_b.to(acc_dtype) @ W_enc.t().to(acc_dtype)).to(W_enc.dtype)
     return d_x, d_W, d_b_enc, d_b_dec
 
 

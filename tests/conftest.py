@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
+# Before torch: a process that a test starts uses one thread too, since tests run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["SAE_QUIET"] = "1"  # tests compare what is printed; tests/test_progress.py unsets it
+
+import torch  # noqa: E402
+
+import sae_kernels  # noqa: E402, F401 (sets MKL's mode before a test multiplies matrices)
 
 REPO = Path(__file__).resolve().parent.parent
 

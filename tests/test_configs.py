@@ -38,7 +38,7 @@ def test_a_resolved_config_is_a_page_and_a_config(capsys, tmp_path):
     with pytest.raises(SystemExit) as done:
         main(["fit", "--print_config"])
     printed = capsys.readouterr().out
-    assert done.value.code == 0 and 40 < len(printed.splitlines()) < 80
+    assert done.value.code == 0 and 40 < len(printed.splitlines()) < 90
     (tmp_path / "printed.yaml").write_text(printed)
     one, other = (
         parse_config(["--config", str(file)]).options

@@ -29,14 +29,37 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_dev_extras_resolve_with_torch_from_the_index(python, tmp_path):
+    """Resolve the environment of `make train` and every pin, by metadata, without installing.
+
+    Fails if two pins contradict each other (torch requires one exact Triton) or if a pinned release
+    has no wheel for this Python. uv does not see local wheels that pip is configured to prefer.
+    """
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-cache"]
+    command += ["pyproject.toml", "constraints.txt", "--extra", "dev"]
+    command += ["--constraints", "constraints.txt", "--only-binary", ":all:"]
+    command += ["--python-version", python, "--no-python-downloads"]
+    command += ["--python-platform", "x86_64-manylinux_2_28"]
+    command += ["--output-file", str(tmp_path / "resolved.txt")]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    if done.returncode and "No solution found" not in done.stderr and "CI" not in os.environ:
+        pytest.skip(f"the package index cannot be reached: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    resolved = (tmp_path / "resolved.txt").read_text()
+    assert "nvidia-" in resolved  # torch is the CUDA build of the index, not a local CPU build
+
+
+@pytest.mark.slow
 def test_wheel_holds_every_room_and_no_test(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {p for p in names if p.endswith(".py")}
     here = {str(p.relative_to(REPO)) for p in (REPO / "sae").rglob("*.py")}
-    here |= {f"sae_kernels/{p.name}" for p in (REPO / "kernels").glob("*.py")}
+    kernels = REPO / "kernels"
+    here |= {f"sae_kernels/{p.relative_to(kernels)}" for p in kernels.rglob("*.py")}
     assert code == here
     assert "sae_configs/default.yaml" in names and "sae_configs/worlds/superposition.yaml" in names
-    assert "sae/browser/report.html" in names
+    assert {"sae/browser/report.html", "sae/py.typed", "sae_kernels/py.typed"} <= names
 
 
 @pytest.mark.slow

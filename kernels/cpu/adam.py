@@ -108,7 +108,7 @@ def adam_rows(
         if scratch is not None:
             g = _without_parallel_part(g, p, scratch[: len(p)])
         mean, square = m.to(acc_dtype) if rounding else m, v.to(acc_dtype) if rounding else v
-        torch._fused_adam_(
+        torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
             [p], [g], [mean], [square], [], [count], lr=lr, beta1=beta1, beta2=beta2, eps=eps,
             weight_decay=0.0, amsgrad=False, maximize=False,
         )  # fmt: skip

@@ -17,7 +17,7 @@ _SUM = 0  # embedding_bag's mode
 
 def _bags(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
     """Return, for each bag starts[i] : starts[i + 1] of slots, the sum of weight * table[row]."""
-    return torch._embedding_bag_forward_only(
+    return torch._embedding_bag_forward_only(  # pyright: ignore[reportPrivateImportUsage]
         table.contiguous(), rows, starts, False, _SUM, False, weights, True
     )[0]
 

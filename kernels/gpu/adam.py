@@ -9,6 +9,10 @@ cut off. They are counter-based: Philox (Salmon et al. 2011) of (seed, step, row
 program, then a 32-bit mix (8 instructions, where Philox takes 100) of its words with the column.
 """
 
+# Triton's annotations describe code inside a kernel: a launch takes plain values for constexpr.
+# pyright: reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportInvalidTypeForm=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import torch

@@ -1,5 +1,9 @@
 """The forward pass of `decode_error` in Triton: gather, subtract and square in one pass."""
 
+# Triton's annotations describe code inside a kernel: a launch takes plain values for constexpr.
+# pyright: reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportInvalidTypeForm=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import torch

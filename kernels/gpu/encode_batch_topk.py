@@ -14,6 +14,10 @@ still matter: those whose maximum exceeds the least of n kept keys. Histograms a
 atomics, so their order has no effect. `cpu.encode_batch_topk` has the same function.
 """
 
+# Triton's annotations describe code inside a kernel: a launch takes plain values for constexpr.
+# pyright: reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportInvalidTypeForm=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import torch

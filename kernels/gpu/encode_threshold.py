@@ -6,6 +6,10 @@ second pass over the same chunk writes. So the slots are in the order of (row, c
 `cpu.encode_threshold` has the same function.
 """
 
+# Triton's annotations describe code inside a kernel: a launch takes plain values for constexpr.
+# pyright: reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportInvalidTypeForm=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import torch

@@ -5,6 +5,10 @@ centred [batch, d_in], W_rows [d_sae, d_in], b_enc [d_sae], one dtype. Products 
 CPU half.
 """
 
+# Triton's annotations describe code inside a kernel: a launch takes plain values for constexpr.
+# pyright: reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportInvalidTypeForm=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator

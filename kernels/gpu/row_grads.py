@@ -17,6 +17,10 @@ answer from the device. With m PIECE < n <= (m + 1) PIECE, m >= 1:
     pair (number + 1) PIECE / 2 - 1 lies in start : end, and a program finds its latent there.
 """
 
+# Triton's annotations describe code inside a kernel: a launch takes plain values for constexpr.
+# pyright: reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportInvalidTypeForm=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import torch

@@ -5,6 +5,10 @@ give the same bits. Sums are kept in fp32 (float64 for float64) and rounded once
 Long lists of one latent are cut, see `gpu.row_grads`.
 """
 
+# Triton's annotations describe code inside a kernel: a launch takes plain values for constexpr.
+# pyright: reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportInvalidTypeForm=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import torch

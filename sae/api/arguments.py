@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, cast
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from sae.activations import BuiltinText, FileText, ModelActivations, Source, Text
 from sae.activations.list_text import ListText
 from sae.activations.tensors import Acts, IterableActivations, TensorActivations
+from sae.autoencoder.losses import LossTerm
+from sae.autoencoder.sites import Site
 from sae.autoencoder.sparsity import Sparsity
 from sae.errors import UserError
-from sae.training import OptimConfig
+from sae.training import OptimConfig, SparseCoding
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+    from lightning.pytorch.loggers import Logger
 
 Activations = Acts | Iterable[Acts] | Callable[[], Iterable[Acts]]
 """A tensor [..., d_in], a dict of them by hook, or an iterable (or function that returns one)."""
@@ -22,6 +31,49 @@ TextLike = Text | str | Path | Sequence[str] | Sequence[Path]
 """A Text; a path or glob; a list of documents (strings) or of files (Paths)."""
 Rules = Sparsity | Sequence[Sparsity] | Mapping[str, Sparsity | Mapping[str, Any]]
 """One rule, or several to train on the same activations."""
+
+
+class TrainArguments(TypedDict, total=False):
+    """The arguments of `sae.train` besides `sae`, for type checkers and editors."""
+
+    steps: Required[int]
+    model: str | None
+    hooks: str | Sequence[str] | None
+    text: TextLike | None
+    context_size: int
+    source: Source | None
+    activations: Activations | None
+    site: Site | None
+    losses: Sequence[LossTerm] | None
+    optim: OptimConfig | None
+    lr: float | None
+    batch_size: int
+    block_batches: int
+    held_out_tokens: int
+    seed: int
+    dead_after: int | None
+    refresh_steps: int | None
+    cuda_graph: bool
+    accumulate: int
+    dtype: Literal["float32", "bfloat16"]
+    ema: float | None
+    resample_every: int | None
+    sparse_coding: SparseCoding | None
+    name: str | None
+    runs: str | Path
+    overwrite: bool
+    resume: bool
+    log_every: int | None
+    validate_every: int | None
+    checkpoint_every: int | None
+    steps_per_call: int
+    accelerator: str
+    devices: int | list[int]
+    deterministic: bool
+    profiler: str | None
+    logger: Logger | Sequence[Logger] | None
+    callbacks: Sequence[Callback]
+    progress: bool
 
 
 def source_from(
@@ -50,8 +102,10 @@ def source_from(
     if source is not None:
         return source
     if activations is not None:
-        if isinstance(activations, Tensor | Mapping) or hasattr(activations, "__array__"):
-            return TensorActivations(activations)
+        if isinstance(activations, np.ndarray):
+            activations = torch.from_numpy(activations)
+        if isinstance(activations, Tensor | Mapping):
+            return TensorActivations(cast(Acts, activations))
         return IterableActivations(activations, held_out_tokens)
     if hooks is None:
         raise UserError(
@@ -112,12 +166,10 @@ def members_from(
 
 
 def _member(own: Mapping[str, Any], shared: Mapping[str, Any], lr: float | None) -> dict[str, Any]:
-    arguments = {**shared, **own}
+    arguments = {"sae": own["sae"], **shared, **own}
     lr = arguments.pop("lr", lr)
     optim = arguments["optim"] or OptimConfig()
     if lr is not None:
-        from dataclasses import replace
-
         optim = replace(optim, lr=lr)
     losses = arguments["losses"]
     return arguments | {"optim": optim, "losses": None if losses is None else list(losses)}

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import yaml
 
 from sae.activations import ActivationData, Source
-from sae.api.arguments import Activations, Rules, TextLike, members_from, source_from
+from sae.api.arguments import (
+    Activations,
+    Rules,
+    TextLike,
+    TrainArguments,
+    members_from,
+    source_from,
+)
 from sae.api.run import Run, Runs
 from sae.autoencoder.losses import LossTerm
 from sae.autoencoder.sites import Site
@@ -29,12 +36,14 @@ if TYPE_CHECKING:
 
 
 @overload
-def train(*, sae: Sparsity, **arguments: Any) -> Run: ...
+def train(*, sae: Sparsity, **arguments: Unpack[TrainArguments]) -> Run: ...
 
 
 @overload
 def train(
-    *, sae: Sequence[Sparsity] | Mapping[str, Sparsity | Mapping[str, Any]], **arguments: Any
+    *,
+    sae: Sequence[Sparsity] | Mapping[str, Sparsity | Mapping[str, Any]],
+    **arguments: Unpack[TrainArguments],
 ) -> Runs: ...
 
 

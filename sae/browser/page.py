@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from sae.browser.run_data import RunData
 from sae.files import write_text
 from sae.metrics.examples import LatentExamples
 from sae.metrics.metric import Metric
-from sae.metrics.registry import METRICS
+from sae.metrics.registry import all_metrics
 
 _MAX_LATENTS = 20  # shown on a page
 _MAX_EXAMPLES = 6  # shown of each latent
@@ -39,7 +38,7 @@ def write_report(run_dir: str | Path) -> Path:
         UserError: If the folder is not the folder of a run.
     """
     run = RunData.read(run_dir)
-    rows = [row for metric in METRICS.values() for row in _metric_rows(run, metric)]
+    rows = list(_metric_rows(run))
     page = load_template("report.html").render(
         title=run.name,
         subtitle=_subtitle(run.metadata | run.summary),
@@ -84,27 +83,38 @@ def evenly_ranked(latents: list[LatentExamples], count: int) -> list[LatentExamp
     return [alive[round(i * (len(alive) - 1) / (count - 1))] for i in range(count)]
 
 
-def _metric_rows(run: RunData, metric: Metric) -> Iterator[dict[str, str]]:
-    """Yield the rows of a metric: its value and, where it is known, its chance level.
+def _metric_rows(run: RunData) -> Iterator[dict[str, str]]:
+    """Yield a row for each declared metric that was measured.
 
-    A metric without a held-out value shows the value from training, and its label says so.
+    Values of `evaluate`, which come with intervals, go before those at the end of training. A
+    metric without a held-out value shows the value from training, and its label says so.
     """
-    if not metric.in_table:
-        return
-    values = run.held_out
-    if metric.name not in values and metric.name in _AFTER_TRAINING:
-        values = run.summary
-        if metric.name != "dead_fraction":
-            metric = replace(metric, label=f"{metric.label}, training")
-    for shown in (metric, metric.chance()):
-        value = values.get(shown.name)
+    for metric in all_metrics().values():
+        if not metric.in_table:
+            continue
+        values, label = run.held_out | run.evaluation, metric.title
+        if metric.name not in values and metric.name in _AFTER_TRAINING:
+            values = run.summary
+            if metric.name != "dead_fraction":
+                label += ", training"
+        value = values.get(metric.name)
         if isinstance(value, int | float) and math.isfinite(value):
             yield {
-                "key": shown.name,
-                "label": shown.title,
-                "value": shown.text(value),
-                "description": shown.meaning,
+                "key": metric.name,
+                "label": label,
+                "value": metric.text(value),
+                "description": " ".join((metric.meaning, *_context(metric, values))),
             }
+
+
+def _context(metric: Metric, values: dict[str, Any]) -> Iterator[str]:
+    """Yield the interval and the chance level of a metric in words, where they are known."""
+    low, high = values.get(f"{metric.name}_low"), values.get(f"{metric.name}_high")
+    if low is not None and high is not None:
+        yield f"95% interval {metric.text(low)} to {metric.text(high)}."
+    chance = values.get(f"{metric.name}_chance")
+    if chance is not None:
+        yield f"Chance level {metric.text(chance)}."
 
 
 def _subtitle(facts: dict[str, Any]) -> str:

@@ -113,7 +113,9 @@ def _draw_panel(ax: Axes, run: RunData, panel: _Panel) -> None:
     held_out = run.held_out.get(panel.column)
     marker = "." if len(x) < 20 else ""
     label = "sum" if terms else "training"
-    ax.plot(x, y, color=_TRAINING, linewidth=1.5, marker=marker, label=label)
+    # The sum is a broad pale line, so that the terms on top of it stay visible.
+    width, alpha = (4.0, 0.4) if terms else (1.5, 1.0)
+    ax.plot(x, y, color=_TRAINING, linewidth=width, alpha=alpha, marker=marker, label=label)
     for term, color in zip(terms, COLORS[1:] * len(terms), strict=False):
         term_x, term_y = _thinned(points[term]).T
         name = term.removeprefix(TERM_PREFIX)

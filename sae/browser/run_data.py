@@ -21,6 +21,7 @@ class RunData:
         config: Text of config.yaml.
         metadata: Metadata of the saved SAE.
         summary: Contents of summary.json.
+        evaluation: Contents of evaluation.json, which `evaluate` writes.
         curves: Columns of metrics.csv.
         firing: How often each latent fires on held-out tokens.
         latents: The latents with the text that activates them.
@@ -30,6 +31,7 @@ class RunData:
     config: str
     metadata: dict[str, Any]
     summary: dict[str, Any]
+    evaluation: dict[str, Any]
     curves: Curves
     firing: Firing | None
     latents: list[LatentExamples]
@@ -49,12 +51,14 @@ class RunData:
             raise UserError(
                 f"{folder} is not the folder of a run: it has none of {', '.join(names[:3])}"
             )
+        evaluation = folder / "evaluation.json"
         sae = folder / "sae" / "sae.json"
         return cls(
             name=folder.name,
             config=config.read_text(encoding="utf-8") if config.is_file() else "",
             metadata=read_json_object(sae).get("metadata", {}) if sae.is_file() else {},
             summary=read_json_object(summary) if summary.is_file() else {},
+            evaluation=read_json_object(evaluation) if evaluation.is_file() else {},
             curves=read_curves(metrics) if metrics.is_file() else Curves(),
             firing=Firing.load(density) if density.is_file() else None,
             latents=read_examples(examples) if examples.is_file() else [],

@@ -84,6 +84,6 @@ class CommandParser(ArgumentParser):
         except ArgumentError as error:
             raise readable(error, self, prefix="--") from error
 
-    def add_switch(self, flag: str, **options: Any) -> None:
+    def add_switch(self, *flags: str, **options: Any) -> None:
         """Add a boolean flag: bare, or with `true` or `false`."""
-        self.add_argument(flag, type=bool, default=options.pop("default", False), **options)
+        self.add_argument(*flags, type=bool, default=options.pop("default", False), **options)

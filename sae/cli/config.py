@@ -189,6 +189,7 @@ def parse_config(args: list[str]) -> ParsedConfig:
         UserError: a setting is unknown, missing, or has a value that cannot work.
     """
     parser = run_parser()
+    objects: Any
     try:
         options = parser.parse_args([legacy.flag(arg) for arg in expand_flags(args, parser)])
         # A sweep agent tells a trial its name only through the environment.
@@ -264,11 +265,16 @@ def _model_parser() -> ArgumentParser:
     return parser
 
 
+def _json(value: Any) -> str:
+    return json.dumps(value, default=lambda part: part.as_dict())  # a class and its settings
+
+
 def _train_config(options: Namespace) -> TrainConfig:
     model = options.model.clone()
     if model.seed is None:
         model.seed = options.seed
-    return _model_parser().instantiate_classes(Namespace(model=model)).model
+    objects: Any = _model_parser().instantiate_classes(Namespace(model=model))
+    return objects.model
 
 
 def _member_configs(options: Namespace) -> dict[str, Namespace]:
@@ -288,7 +294,7 @@ def _member_configs(options: Namespace) -> dict[str, Namespace]:
                     f"members.{name}: {key} is the same for all members of a run; members may "
                     "differ in settings under model, except model.accumulate"
                 )
-            flags.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+            flags.append(f"--{key}={value if isinstance(value, str) else _json(value)}")
         try:
             member = parser.parse_args(flags, namespace=Namespace(model=options.model.clone()))
         except ArgumentError as error:

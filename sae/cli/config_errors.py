@@ -41,7 +41,10 @@ def readable(
     classes = classes or {}
     text = re.sub(r"\s+", " ", str(error)).strip()
     keys = _KEY.findall(text)
-    setting = prefix + ".".join(keys)
+    setting = ".".join(keys)
+    if prefix:
+        flags = {action.dest: action.option_strings for action in parser._actions}
+        setting = flags.get(setting, [])[-1] if flags.get(setting) else setting.upper()
     equals = " " if prefix else "="
     if match := _UNKNOWN_IN_CLASS.search(text):
         name = match[1].rpartition(".")[2]

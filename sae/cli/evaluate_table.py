@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from sae.evaluation.with_baselines import Evaluation
 from sae.metrics.metric import DIRECTIONS, Metric
 from sae.metrics.registry import by_section
 
@@ -19,23 +20,17 @@ CAPTION = (
 )
 
 
-def evaluation_table(
-    name: str,
-    metrics: Mapping[str, Any],
-    baselines: Mapping[str, Mapping[str, Any]],
-    similarity: str,
-) -> Table:
+def evaluation_table(name: str, evaluation: Evaluation) -> Table:
     """Return a table with a row for each declared metric of the run or of a baseline.
 
     Args:
         name: name of the run, for the title.
-        metrics: metrics of the run by name, with `<name>_low`, `<name>_high` and `<name>_chance`.
-        baselines: metrics of each baseline by the heading of its column.
-        similarity: what the interpretability metrics compare samples by.
+        evaluation: metrics of the run and of its baselines.
     """
+    metrics, baselines = evaluation.metrics, evaluation.baselines
     caption = CAPTION
     if "mis" in metrics:
-        caption += f"\nInterpretability compares samples by {similarity}."
+        caption += f"\nInterpretability compares samples by {evaluation.similarity}."
     table = Table(
         title=f"{name}: held-out metrics",
         title_justify="left",
@@ -46,7 +41,8 @@ def evaluation_table(
         caption_justify="left",
     )
     table.add_column("")
-    for column in ("this\nrun", "95%", "chance", *baselines):
+    headings = [evaluation.headings[name] for name in baselines]
+    for column in ("this\nrun", "95%", "chance", *headings):
         table.add_column(column, justify="right", no_wrap=True)
     for section, declared in by_section():
         rows = [

@@ -58,7 +58,7 @@ def run(options: Namespace, settings: list[str]) -> int:
         )
     result = identification(network, options.samples, config.data.seed)
     if options.json is not None:
-        text = json.dumps({**result.figures(), "source": source.metadata()}, indent=2)
+        text = json.dumps({**result.metrics(), "source": source.metadata()}, indent=2)
         write_text(options.json, text + "\n")
     Console(file=sys.stdout, highlight=False).print(table(result))
     for warning in result.warnings:

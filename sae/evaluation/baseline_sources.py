@@ -1,55 +1,54 @@
-"""What a figure must beat: the same recipe where there is nothing to find, or nothing was learnt.
+"""Baselines of an evaluation: noise, a model with random weights, a frozen decoder.
 
-A control is a source or a setting, and whoever trains puts it in place of the run's own:
-`RANDOM_WEIGHTS` a network that never learnt (Heap et al., arXiv 2501.17727: many scores are as
-high there), `GAUSSIAN` activations of the same mean and covariance and no other structure, and
-`FROZEN_DECODER` random directions that only the encoder learns to use (Korznikov et al., arXiv
-2602.14111: FVU and interpretability come close to a trained dictionary's). A figure's headline is
-what it has above them.
+A metric of an SAE means something only above what it reaches on a baseline:
+
+- `RANDOM_WEIGHTS`: the model has random weights (Heap et al., arXiv 2501.17727: many scores are as
+  high there).
+- `GAUSSIAN`: the activations are Gaussian noise with the same mean and covariance.
+- `FROZEN_DECODER`: the decoder keeps its random directions and only the encoder learns (Korznikov
+  et al., arXiv 2602.14111: FVU and interpretability come close to a trained dictionary's).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sae.activations import Batch, Source, Split
+from sae.training import OptimConfig
 
 RANDOM_WEIGHTS, GAUSSIAN, FROZEN_DECODER = "random_weights", "gaussian", "frozen_decoder"
 _SPLITS: dict[str, int] = {"train": 0, "held_out": 1}
-Optim = TypeVar("Optim")
 
 
-def frozen_decoder(optim: Optim) -> Optim:
-    """Settings of the optimiser, a dataclass with `lr_factors`, under which W_dec stays as it
-    starts: random unit directions. Resampling must be off, which would write to it."""
+def frozen_decoder(optim: OptimConfig) -> OptimConfig:
+    """Return optimizer settings under which W_dec keeps its random unit directions.
+
+    Resampling must be off, because it would write to W_dec.
+    """
     return dataclasses.replace(optim, lr_factors={**optim.lr_factors, "W_dec": 0.0})
 
 
-def random_weights(source: Source, *, seed: int = 0) -> Source | None:
-    """The same text through the same architecture with weights that never learnt; None where no
-    model is read."""
-    return source.random_weights_twin(seed)
-
-
 class MatchedGaussian(Source):
-    """Gaussian activations with the mean and covariance of another source's, over all its hooks.
+    """Gaussian activations with the mean and covariance of another source, over all its hooks.
 
-    Whatever depends on these two alone, such as the FVU of PCA, is the same; there are no features.
-    A block is a function of (split, index, size, seed) and of the rows looked at.
+    They have no features, but everything that depends on mean and covariance alone, such as the
+    FVU of PCA, is the same. A block is a pure function of (split, index, size, seed) and of the
+    rows on which mean and covariance were measured.
 
     Args:
-        source: what is matched, by its first training block.
-        rows: of that block. As many as the stream's own spare a harvest where blocks are cached.
-        seed: of that block.
+        source: the source to match, by its first training block.
+        rows: size of that block. The size of the stream's own blocks saves a harvest if blocks are
+            cached.
+        seed: seed of that block.
 
-    Attributes (after `setup`):
-        mean: [width], of all hooks side by side in the order of `widths`.
-        covariance: [width, width].
+    Attributes:
+        mean: [width], of all hooks side by side in the order of `widths`; set by `setup`.
+        covariance: [width, width]; set by `setup`.
     """
 
     mean: Tensor
@@ -60,7 +59,7 @@ class MatchedGaussian(Source):
         self._root: Tensor | None = None
 
     def setup(self, device: torch.device | str = "cpu") -> None:
-        """Set up the source and measure it; a second call does nothing."""
+        """Set up the matched source and measure it; a second call does nothing."""
         if self._root is not None:
             return
         self.source.setup(device)
@@ -76,7 +75,7 @@ class MatchedGaussian(Source):
     def block(self, split: Split, index: int, size: int, seed: int) -> Batch:
         """Return fresh draws, independent of each other."""
         self.setup()
-        # Not torch's generator: worlds and starts draw from it with small seeds too.
+        # numpy's generator, because worlds and initial weights draw from torch's with small seeds.
         generator = np.random.default_rng((seed, _SPLITS[split], index))
         noise = torch.from_numpy(generator.standard_normal((size, len(self.mean))))
         x = (self.mean + noise @ self._root).to(self._dtype)
@@ -84,4 +83,5 @@ class MatchedGaussian(Source):
         return Batch(dict(zip(self.widths, parts, strict=True))).to(self._device)
 
     def metadata(self) -> dict[str, Any]:
+        """Return what was matched."""
         return {"gaussian_like": self.source.metadata(), "rows": self.rows}

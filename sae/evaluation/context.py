@@ -1,8 +1,8 @@
-"""One autoencoder and what it is judged on, for `sae.evaluation.registry`."""
+"""What is known about an evaluated SAE: the inputs of the measurements."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sae.activations import Source
 from sae.autoencoder import SAE
-from sae.evaluation.samples import Sample
-from sae.evaluation.similarity import Judge
+from sae.evaluation.samples import Samples
+from sae.evaluation.similarity import SampleSimilarity
+from sae.metrics.bootstrap import Score
 from sae.metrics.code_matching import (
     CodeMatching,
-    code_chance,
     match_codes_absolute,
     match_codes_signed,
 )
@@ -22,71 +22,104 @@ from sae.metrics.firing import Firing
 from sae.metrics.interpretability import Similarity
 from sae_kernels.codes import Codes
 
-# Rows that codes are matched on, and DCI and probes fitted on.
 CODE_ROWS = 4096
+"""Rows on which codes are matched, and DCI and probes are fitted."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """An autoencoder, and what is known of what it was judged on. None: it is not."""
+class EvaluationContext:
+    """An evaluated SAE and everything that measurements may ask for.
+
+    A `Measurement` names the attributes that it needs. An attribute is None if it is not known for
+    this SAE or its source; measurements that need it are then skipped. "Rows" are the activations
+    that `samples` stored.
+
+    Attributes:
+        sae: the SAE.
+        source: where the activations come from.
+        samples: what the evaluation stored about each row.
+        firing: how often each latent fired, over all activations.
+        sample_similarity: what the interpretability metrics compare samples by.
+    """
 
     sae: SAE
     source: Source
-    sample: Sample
+    samples: Samples
     firing: Firing
-    judge: Judge
+    sample_similarity: SampleSimilarity
+
+    @cached_property
+    def x(self) -> Tensor:
+        """The rows that the SAE read [n, d_in], on its device."""
+        return self.samples.x
 
     @cached_property
     def codes(self) -> Codes:
-        """Of the rows kept."""
-        return self.sample.codes()
+        """The SAE's codes of the rows."""
+        return self.samples.codes()
 
     @cached_property
-    def z(self) -> Codes | None:
-        """Their true codes."""
-        return self.sample.true_codes()
+    def row_scores(self) -> Mapping[str, Score]:
+        """Scores over all activations; see `Samples.scores`."""
+        return self.samples.scores()
 
     @cached_property
-    def truth(self) -> Tensor | None:
-        """True directions [features, d_in]."""
+    def reconstructing_sae(self) -> SAE | None:
+        """The SAE, if it reconstructs what it reads; None for transcoders."""
+        return self.sae if self.sae.reconstructs_input else None
+
+    @cached_property
+    def ungrouped_sae(self) -> SAE | None:
+        """The SAE, if its latents do not fall into groups that read different activations."""
+        return self.sae if self.sae.site.bind(self.source.widths).groups == 1 else None
+
+    @cached_property
+    def true_codes(self) -> Codes | None:
+        """The true codes of the rows."""
+        return self.samples.true_codes()
+
+    @cached_property
+    def true_directions(self) -> Tensor | None:
+        """The true directions [features, d_in]."""
         features = self.source.known_features()
         return None if features is None else features.truth
 
     @cached_property
     def parents(self) -> Tensor | None:
-        """See `KnownFeatures.parents`."""
+        """The parent of each true feature; see `KnownFeatures.parents`."""
         features = self.source.known_features()
         return None if features is None else features.parents
 
     @cached_property
-    def dictionary(self) -> Tensor | None:
-        """W_dec, where it is one of what each latent reads."""
-        return self.sae.W_dec if self.sae.reconstructs_input else None
-
-    @cached_property
     def similarity(self) -> Similarity | None:
-        return self.judge.similarity(self.source, self.sample)
+        """How similar two rows are, judged without an SAE."""
+        return self.sample_similarity.of_samples(self.source, self.samples)
 
     @cached_property
-    def of_contexts(self) -> dict[str, Tensor] | None:
-        """Sums of `Downstream`."""
-        spliced = self.sample.spliced
-        return None if spliced is None else dict(spliced.of_contexts)
+    def context_sums(self) -> Mapping[str, Tensor] | None:
+        """Sums over each context of a model's output; see `Downstream.context_sums`."""
+        downstream = self.samples.downstream
+        return None if downstream is None else downstream.context_sums
 
     @cached_property
-    def few(self) -> tuple[Codes, Codes]:
-        """True codes and codes of `CODE_ROWS` rows."""
-        return self.z.rows(slice(0, CODE_ROWS)), self.codes.rows(slice(0, CODE_ROWS))
+    def code_pair(self) -> tuple[Codes, Codes] | None:
+        """The true codes and the SAE's codes of the first `CODE_ROWS` rows."""
+        if self.true_codes is None:
+            return None
+        rows = slice(0, CODE_ROWS)
+        return self.true_codes.rows(rows), self.codes.rows(rows)
 
     @cached_property
-    def match(self) -> Callable[[Codes, Codes], CodeMatching]:
-        signed = bool((self.z.values < 0).any())
+    def match(self) -> Callable[[Codes, Codes], CodeMatching] | None:
+        """The function that matches latents to true features by their codes."""
+        if self.true_codes is None:
+            return None
+        signed = bool((self.true_codes.values < 0).any())
         return match_codes_absolute if signed else match_codes_signed
 
     @cached_property
-    def matching(self) -> CodeMatching:
-        """Of `few`."""
-        return self.match(*self.few)
-
-    def chance(self, score: Callable[[Codes, Codes], float]) -> float:
-        return code_chance(score, *self.few, draws=1)
+    def matching(self) -> CodeMatching | None:
+        """The matching of `code_pair`."""
+        if self.match is None or self.code_pair is None:
+            return None
+        return self.match(*self.code_pair)

@@ -1,4 +1,4 @@
-"""Which part of an autoencoder holds it back: findings in plain words, from its figures."""
+"""Find which part of an SAE limits it, from its metrics, and say so in plain words."""
 
 from __future__ import annotations
 
@@ -8,36 +8,39 @@ from typing import Literal
 
 Part = Literal["encoder", "dictionary", "k", "width", "data"]
 
-# What a figure must reach before a finding is made of it; tests/evaluation/test_diagnosis.py trains
-# autoencoders with one fault each and holds that each is found.
+# Thresholds of the findings. tests/cli/test_evaluate_command.py trains SAEs with one fault each and
+# checks that it is found.
 ENCODER_SHARE = 0.25
+"""Share of the error that better codes would save."""
 DICTIONARY_MCC = 0.9
 CLOSE = 0.1
+"""Relative difference below which two values count as the same."""
 UNUSED = 0.1
+"""Share of dead latents."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason, and the figures that say so."""
+    """A part that limits the SAE, and the metrics that show it."""
 
     part: Part
-    says: str
+    text: str
 
     def __str__(self) -> str:
-        return f"{self.part}: {self.says}"
+        return f"{self.part}: {self.text}"
 
 
-def diagnose(figures: Mapping[str, float]) -> list[Finding]:
-    """What stands out, the part that costs most first; empty when nothing does.
+def diagnose(metrics: Mapping[str, float]) -> list[Finding]:
+    """Return the findings that `metrics` support, from encoder to data.
 
     Args:
-        figures: flat, of `sae.evaluation.evaluate`, and as far as they are known
-            `gap.fvu` and `gap.fvu_best` (of an `AmortisationGap`), `largest_k`, `dead_fraction`,
-            `c_dec`; and with the name of a control and a point before them those of
-            `frozen_decoder`, `gaussian`, and `fewer` and `more`, which have half and twice the L0.
+        metrics: metrics of a run by name, from `sae.evaluation.measure`. Of these it uses
+            `gap.fvu`, `gap.fvu_best`, `largest_k`, `dead_fraction` and `c_dec` if they are there,
+            and the metrics of baselines under `<baseline>.<name>`: `frozen_decoder`, `gaussian`,
+            and `fewer` and `more`, which have half and twice the L0.
     """
-    made = (_encoder, _dictionary, _k, _width, _data)
-    return [finding for make in made if (finding := make(figures)) is not None]
+    checks = (_encoder, _dictionary, _k, _width, _data)
+    return [finding for check in checks if (finding := check(metrics)) is not None]
 
 
 def _encoder(f: Mapping[str, float]) -> Finding | None:
@@ -48,9 +51,9 @@ def _encoder(f: Mapping[str, float]) -> Finding | None:
         return None
     return Finding(
         "encoder",
-        f"{share:.0%} of the error is the encoder's: with this dictionary and no more latents, "
-        f"better codes reach FVU {f['gap.fvu_best']:.4f} in place of {f['gap.fvu']:.4f}. "
-        "encode(x, refine=2) has most of it, without training",
+        f"{share:.0%} of the error is due to the encoder: with this dictionary and no more "
+        f"latents, better codes reach FVU {f['gap.fvu_best']:.4f} instead of "
+        f"{f['gap.fvu']:.4f}. encode(x, refine=2) gains most of that without training",
     )
 
 
@@ -61,13 +64,13 @@ def _dictionary(f: Mapping[str, float]) -> Finding | None:
             f"its directions are not the true ones: MCC {f['dictionary_mcc_signed']:.3f}, chance "
             f"{f['dictionary_mcc_signed_chance']:.3f}; train longer, or learn it by sparse coding",
         )
-    random, ours = f.get("frozen_decoder.gap.fvu_best"), f.get("gap.fvu_best")
-    if random is None or ours is None or ours < (1 - CLOSE) * random:
+    random, trained = f.get("frozen_decoder.gap.fvu_best"), f.get("gap.fvu_best")
+    if random is None or trained is None or trained < (1 - CLOSE) * random:
         return None
     return Finding(
         "dictionary",
-        f"a decoder that stayed random does as well: FVU {random:.4f} against {ours:.4f} with the "
-        "best codes for each; nothing was learnt that counts",
+        f"a frozen random decoder does as well: FVU {random:.4f} against {trained:.4f} with the "
+        "best codes for each; training the decoder gained nothing",
     )
 
 
@@ -75,22 +78,22 @@ def _k(f: Mapping[str, float]) -> Finding | None:
     if "largest_k" in f and f["l0"] > f["largest_k"]:
         return Finding(
             "k",
-            f"{f['l0']:.1f} latents fire on a token, and compressed sensing allows for "
-            f"{f['largest_k']:.0f} of this width and number: their values cannot be told apart. "
+            f"{f['l0']:.1f} latents fire on a token, and compressed sensing allows at most "
+            f"{f['largest_k']:.0f} for this d_in and d_sae: their values cannot be determined. "
             "Lower k",
         )
     if "more.c_dec" not in f or not f["more.c_dec"] < (1 - CLOSE) * f["c_dec"]:
         return None
-    # c_dec falls until k is right, stays about there, and may fall again where k is far too large:
-    # .160 .147 .146 .143 .120 at k 1 2 3 6 12 of a world with 3 active at a time. What already
-    # stayed from half the L0 on is the latter.
+    # c_dec falls until k is right, stays flat, and may fall again where k is far too large: .160
+    # .147 .146 .143 .120 at k 1 2 3 6 12 in a world with 3 active features. If it was already flat
+    # from half the L0 on, k is far too large, not too small.
     if "fewer.c_dec" in f and not f["c_dec"] < (1 - CLOSE) * f["fewer.c_dec"]:
         return None
     return Finding(
         "k",
-        f"with {f['more.l0']:.0f} latents on a token in place of {f['l0']:.0f}, latents share "
-        f"less direction (c_dec {f['more.c_dec']:.4f} against {f['c_dec']:.4f}): with too few, "
-        "one latent stands for several features that come together. Raise k",
+        f"with {f['more.l0']:.0f} instead of {f['l0']:.0f} latents per token, decoder rows overlap "
+        f"less (c_dec {f['more.c_dec']:.4f} against {f['c_dec']:.4f}): with too few, one latent "
+        "mixes several features that occur together. Raise k",
     )
 
 
@@ -98,8 +101,8 @@ def _width(f: Mapping[str, float]) -> Finding | None:
     if f.get("dead_fraction", 0) > UNUSED:
         return Finding(
             "width",
-            f"{f['dead_fraction']:.0%} of the latents are dead: fewer would do the same; or lower "
-            "the learning rate, or train longer",
+            f"{f['dead_fraction']:.0%} of the latents are dead: use fewer, lower the learning "
+            "rate, or train longer",
         )
     return None
 
@@ -109,6 +112,6 @@ def _data(f: Mapping[str, float]) -> Finding | None:
         return None
     return Finding(
         "data",
-        f"noise with the same covariance is rebuilt as well (FVU {f['gaussian.fvu']:.4f} against "
-        f"{f['fvu']:.4f}): at this L0 nothing sparse was found in these activations",
+        f"noise with the same covariance is reconstructed as well (FVU {f['gaussian.fvu']:.4f} "
+        f"against {f['fvu']:.4f}): at this L0 the SAE found no sparse structure in the activations",
     )

@@ -1,4 +1,4 @@
-"""The held-out figures of a run, in one flat dictionary."""
+"""Held-out metrics of an SAE."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from sae.metrics.downstream import downstream
 from sae.metrics.firing import Firing
 from sae.metrics.fvu import FVU
 from sae.metrics.reconstruction import Cosine, RelativeReconstructionBias, Shrinkage
+from sae.progress import progress
 
 if TYPE_CHECKING:
     from sae.activations import Source
     from sae.autoencoder import SAE
-    from sae.evaluation.samples import Sample
+    from sae.evaluation.samples import Samples
 
 _BLOCK = 4096
 
@@ -34,25 +35,27 @@ def evaluate(
     max_tokens: int = 65_536,
     downstream_tokens: int = 16_384,
     firing: Firing | None = None,
-    sample: Sample | None = None,
+    samples: Samples | None = None,
     seed: int = 0,
 ) -> dict[str, float | int]:
-    """Figures of `sae` on the held-out split of `source`; plain numbers, ready for JSON.
+    """Return the metrics of `sae` on the held-out split of `source`; plain numbers, for JSON.
+
+    Always returns tokens, fvu, l0, cosine, shrinkage, relative_reconstruction_bias and
+    never_fired_fraction. With a model on text it adds those of `Downstream`; with a source that
+    knows the true features dictionary_mcc_signed, its chance level, mmcs and mmcs_uniqueness.
 
     Args:
         sae: takes raw activations.
-        source: a world or a model on text.
-        max_tokens: held-out activations read.
-        downstream_tokens: how many of them the model is run to its end for, five times over;
-            0 leaves those figures out.
-        firing: counted into, for who wants the density of every latent afterwards.
-        sample: filled, for who wants more of the same rows afterwards: `sae.evaluation.registry`.
-        seed: of the world's samples.
+        source: a source that is set up.
+        max_tokens: held-out activations to read.
+        downstream_tokens: number of them on which the model is run with the SAE in place, in five
+            passes; 0 leaves those metrics out.
+        firing: counts into this, for callers that need the density of every latent.
+        samples: stores rows in this, for `sae.evaluation.measure`.
+        seed: seed of a world's samples.
 
-    Always: tokens, fvu, l0, cosine, shrinkage, relative_reconstruction_bias,
-    never_fired_fraction. With a model those of `Downstream`. With a world (known features)
-    dictionary_mcc_signed, its chance level, mmcs, mmcs_uniqueness. Raises
-    UserError when the split is empty.
+    Raises:
+        UserError: the held-out split is empty.
     """
     site, device = sae.site.bind(source.widths), sae.W_dec.device
     features, text = source.known_features(), source.text_model()
@@ -60,26 +63,28 @@ def evaluate(
     fvu, cosine, shrinkage = FVU(sae.d_out, device), Cosine(device), Shrinkage(device)
     bias = RelativeReconstructionBias(device)
     tokens, size = 0, min(_BLOCK, max_tokens)
-    for index in range(-(-max_tokens // _BLOCK)):
-        block = source.block("held_out", index, size, seed)
-        block = block.rows(slice(0, max_tokens - tokens))
-        if len(block) == 0:
-            break
-        x, y = site.pair({hook: block.acts[hook].to(device) for hook in site.hooks})
-        codes = sae.encode(x)
-        y_hat = sae.decode(codes, x)
-        firing.update(codes)
-        for metric in (fvu, cosine, shrinkage, bias):
-            metric.update(y, y_hat)
-        if sample is not None:
-            z = None
-            if features is not None:
-                z = features.codes("held_out", index, size, seed).rows(slice(0, len(block)))
-            sample.update(block, x, y, codes, y_hat, z)
-        tokens += len(block)
+    with progress("reading held-out activations", max_tokens) as task:
+        for index in range(-(-max_tokens // _BLOCK)):
+            block = source.block("held_out", index, size, seed)
+            block = block.rows(slice(0, max_tokens - tokens))
+            if len(block) == 0:
+                break
+            x, y = site.pair({hook: block.acts[hook].to(device) for hook in site.hooks})
+            codes = sae.encode(x)
+            y_hat = sae.decode(codes, x)
+            firing.update(codes)
+            for metric in (fvu, cosine, shrinkage, bias):
+                metric.update(y, y_hat)
+            if samples is not None:
+                z = None
+                if features is not None:
+                    z = features.codes("held_out", index, size, seed).rows(slice(0, len(block)))
+                samples.update(block, x, y, codes, y_hat, z)
+            tokens += len(block)
+            task.advance(len(block))
     if tokens == 0:
         raise UserError("the held-out split has no activations; give more text or a larger share")
-    figures: dict[str, float | int] = {
+    metrics: dict[str, float | int] = {
         "tokens": tokens,
         "fvu": fvu.compute(),
         "l0": firing.l0(),
@@ -89,16 +94,17 @@ def evaluate(
         "never_fired_fraction": firing.never_fired_fraction(),
     }
     if text is not None and downstream_tokens:
-        spliced = downstream(sae, text, mean=fvu.mean, max_tokens=downstream_tokens)
-        figures |= spliced.figures()
-        if sample is not None:
-            sample.spliced = spliced
+        with progress("running the model with the SAE in place"):
+            output = downstream(sae, text, mean=fvu.mean, max_tokens=downstream_tokens)
+        metrics |= output.metrics()
+        if samples is not None:
+            samples.downstream = output
     if features is not None:
         truth = features.truth
-        figures |= {
+        metrics |= {
             "dictionary_mcc_signed": dictionary_mcc_signed(sae.W_dec, truth),
             "dictionary_mcc_signed_chance": dictionary_mcc_chance(truth, sae.d_sae),
             "mmcs": mmcs(sae.W_dec, truth),
             "mmcs_uniqueness": mmcs_uniqueness(sae.W_dec, truth),
         }
-    return figures
+    return metrics

@@ -1,4 +1,4 @@
-"""What an evaluation read, row by row: for figures that need more than sums, and for intervals."""
+"""Rows of an evaluation, for metrics that need more than sums, and for intervals."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from sae.metrics.downstream import Downstream
     from sae_kernels.codes import Codes
 
-# Figures that are one sum over rows by another: the columns below.
+# Metrics that are the sum of one column over the sum of another, see `Samples.update`.
 _RATIOS = {
-    "fvu": ("error", "spread"),
+    "fvu": ("error", "variation"),
     "l0": ("active", "rows"),
     "cosine": ("cosine", "rows"),
     "shrinkage": ("norm_hat", "norm"),
@@ -27,53 +27,68 @@ _RATIOS = {
 }
 
 
-class Sample:
-    """Filled by `sae.evaluation.evaluate.evaluate`.
+class Samples:
+    """Activations, codes and errors of an evaluation, filled by `sae.evaluation.evaluate`.
 
     Args:
-        most: rows that are kept whole, the first ones. Of all rows a few numbers are.
+        max_rows: number of first rows that are stored in full. Of the other rows only a few
+            numbers are stored.
 
     Attributes:
-        x: what was read of the rows kept, [n, d_in], on the device of the autoencoder.
-        provenance: where they came from, on the CPU; None if the source does not say.
-        spliced: of a model on text.
+        rows: number of rows seen.
+        downstream: the model's output with the SAE in place, for a model on text.
     """
 
-    def __init__(self, most: int = 16_384) -> None:
-        self.most, self.rows = most, 0
-        self.spliced: Downstream | None = None
-        self._kept: list[Tensor] = []
+    def __init__(self, max_rows: int = 16_384) -> None:
+        self.max_rows, self.rows = max_rows, 0
+        self.downstream: Downstream | None = None
+        self._x: list[Tensor] = []
         self._provenance: list[Provenance] = []
         self._codes: list[Codes] = []
-        self._truth: list[Codes] = []
+        self._true_codes: list[Codes] = []
         self._columns: list[dict[str, Tensor]] = []
         self._clusters: list[Tensor] = []
 
     def update(
-        self, block: Batch, x: Tensor, y: Tensor, codes: Codes, y_hat: Tensor, z: Codes | None
+        self,
+        block: Batch,
+        x: Tensor,
+        y: Tensor,
+        codes: Codes,
+        y_hat: Tensor,
+        true_codes: Codes | None,
     ) -> None:
-        """Add a block: x [n, d_in] was read for y [n, d_out]; z are its true codes if there are."""
-        room = slice(0, max(0, self.most - self.rows))
-        if room.stop:
-            self._kept.append(x[room])
+        """Add a block of rows.
+
+        Args:
+            block: the block, for its provenance.
+            x: what the SAE read [n, d_in].
+            y: what it predicts [n, d_out]; x for an autoencoder.
+            codes: its codes of the n rows.
+            y_hat: its prediction of y.
+            true_codes: the true codes, if they are known.
+        """
+        stored = slice(0, max(0, self.max_rows - self.rows))
+        if stored.stop:
+            self._x.append(x[stored])
             if block.provenance is not None:
-                self._provenance.append(block.provenance.rows(room).to("cpu"))
-            self._codes.append(codes.rows(room))
-            if z is not None:
-                self._truth.append(z.rows(room))
+                self._provenance.append(block.provenance.rows(stored).to("cpu"))
+            self._codes.append(codes.rows(stored))
+            if true_codes is not None:
+                self._true_codes.append(true_codes.rows(stored))
         clusters = None if block.provenance is None else block.provenance.clusters
         if clusters is None:  # every row is independent of the others
             clusters = torch.arange(self.rows, self.rows + len(block))
         self._clusters.append(clusters.cpu())
         self.rows += len(block)
         if not self._columns:
-            # Of the first block: the mean of all is known at the end only. It makes `spread` larger
-            # by about as much as the block's mean is off, a share of 1 / its independent rows.
-            self._centre = y.double().mean(0)
+            # The mean of the first block, because the mean over all is known only at the end. The
+            # variation is too large by a relative 1 / (independent rows in the block), about.
+            self._mean = y.double().mean(0)
         y, y_hat = y.double(), y_hat.double()
         columns = {
             "error": (y - y_hat).square().sum(1),
-            "spread": (y - self._centre).square().sum(1),
+            "variation": (y - self._mean).square().sum(1),
             "cosine": torch.cosine_similarity(y, y_hat, dim=-1, eps=1e-30),
             "norm": y.norm(dim=1),
             "norm_hat": y_hat.norm(dim=1),
@@ -86,23 +101,27 @@ class Sample:
 
     @property
     def x(self) -> Tensor:
-        return torch.cat(self._kept)
+        """The stored rows that the SAE read [n, d_in], on its device."""
+        return torch.cat(self._x)
 
     @property
     def provenance(self) -> Provenance | None:
+        """Where the stored rows came from, on the CPU; None if the source does not say."""
         return Provenance.cat(self._provenance) if self._provenance else None
 
     def codes(self) -> Codes:
-        """Of the rows kept, ragged, float64, on the CPU."""
-        return _joined(self._codes)
+        """Return the SAE's codes of the stored rows: ragged, float64, on the CPU."""
+        return _concatenate(self._codes)
 
     def true_codes(self) -> Codes | None:
-        """The same of the truth; None where it is not known."""
-        return _joined(self._truth) if self._truth else None
+        """Return the true codes of the stored rows in the same form; None if they are unknown."""
+        return _concatenate(self._true_codes) if self._true_codes else None
 
     def scores(self) -> dict[str, Score]:
-        """fvu, l0, cosine, shrinkage and relative_reconstruction_bias of all rows, their intervals
-        under resampling of whole documents: tokens of one text hang together."""
+        """Return fvu, l0, cosine, shrinkage and relative_reconstruction_bias over all rows.
+
+        Their intervals resample whole documents, because tokens of one text depend on each other.
+        """
         columns = {
             name: torch.cat([part[name] for part in self._columns]) for name in self._columns[0]
         }
@@ -113,5 +132,5 @@ class Sample:
         }
 
 
-def _joined(parts: list[Codes]) -> Codes:
+def _concatenate(parts: list[Codes]) -> Codes:
     return as_codes(vstack([samples_matrix(part) for part in parts], format="csr"))

@@ -1,4 +1,4 @@
-"""What says how alike two samples are, for the scores of `psychophysics`: no autoencoder's word."""
+"""Similarity between samples that does not depend on any SAE, for interpretability metrics."""
 
 from __future__ import annotations
 
@@ -12,77 +12,91 @@ from sae.activations import Source
 from sae.metrics.interpretability import Similarity, cosine_similarity
 
 if TYPE_CHECKING:
-    from sae.evaluation.samples import Sample
+    from sae.evaluation.samples import Samples
 
 REACH = 4
+"""Tokens on each side of a token that describe its context."""
 
 
 @dataclass(frozen=True)
-class Judge:
-    """By the true codes of a world, and on text by what stands around a token.
+class SampleSimilarity:
+    """Similarity by the true codes of a world, or on text by the tokens around a position.
 
-    A run and its controls have one judge, since a model that never learnt embeds nothing.
+    A run and its baselines share one similarity, because the embeddings of a model with random
+    weights mean nothing.
 
     Attributes:
-        embedding: of every token id, [vocabulary, width]: the input embedding of the model that
-            the run reads. No layer and no autoencoder had a say in it. None without a model.
+        embedding: the input embedding of the model that the run reads [vocabulary, width]. No
+            layer and no SAE influences it. None without a model.
     """
 
     embedding: Tensor | None = None
 
     @classmethod
-    def of(cls, source: Source) -> Judge:
-        """The judge of a run on `source`, which is set up."""
+    def from_source(cls, source: Source) -> SampleSimilarity:
+        """Return the similarity for a run on `source`, which must be set up."""
         text = source.text_model()
         if text is None:
             return cls()
         return cls(text.model.model.get_input_embeddings().weight.detach())
 
     @property
-    def says(self) -> str:
-        """What it goes by."""
+    def description(self) -> str:
+        """What samples are compared by, in a few words."""
         if self.embedding is None:
             return "the cosine of true codes"
         return f"the model's embeddings of {2 * REACH + 1} tokens around"
 
-    def similarity(self, source: Source, sample: Sample) -> Similarity | None:
-        """Of the rows that `sample` kept of `source`; None where it has nothing to go by."""
-        z = sample.true_codes()
-        if z is not None:
-            return cosine_similarity(z.to_dense())
+    def of_samples(self, source: Source, samples: Samples) -> Similarity | None:
+        """Return the similarity of the rows in `samples`; None if nothing describes them.
+
+        Args:
+            source: the source that the samples come from, which may be a baseline's.
+            samples: rows of that source.
+        """
+        true_codes = samples.true_codes()
+        if true_codes is not None:
+            return cosine_similarity(true_codes.to_dense())
         if self.embedding is None or source.text_model() is None:
             return None
-        provenance = sample.provenance
+        provenance = samples.provenance
         assert provenance is not None, "a model on text says where its activations came from"
-        around = context_embedding(
+        embedded = context_embedding(
             self.embedding,
             provenance["token"],
             provenance["document"],
             provenance["position"],
             reach=REACH,
         )
-        # Embeddings share a large mean, by which any two are alike.
-        return cosine_similarity(around - around.mean(0))
+        # Embeddings share a large mean, which makes any two of them similar.
+        return cosine_similarity(embedded - embedded.mean(0))
 
 
 def context_embedding(
     embedding: Tensor, token: Tensor, document: Tensor, position: Tensor, *, reach: int
 ) -> Tensor:
-    """Mean embedding of each token and of those at most `reach` before or after it in its document,
-    float32 [n, width].
+    """Return the mean embedding of each token and its neighbours in the document.
 
-    embedding [vocabulary, width]; token, document and position int64 [n], as in a `Batch`: tokens
-    of a document follow each other, in their order. What is not there counts for nothing.
+    Args:
+        embedding: [vocabulary, width].
+        token: token ids, int64 [n]; the tokens of a document follow each other in order.
+        document: document of each token, int64 [n].
+        position: position of each token in its document, int64 [n].
+        reach: largest distance in positions of a neighbour. Positions that are not among the n
+            tokens are ignored.
+
+    Returns:
+        Mean embeddings, float32 [n, width] on the CPU.
     """
-    own = embedding[token.to(embedding.device)].float().cpu()
-    total, count, n = own.clone(), torch.ones(len(own), 1), len(own)
+    embedded = embedding[token.to(embedding.device)].float().cpu()
+    total, count, n = embedded.clone(), torch.ones(len(embedded), 1), len(embedded)
     for step in range(1, min(reach, n - 1) + 1):
-        early, late = slice(0, n - step), slice(step, n)
-        apart = position[late] - position[early]  # at least `step` in one document
-        near = (document[early] == document[late]) & (apart <= reach)
+        earlier, later = slice(0, n - step), slice(step, n)
+        distance = position[later] - position[earlier]  # at least `step` within one document
+        near = (document[earlier] == document[later]) & (distance <= reach)
         near = near[:, None].float()
-        total[early] += near * own[late]
-        total[late] += near * own[early]
-        count[early] += near
-        count[late] += near
+        total[earlier] += near * embedded[later]
+        total[later] += near * embedded[earlier]
+        count[earlier] += near
+        count[later] += near
     return total / count

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from sae.errors import UserError
 from sae.files import write_text
@@ -30,7 +30,7 @@ from sae.lightning.notebook import progress_callback
 from sae.progress import progress as show_progress
 from sae.runs.run_dir import RunDir
 from sae.training.member import Member
-from sae.training.run_settings import RunSettings
+from sae.training.run_settings import PYTHON_ONLY, RunSettings
 
 
 class Stopped(KeyboardInterrupt):
@@ -109,8 +109,12 @@ def _train(
         steps_per_call=settings.steps_per_call,
         accumulate=settings.data.accumulate,
     )
-    checkpoints = SaveCheckpoints(run, every=settings.checkpoint_every)
-    trainer = build_trainer(settings, callbacks=[checkpoints, *callbacks], loggers=loggers)
+    callbacks = [SaveCheckpoints(run, every=settings.checkpoint_every), *callbacks]
+    across_seeds = None
+    if groups := seed_agreement.groups(settings.member_configs):
+        across_seeds = seed_agreement.AcrossSeeds(groups, run.path, resume_step=step)
+        callbacks = [across_seeds, *callbacks]
+    trainer = build_trainer(settings, callbacks=callbacks, loggers=loggers)
     member_dirs = {n: run.member(n) if settings.several else run for n in settings.members}
     if not resume:
         run.start(overwrite=overwrite)
@@ -120,10 +124,6 @@ def _train(
         for name, config in settings.members.items()
     ]
     module = SAEModule(members)
-    across_seeds = None
-    if groups := seed_agreement.groups(settings.member_configs):
-        across_seeds = seed_agreement.AcrossSeeds(groups, run.path, resume_step=step)
-        trainer.callbacks.insert(0, across_seeds)
 
     log_settings(trainer.loggers, settings.config)
     try:
@@ -193,7 +193,27 @@ def _write_configs(run: RunDir, member_dirs: dict[str, RunDir], settings: RunSet
 
 def yaml_of(config: dict[str, Any]) -> str:
     """Return settings as the text of a config file."""
-    return yaml.safe_dump(config, default_flow_style=False, allow_unicode=True, sort_keys=False)
+    text = yaml.dump(
+        config,
+        Dumper=_WithoutAliases,
+        default_flow_style=False,
+        allow_unicode=True,
+        sort_keys=False,
+    )
+    if PYTHON_ONLY in config:
+        text = (
+            f"# What {PYTHON_ONLY} lists was given in Python and cannot be written here. To "
+            "continue this run,\n# call sae.train with the same arguments and data, its name and "
+            "resume=True.\n" + text
+        )
+    return text
+
+
+class _WithoutAliases(yaml.SafeDumper):
+    """Writes a value that occurs twice in full, both times."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Score:
     n: int
     chance: float | None = None
 
-    def figures(self, name: str) -> dict[str, float]:
+    def entries(self, name: str) -> dict[str, float]:
         """`name`, and as far as they are known `name_low`, `name_high` and `name_chance`."""
         found = {"": self.value, "_low": self.low, "_high": self.high, "_chance": self.chance}
         return {

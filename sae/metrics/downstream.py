@@ -52,14 +52,14 @@ class Downstream:
     """KL(clean || spliced) of the next-token distribution in nats, over the positions of `ce`."""
     ce_tokens: int | None = None
     """Positions with a real next token."""
-    of_contexts: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    context_sums: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
     """The sums behind the means, float64 [contexts] on the CPU: `tokens` and `targets` (positions
     of either kind), `cosine_` and `ce_` of each run by its name (`clean`, `sae`, `zero_ablation`,
     `mean_ablation`), `kl_sae`."""
 
-    def figures(self) -> dict[str, float | int]:
+    def metrics(self) -> dict[str, float | int]:
         """The numbers that are not None, by name."""
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "of_contexts"}
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "context_sums"}
         return {name: value for name, value in named.items() if value is not None}
 
 
@@ -182,11 +182,11 @@ class _Sums:
                 )
 
     def result(self) -> Downstream:
-        of_contexts = {
+        context_sums = {
             name: torch.cat([batch[name] for batch in self._batches]).cpu()
             for name in self._batches[0]
         }
-        sums = {name: total.sum().item() for name, total in of_contexts.items()}
+        sums = {name: total.sum().item() for name, total in context_sums.items()}
         tokens, targets = round(sums["tokens"]), round(sums.get("targets", 0))
         cosine = {
             "output_cosine": sums["cosine_sae"] / tokens,
@@ -204,5 +204,5 @@ class _Sums:
             **loss,
             downstream_tokens=tokens,
             ce_tokens=targets or None,
-            of_contexts=of_contexts,
+            context_sums=context_sums,
         )

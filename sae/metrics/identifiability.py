@@ -121,7 +121,7 @@ class Identification:
     label_share: float | None = None
     warnings: list[str] = field(default_factory=list)
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """Plain data for JSON, without what was not measured."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 

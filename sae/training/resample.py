@@ -131,7 +131,7 @@ def directions(
     reads = norm * normalize(x[tokens].to(wide) - centre)
     writes = reads.new_zeros(len(tokens), sae.d_out)
     writes[:, -missed.shape[1] :] = normalize(missed[tokens].to(wide))
-    return reads, -(reads @ centre), writes
+    return reads, -(centre @ reads.t()), writes
 
 
 def write_rows(name: str, tensor: Tensor, latents: Tensor, rows: Tensor) -> None:

@@ -83,7 +83,7 @@ def test_damaged_checkpoints(stopped, config, capsys):
     newest = stopped / "checkpoints/step=20.ckpt"
     newest.write_bytes(newest.read_bytes()[:-1000])
     error = fails(capsys, "--resume", "runs/tiny")
-    assert "step=20.ckpt" in error and "truncated" in error and "delete it" in error
+    assert "step=20.ckpt" in error and "truncated" in error and "remove it" in error
 
     newest.unlink()  # as the message says
     assert main(["fit", "--resume", "runs/tiny"]) == 0

@@ -1,4 +1,4 @@
-"""`evaluate`: runs with one fault each, trained, and what it says of them."""
+"""`evaluate` on trained runs that have one fault each."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import yaml
 
 from sae import SAE
 from sae.autoencoder.sparsity import AbsTopK, TopK
-from sae.cli.evaluate import measured
 from sae.cli.main import main
 from sae.evaluation.evaluate import evaluate
-from sae.evaluation.similarity import Judge
+from sae.evaluation.measure import measure
+from sae.evaluation.similarity import SampleSimilarity
 from sae.metrics.capacity import capacity, effective_dimension, largest_k
 from sae.worlds import SparseSuperposition
 
@@ -49,18 +49,19 @@ def trained(folder: Path, *changes: str) -> Path:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_fault_of_a_run_is_found(tmp_path, capsys, monkeypatch, fault):
+def test_evaluate_finds_the_fault_of_a_run(tmp_path, capsys, monkeypatch, fault):
     run = trained(tmp_path, *FAULTS[fault])
     capsys.readouterr()
-    judges, of = [], Judge.of
-    monkeypatch.setattr(Judge, "of", lambda source: judges.append(source) or of(source))
+    sources, from_source = [], SampleSimilarity.from_source
+    record = lambda source: sources.append(source) or from_source(source)
+    monkeypatch.setattr(SampleSimilarity, "from_source", record)
     assert main(["evaluate", str(run)]) == 0
-    assert len(judges) == 1  # for the run and all of its controls
-    said = capsys.readouterr().out
+    assert len(sources) == 1  # one similarity for the run and all of its baselines
+    text = capsys.readouterr().out
     found = json.loads((run / "evaluation.json").read_text())
     parts = [finding["part"] for finding in found["findings"]]
     assert fault in parts, (parts, found)
-    assert all(f"{finding['part']}: {finding['says']}" in said for finding in found["findings"])
+    assert all(f"{finding['part']}: {finding['says']}" in text for finding in found["findings"])
     summary = json.loads((run / "summary.json").read_text())
     dead = [found[f"dead_fraction{end}"] for end in ("_low", "", "_high")]
     assert dead == sorted(dead) and dead[1] == pytest.approx(summary["dead_fraction"])
@@ -75,24 +76,26 @@ def test_the_fault_of_a_run_is_found(tmp_path, capsys, monkeypatch, fault):
         assert found["code_mcc_best"] > found["code_mcc_own"]
         assert found["fvu"] == pytest.approx(summary["held_out"]["fvu"])
         for heading in ("this", "frozen", "noise", "the L0", "dictionary MCC", "chance", "MIS"):
-            assert heading in said
+            assert heading in text
+        page = (run / "report.html").read_text()
+        assert "Dictionary MCC" in page and "95% interval" in page and "Chance level" in page
         assert found["fvu_high"] < found["fvu_chance"] == 1
         assert found["dictionary_mcc_signed_low"] > found["dictionary_mcc_signed_chance"]
-        # What is judged by the truth is so for a control on the same data, and for no other.
+        # Ground truth applies to baselines on the same data, and to no other.
         assert found["mis"] > found["frozen_decoder.mis"] > found["mis_chance"]
         assert found["support_f1_low"] > found["frozen_decoder.support_f1_high"]
         assert "gaussian.mis" not in found and "gaussian.code_mcc" not in found
         before = {key: value for key, value in found.items() if "." not in key}
-        assert main(["evaluate", str(run), "--controls", "false", "--tokens", "2048"]) == 0
+        assert main(["evaluate", str(run), "--baselines", "false", "--tokens", "2048"]) == 0
         alone = json.loads((run / "evaluation.json").read_text())
         assert not [key for key in alone if key.startswith("gaussian")]
         assert {k: v for k, v in alone.items() if "." not in k} == before
 
 
-def test_what_all_rows_say_stands_above_what_those_kept_do():
+def test_values_over_all_rows_replace_those_over_stored_rows():
     world = SparseSuperposition(d_in=16, n_features=32, mean_active=2.0)
     sae = SAE(16, TopK(d_sae=32, k=3))
-    found = measured(sae, world, 9000, 5, Judge())
+    found = measure(sae, world, max_tokens=9000, seed=5)
     plain = evaluate(sae, world, max_tokens=9000, seed=5)
     assert {name: found[name] for name in plain} == plain
     assert found["tokens"] == 9000 and found["fvu_low"] < found["fvu"] < found["fvu_high"]
@@ -102,7 +105,7 @@ def test_what_all_rows_say_stands_above_what_those_kept_do():
     (x,) = world.block("held_out", 0, 4096, 5).acts.values()
     spread = effective_dimension(torch.cov(x.double().T))
     assert found["effective_dimension"] == pytest.approx(spread, rel=0.05)
-    signed = measured(SAE(16, AbsTopK(d_sae=32, k=3)), world, 500, 5, Judge())
+    signed = measure(SAE(16, AbsTopK(d_sae=32, k=3)), world, max_tokens=500, seed=5)
     assert signed["delta"] == capacity(16, 32, signed["l0"], non_negative=False).delta
 
 
@@ -110,13 +113,13 @@ def test_what_all_rows_say_stands_above_what_those_kept_do():
     ("args", "message"),
     [
         (["nowhere"], "nowhere holds no finished run"),
-        (["nowhere", "--controls", "maybe"], "--controls maybe; give true or false"),
+        (["nowhere", "--baselines", "maybe"], "--baselines maybe; give true or false"),
         (["nowhere", "--tokens", "0"], "--tokens 0; give at least 1"),
         ([], "RUN is missing"),
         (["a", "--wrong", "1"], "--wrong"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value) or "nothing",
 )
-def test_bad_input_is_one_line(capsys, args, message):
+def test_bad_input_is_reported_in_one_line(capsys, args, message):
     assert main(["evaluate", *args]) == 2
     assert message in capsys.readouterr().err

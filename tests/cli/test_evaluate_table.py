@@ -5,6 +5,7 @@ import io
 from rich.console import Console
 
 from sae.cli.evaluate_table import WIDTH, evaluation_table
+from sae.evaluation.with_baselines import Evaluation
 from sae.metrics.registry import by_section
 
 BASELINES = (
@@ -23,7 +24,8 @@ SHOWN = [
 
 def printed(metrics, baselines):
     console = Console(file=io.StringIO(), width=WIDTH)
-    console.print(evaluation_table("r", metrics, baselines, "true codes"))
+    headings = {name: name for name in baselines}
+    console.print(evaluation_table("r", Evaluation(metrics, baselines, headings, [], "true codes")))
     return console.file.getvalue()
 
 

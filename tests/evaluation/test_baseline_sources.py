@@ -8,42 +8,42 @@ from sae.activations import Batch, Source
 from sae.autoencoder.losses import FVU, AuxK
 from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import TopK
-from sae.evaluation.baseline_sources import MatchedGaussian, frozen_decoder, random_weights
+from sae.evaluation.baseline_sources import MatchedGaussian, frozen_decoder
 from sae.training import Learner, OptimConfig
 from sae.worlds import SparseSuperposition
 
 
 @pytest.mark.parametrize("kind", ["causal", "encoder"])
-def test_a_network_that_never_learnt_reads_the_same_tokens(make_source, kind):
+def test_random_weights_twin_reads_the_same_tokens(make_source, kind):
     source = make_source(kind)
     state = torch.get_rng_state()
     (hook,) = source.widths
     blocks = []
     for seed in (3, 3, 4):
-        control = random_weights(source, seed=seed)
-        control.setup()
-        blocks.append(control.block("train", 0, 100, 0))
-    learnt = source.block("train", 0, 100, 0)
+        baseline = source.random_weights_twin(seed)
+        baseline.setup()
+        blocks.append(baseline.block("train", 0, 100, 0))
+    trained = source.block("train", 0, 100, 0)
     assert torch.equal(blocks[0].acts[hook], blocks[1].acts[hook])
     assert not torch.equal(blocks[0].acts[hook], blocks[2].acts[hook])
-    assert not torch.isclose(blocks[0].acts[hook], learnt.acts[hook]).any(1).all()
+    assert not torch.isclose(blocks[0].acts[hook], trained.acts[hook]).any(1).all()
     for name in ("token", "document", "position"):
-        assert torch.equal(blocks[0].provenance[name], learnt.provenance[name])
+        assert torch.equal(blocks[0].provenance[name], trained.provenance[name])
     assert torch.equal(torch.get_rng_state(), state)
-    assert control.metadata() == source.metadata() | {"random_weights": 4}
-    # As an untrained network starts: the spread its configuration says, some layers of GPT-2 less.
-    matrices = [w for name, w in control.model.model.named_parameters() if w.dim() == 2]
-    expected = control.model.model.config.initializer_range
+    assert baseline.metadata() == source.metadata() | {"random_weights": 4}
+    # The standard deviation is the one in the configuration; some layers of GPT-2 have less.
+    matrices = [w for name, w in baseline.model.model.named_parameters() if w.dim() == 2]
+    expected = baseline.model.model.config.initializer_range
     spread = torch.cat([w.flatten() for w in matrices]).std().item()
     assert spread == pytest.approx(expected, rel=0.2)
 
 
-def test_a_world_has_no_network():
-    assert random_weights(SparseSuperposition(8, 16, 2)) is None
+def test_world_has_no_random_weights_twin():
+    assert SparseSuperposition(8, 16, 2).random_weights_twin() is None
 
 
 class Two(Source):
-    """Two hooks that share a part, off-centre; the last dimension is constant."""
+    """Two correlated hooks with a non-zero mean; the last dimension is constant."""
 
     def setup(self, device="cpu"):
         self.widths = {"a": 2, "b": 2}
@@ -58,37 +58,42 @@ class Two(Source):
         return {"two": 2}
 
 
-def test_the_gaussian_has_the_mean_and_the_covariance_of_all_hooks():
-    control = MatchedGaussian(Two(), rows=20_000)
-    control.setup()
-    assert control.widths == {"a": 2, "b": 2}
-    # Of uniform numbers: variance 1 / 12, mean 1 / 2.
-    assert control.mean.tolist() == pytest.approx([5.5, 0, 2, 2], abs=0.02)
+def test_matched_gaussian_has_mean_and_covariance_of_all_hooks():
+    baseline = MatchedGaussian(Two(), rows=20_000)
+    baseline.setup()
+    assert baseline.widths == {"a": 2, "b": 2}
+    # Uniform numbers have variance 1 / 12 and mean 1 / 2.
+    assert baseline.mean.tolist() == pytest.approx([5.5, 0, 2, 2], abs=0.02)
     expected = torch.tensor([[1.0, -1, 3, 0], [-1, 2, -3, 0], [3, -3, 10, 0], [0, 0, 0, 0]]) / 12
-    torch.testing.assert_close(control.covariance.float(), expected, atol=0.02, rtol=0)
-    batch = control.block("train", 2, 20_000, 0)
+    torch.testing.assert_close(baseline.covariance.float(), expected, atol=0.02, rtol=0)
+    batch = baseline.block("train", 2, 20_000, 0)
     x = torch.cat([batch.acts["a"], batch.acts["b"]], 1).double()
     assert batch.acts["a"].dtype == torch.float32
-    torch.testing.assert_close(x.mean(0), control.mean, atol=0.03, rtol=0)
-    torch.testing.assert_close(x.T.cov(correction=0), control.covariance, atol=0.03, rtol=0)
-    # Uniform numbers are not further than sqrt 3 standard deviations from their mean.
+    torch.testing.assert_close(x.mean(0), baseline.mean, atol=0.03, rtol=0)
+    torch.testing.assert_close(x.T.cov(correction=0), baseline.covariance, atol=0.03, rtol=0)
+    # Uniform numbers lie within sqrt 3 standard deviations of their mean.
     outside = (x[:, 0] - 5.5).abs() > (3 / 12) ** 0.5
     assert outside.double().mean().item() == pytest.approx(0.083, abs=0.01)
     assert len(batch) == 20_000 and batch.provenance is None
-    assert control.metadata() == {"gaussian_like": {"two": 2}, "rows": 20_000}
+    assert baseline.metadata() == {"gaussian_like": {"two": 2}, "rows": 20_000}
 
 
-def test_its_blocks_are_functions_of_what_they_are_asked_with():
-    control, again = MatchedGaussian(Two(), rows=100), MatchedGaussian(Two(), rows=100)
+def test_gaussian_blocks_depend_only_on_their_arguments():
+    baseline, again = MatchedGaussian(Two(), rows=100), MatchedGaussian(Two(), rows=100)
     again.setup()
     again.setup()
     for key in (("train", 0, 10, 0), ("train", 1, 10, 0), ("held_out", 0, 10, 0)):
-        assert torch.equal(control.block(*key).acts["a"], again.block(*key).acts["a"])
-    asked = [("train", 0, 10, 0), ("train", 1, 10, 0), ("held_out", 0, 10, 0), ("train", 0, 10, 1)]
-    assert len({control.block(*key).acts["a"].sum().item() for key in asked}) == 4
+        assert torch.equal(baseline.block(*key).acts["a"], again.block(*key).acts["a"])
+    keys = [
+        ("train", 0, 10, 0),
+        ("train", 1, 10, 0),
+        ("held_out", 0, 10, 0),
+        ("train", 0, 10, 1),
+    ]
+    assert len({baseline.block(*key).acts["a"].sum().item() for key in keys}) == 4
 
 
-def test_a_frozen_decoder_stays_and_the_encoder_learns():
+def test_frozen_decoder_does_not_change_while_the_encoder_learns():
     optim = frozen_decoder(OptimConfig(lr=1e-2, lr_factors={"b_enc": 0.5}))
     assert optim.lr_factors == {"b_enc": 0.5, "W_dec": 0.0} and optim.lr == 1e-2
     world = SparseSuperposition(16, 32, 3)

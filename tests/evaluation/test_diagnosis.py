@@ -1,4 +1,4 @@
-"""Diagnosis by its figures; tests/cli/test_evaluate_command.py trains runs with these faults."""
+"""Findings from given metrics; tests/cli/test_evaluate_command.py trains runs with these faults."""
 
 from __future__ import annotations
 
@@ -48,21 +48,20 @@ def parts(**changes: float) -> list[str]:
         ({"gaussian__fvu": 0.112}, {"gaussian__fvu": 0.111}, "data"),
     ],
 )
-def test_a_finding_is_made_beyond_its_mark(at, beyond, part):
+def test_findings_appear_only_beyond_their_thresholds(at, beyond, part):
     assert parts() == []
     assert parts(**at) == []
     assert parts(**beyond) == [part]
 
 
-def test_what_is_not_known_makes_no_finding():
+def test_missing_metrics_make_no_finding():
     assert diagnose({"fvu": 0.9, "l0": 3.0}) == []
     assert diagnose({"fvu": 0.0, "gap.fvu": 0.0, "gap.fvu_best": 0.0, "l0": 3.0}) == []
 
 
-def test_findings_say_their_figures():
+def test_findings_name_their_metrics():
     (finding,) = diagnose(SOUND | {"l0": 20.0})
-    assert str(finding).startswith("k: 20.0 latents fire on a token") and "allows for 16" in str(
-        finding
-    )
+    text = str(finding)
+    assert text.startswith("k: 20.0 latents fire on a token") and "allows at most 16" in text
     (finding,) = diagnose(SOUND | {"gap.fvu_best": 0.055})
-    assert "50% of the error" in finding.says and "0.0550 in place of 0.1100" in finding.says
+    assert "50% of the error" in finding.text and "0.0550 instead of 0.1100" in finding.text

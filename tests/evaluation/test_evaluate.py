@@ -9,7 +9,7 @@ from sae import SAE, UserError
 from sae.activations import Batch, Provenance, Source
 from sae.autoencoder.sparsity import TopK
 from sae.evaluation.evaluate import evaluate
-from sae.evaluation.samples import Sample
+from sae.evaluation.samples import Samples
 from sae.metrics.firing import Firing
 from sae.worlds import SparseSuperposition
 
@@ -24,34 +24,34 @@ LOSSES = {"ce_tokens", "ce_clean", "ce_sae", "ce_zero_ablation", "ce_mean_ablati
 WORLD = {"dictionary_mcc_signed", "dictionary_mcc_signed_chance", "mmcs", "mmcs_uniqueness"}
 
 
-def check(figures):
-    assert all(type(value) in (int, float) for value in figures.values())
-    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+def check(metrics):
+    assert all(type(value) in (int, float) for value in metrics.values())
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
 
 @pytest.mark.parametrize(
     ("kind", "keys"), [("causal", ALWAYS | MODEL | LOSSES), ("encoder", ALWAYS | MODEL)]
 )
-def test_on_a_model(make_source, sae, kind, keys):
+def test_metrics_on_a_model_match_direct_computation(make_source, sae, kind, keys):
     source = make_source(kind)
     firing = Firing(sae.d_sae)
-    figures = evaluate(sae, source, firing=firing)
-    check(figures)
-    assert set(figures) == keys
+    metrics = evaluate(sae, source, firing=firing)
+    check(metrics)
+    assert set(metrics) == keys
 
     block = source.block("held_out", 0, 10**6, 0)
     (x,) = block.acts.values()
     codes = sae.encode(x)
     x_hat = sae.decode(codes)
-    assert figures["tokens"] == len(x) == figures["downstream_tokens"] == firing.tokens
+    assert metrics["tokens"] == len(x) == metrics["downstream_tokens"] == firing.tokens
     fvu = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
-    assert figures["fvu"] == pytest.approx(fvu.item(), rel=1e-5)
-    assert figures["l0"] == pytest.approx((codes.to_dense() != 0).sum(1).double().mean().item())
+    assert metrics["fvu"] == pytest.approx(fvu.item(), rel=1e-5)
+    assert metrics["l0"] == pytest.approx((codes.to_dense() != 0).sum(1).double().mean().item())
     silent = ~(codes.to_dense() != 0).any(0)
-    assert figures["never_fired_fraction"] == pytest.approx(silent.double().mean().item())
+    assert metrics["never_fired_fraction"] == pytest.approx(silent.double().mean().item())
 
 
-def test_mean_ablation_puts_in_the_mean_of_the_set(make_source, sae):
+def test_mean_ablation_uses_the_mean_of_the_evaluated_set(make_source, sae):
     source = make_source()
     (x,) = source.block("held_out", 0, 10**6, 0).acts.values()
     from sae.metrics.downstream import downstream
@@ -60,34 +60,34 @@ def test_mean_ablation_puts_in_the_mean_of_the_set(make_source, sae):
     assert evaluate(sae, source)["ce_mean_ablation"] == pytest.approx(expected.ce_mean_ablation)
 
 
-def test_limits(make_source, sae):
-    figures = evaluate(sae, make_source(), max_tokens=200, downstream_tokens=0)
-    assert figures["tokens"] == 200
-    assert set(figures) == ALWAYS
+def test_limits_on_tokens_leave_out_downstream_metrics(make_source, sae):
+    metrics = evaluate(sae, make_source(), max_tokens=200, downstream_tokens=0)
+    assert metrics["tokens"] == 200
+    assert set(metrics) == ALWAYS
 
 
 @pytest.mark.parametrize("max_tokens", [1, 4096, 5000])
 def test_reads_exactly_max_tokens(max_tokens):
     world = SparseSuperposition(d_in=8, n_features=16, mean_active=2)
-    figures = evaluate(SAE(8, TopK(d_sae=16, k=2)), world, max_tokens=max_tokens)
-    assert figures["tokens"] == max_tokens
+    metrics = evaluate(SAE(8, TopK(d_sae=16, k=2)), world, max_tokens=max_tokens)
+    assert metrics["tokens"] == max_tokens
 
 
-def test_on_a_world():
+def test_world_adds_dictionary_metrics():
     world = SparseSuperposition(d_in=24, n_features=32, mean_active=2, active="exact")
     sae = SAE(24, TopK(d_sae=40, k=2))
-    figures = evaluate(sae, world, max_tokens=2000)
-    check(figures)
-    assert set(figures) == ALWAYS | WORLD
+    metrics = evaluate(sae, world, max_tokens=2000)
+    check(metrics)
+    assert set(metrics) == ALWAYS | WORLD
     with torch.no_grad():
         sae.W_dec[:32] = world.truth.flip(0)
-    found = evaluate(sae, world, max_tokens=2000)
-    assert found["dictionary_mcc_signed"] == pytest.approx(1, abs=1e-5)
-    assert figures["dictionary_mcc_signed"] < 0.7
-    assert found["dictionary_mcc_signed_chance"] == figures["dictionary_mcc_signed_chance"] < 0.7
+    at_truth = evaluate(sae, world, max_tokens=2000)
+    assert at_truth["dictionary_mcc_signed"] == pytest.approx(1, abs=1e-5)
+    assert metrics["dictionary_mcc_signed"] < 0.7
+    assert at_truth["dictionary_mcc_signed_chance"] == metrics["dictionary_mcc_signed_chance"] < 0.7
 
 
-def test_an_empty_held_out_split_is_the_users_error():
+def test_empty_held_out_split_raises_user_error():
     class Empty(SparseSuperposition):
         def block(self, split, index, size, seed):
             return super().block(split, index, size, seed).rows(slice(0))
@@ -96,23 +96,23 @@ def test_an_empty_held_out_split_is_the_users_error():
         evaluate(SAE(8, TopK(d_sae=16, k=2)), Empty(d_in=8, n_features=16, mean_active=2))
 
 
-def test_a_sample_holds_what_was_read():
+def test_samples_store_the_rows_that_were_read():
     world = SparseSuperposition(d_in=24, n_features=32, mean_active=2, noise=0.1)
-    sae, sample = SAE(24, TopK(d_sae=40, k=3)), Sample(most=4500)
+    sae, samples = SAE(24, TopK(d_sae=40, k=3)), Samples(max_rows=4500)
     with torch.no_grad():
         sae.b_enc -= 0.3  # so that not all of the three fire
-    figures = evaluate(sae, world, max_tokens=5000, sample=sample, seed=3)
+    metrics = evaluate(sae, world, max_tokens=5000, samples=samples, seed=3)
     blocks = [world.block("held_out", i, 4096, 3) for i in (0, 1)]
     x = torch.cat([block.acts["world"] for block in blocks])[:4500]
-    assert torch.equal(sample.x, x)
-    assert sample.provenance is None
+    assert torch.equal(samples.x, x)
+    assert samples.provenance is None
     z = torch.cat([world.codes("held_out", i, 4096, 3).to_dense() for i in (0, 1)])[:4500]
-    assert torch.equal(sample.true_codes().to_dense(), z.double())
-    torch.testing.assert_close(sample.codes().to_dense(), sae.encode(x).to_dense().double())
-    scores = sample.scores()
+    assert torch.equal(samples.true_codes().to_dense(), z.double())
+    torch.testing.assert_close(samples.codes().to_dense(), sae.encode(x).to_dense().double())
+    scores = samples.scores()
     assert set(scores) == ALWAYS - {"tokens", "never_fired_fraction"}
     for name, score in scores.items():  # of all 5,000 rows
-        assert score.value == pytest.approx(figures[name], rel=1e-3), name
+        assert score.value == pytest.approx(metrics[name], rel=1e-3), name
         assert score.low < score.value < score.high, name
 
 
@@ -120,7 +120,7 @@ def test_rows_of_one_document_are_resampled_together():
     world = SparseSuperposition(d_in=24, n_features=32, mean_active=2)
 
     class Repeats(Source):
-        """Every sample four times, as one document or as four."""
+        """Repeat every row four times, as one document or as four."""
 
         def __init__(self, together):
             self.widths, self.together = world.widths, together
@@ -133,9 +133,9 @@ def test_rows_of_one_document_are_resampled_together():
 
     sae, widths = SAE(24, TopK(d_sae=40, k=3)), []
     for together in (True, False):
-        sample = Sample()
-        evaluate(sae, Repeats(together), max_tokens=2048, sample=sample)
-        assert sample.true_codes() is None
-        fvu = sample.scores()["fvu"]
+        samples = Samples()
+        evaluate(sae, Repeats(together), max_tokens=2048, samples=samples)
+        assert samples.true_codes() is None
+        fvu = samples.scores()["fvu"]
         widths.append(fvu.high - fvu.low)
     assert widths[0] == pytest.approx(2 * widths[1], rel=0.15)  # sqrt(4)

@@ -55,7 +55,7 @@ def skewed(batch: int, d_sae: int, k: int) -> Tensor:
 
 @each_shape
 @each_dtype
-def test_encode(shape, dtype):
+def test_encode_topk_values_and_gradients(shape, dtype):
     batch, d_in, d_sae, k = shape
     eighths = lambda *size, seed: (normal(*size, seed=seed) * 8).round().clamp(-60, 60) / 8
     inputs = [
@@ -118,7 +118,7 @@ def test_decode_with_a_latent_on_every_token(shape, dtype):
 
 @each_dtype
 @pytest.mark.parametrize("unit_norm", [False, True], ids=["free", "unit-norm"])
-def test_adam(dtype, unit_norm):
+def test_adam_equals_the_reference(dtype, unit_norm):
     start = torch.nn.functional.normalize(normal(4099, 2304, seed=0), dim=1)
 
     def run(backend: str, kind: torch.dtype) -> list[Tensor]:
@@ -147,7 +147,7 @@ def step(tensors: list[Tensor], x: Tensor) -> list[Tensor]:
     return [codes.values, codes.indices, codes.l0(), codes.fired(), *grads, *tensors]
 
 
-def test_a_step_never_waits_and_repeats_to_the_bit():
+def test_step_never_waits_and_gives_the_same_bits_twice():
     x = normal(2048, 512, seed=0).float()
     start = [
         normal(8192, 512, seed=1).float().t(),
@@ -165,7 +165,7 @@ def test_a_step_never_waits_and_repeats_to_the_bit():
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-def test_reference_agrees_with_itself_on_the_device():
+def test_reference_on_gpu_equals_reference_on_cpu():
     """A guard on the yardstick: float64 on the GPU is float64 on the CPU."""
     inputs = [normal(64, 32, seed=0), normal(500, 32, seed=1).t(), normal(500, seed=2)]
     here = reference.encode_topk(*inputs, 9)

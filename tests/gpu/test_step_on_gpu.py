@@ -63,7 +63,7 @@ def tensors(made: Learner) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_a_step_never_waits_and_repeats_to_the_bit(dtype):
+def test_step_never_waits_and_gives_the_same_bits_twice(dtype):
     data = batches(6, 2048, 512, dtype)
     ends = []
     for _ in range(2):
@@ -81,7 +81,7 @@ def test_a_step_never_waits_and_repeats_to_the_bit(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_a_recorded_step_gives_the_same_bits(dtype):
+def test_recorded_step_gives_the_same_bits(dtype):
     data = batches(12, 1024, 256, dtype)
     plain = learner(256, 4096, 32, dtype)
     recorded = copy.deepcopy(plain)
@@ -178,7 +178,7 @@ def test_losses_equal_the_reference(op):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_a_latent_on_every_token_in_parts():
+def test_square_norm_with_a_latent_on_every_token():
     """Cut lists, in the norm as in the sums."""
     generator = torch.Generator("cuda").manual_seed(0)
     x = torch.randn(4096, 300, generator=generator, device="cuda", dtype=torch.float64)

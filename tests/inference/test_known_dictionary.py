@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.science.known_dictionary import SAMPLES, encoders, fast, published_data
+from benchmarks.science.known_dictionary import SAMPLES, encoders, inference_methods, published_data
 from sae.metrics.code_matching import code_mcc_absolute, exact_support_rate, match_codes_signed
 
 
 @pytest.fixture(scope="module")
 def scored():
     x, z, truth = published_data()
-    found = {name: method() for name, method in fast(x[SAMPLES:], truth).items()}
+    found = {name: method() for name, method in inference_methods(x[SAMPLES:], truth).items()}
     return z[SAMPLES:], found
 
 

@@ -1,3 +1,3 @@
-"""Memory from torch.empty starts as NaN here: an output a kernel forgot cannot pass."""
+"""Memory from torch.empty is NaN in these tests, so an output that a kernel skips cannot pass."""
 
 from kernel_cases import poison as poison

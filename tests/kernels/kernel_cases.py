@@ -1,4 +1,4 @@
-"""Inputs, and the rule by which a fast path is judged, on CPU and GPU."""
+"""Inputs for kernel tests on CPU and GPU, and the tolerance that a fast path is held to."""
 
 from __future__ import annotations
 
@@ -15,19 +15,31 @@ from sae_kernels.codes import Codes
 try:
     from hypothesis import given, settings
     from hypothesis import strategies as st
-except ImportError:  # a GPU machine with little more than torch: those tests are skipped there
+except ImportError:  # a GPU machine may have little more than torch; these tests are skipped there
     given = lambda *_, **__: pytest.mark.skip(reason="needs hypothesis")
     settings = lambda *_, **__: lambda test: test
     st = unittest.mock.MagicMock()
 
 CUDA = torch.cuda.is_available()
 TRITON = CUDA or os.environ.get("TRITON_INTERPRET") == "1"
-BACKENDS = ["torch", "triton"] if TRITON else ["torch"]  # test_interpreter.py runs the others
+INTERPRETER = TRITON and not CUDA
+BACKENDS = ["torch", "triton"] if TRITON else ["torch"]  # test_interpreter.py runs triton too
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
-# (batch, d_in, d_sae, k): one of everything, primes, k = 1, k = d_sae, widths that no block
-# divides. The interpreter takes about 2 ms a program, and there is one for every token and every
-# latent.
+
+# Leaves a test to `make test-all` in the interpreter, as `slow_in_interpreter` does with a case.
+mark_slow_in_interpreter = pytest.mark.slow if INTERPRETER else lambda test: test
+
+
+def slow_in_interpreter(*values: object) -> object:
+    """Return parameters for a case that `make test` leaves to `make test-all` in the interpreter.
+
+    The interpreter takes about 2 ms per program, and there is one for every token and every latent.
+    """
+    return pytest.param(*values, marks=pytest.mark.slow if INTERPRETER else ())
+
+
+# (batch, d_in, d_sae, k): all ones, primes, k = 1, k = d_sae, widths that no block divides.
 SHAPES = [
     (1, 1, 1, 1),
     (37, 50, 777, 13),
@@ -36,26 +48,36 @@ SHAPES = [
     (50, 1, 50, 5),
     (3, 1000, 101, 32),
 ]
-if TRITON and not CUDA:
+if INTERPRETER:
     SHAPES[1], SHAPES[3], SHAPES[4] = (7, 50, 63, 13), (9, 37, 101, 1), (10, 1, 50, 5)
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "b{}-d{}-f{}-k{}".format(*s))
+each_dtype = pytest.mark.parametrize(
+    "dtype",
+    # In the interpreter fp32 runs the same code as float64.
+    [torch.float64, slow_in_interpreter(torch.float32), torch.bfloat16],
+    ids=lambda d: str(d).removeprefix("torch."),
+)
+each_shape = pytest.mark.parametrize(
+    "shape",
+    [shape if i in (0, 1, 4) else slow_in_interpreter(shape) for i, shape in enumerate(SHAPES)],
+    ids=lambda s: "b{}-d{}-f{}-k{}".format(*s),
+)
 
 
 def device(backend: str) -> str:
+    """Return the device that tests of a backend run on."""
     return "cuda" if backend == "triton" and CUDA else "cpu"
 
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Values that bf16 holds exactly, so that every dtype starts from the same numbers."""
+    """Return normal values that bf16 represents exactly, so that every dtype gets the same ones."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator).to(torch.bfloat16).to(dtype)
 
 
 def leaves(*tensors: Tensor, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
-    """Copies with the layout kept, that require grad."""
+    """Return copies that require grad and keep the layout."""
     return [t.detach().to(device, dtype).clone().requires_grad_() for t in tensors]
 
 
@@ -116,7 +138,7 @@ def sum_over_tokens(codes: Codes, weights: Tensor, table: Tensor) -> Tensor:
 
 
 def active_sets(codes: Codes) -> list[set[int]]:
-    """The latents with a non-zero value, row by row, for a fixed k."""
+    """Return the latents with a non-zero value of each row, for codes with a fixed k."""
     return [
         set(row[value != 0].tolist())
         for row, value in zip(codes.indices.cpu(), codes.values.detach().cpu(), strict=True)
@@ -124,7 +146,7 @@ def active_sets(codes: Codes) -> list[set[int]]:
 
 
 def ragged(lengths: list[int], d_sae: int, *, seed: int, dtype: torch.dtype) -> Codes:
-    """Codes with rows of the given lengths; latents repeat, at times within one row."""
+    """Return codes with rows of the given lengths; latents repeat, sometimes within one row."""
     generator = torch.Generator().manual_seed(seed)
     nnz = sum(lengths)
     return Codes(
@@ -135,9 +157,11 @@ def ragged(lengths: list[int], d_sae: int, *, seed: int, dtype: torch.dtype) -> 
     )
 
 
-def _poisoned(make):
+def _poisoned(allocate):
+    """Wrap a function that allocates tensors to fill them with NaN or the least integer."""
+
     def poisoned(*args, **kwargs):
-        tensor = make(*args, **kwargs)
+        tensor = allocate(*args, **kwargs)
         if tensor.is_floating_point():
             tensor.fill_(float("nan"))
         elif tensor.dtype in (torch.int32, torch.int64):
@@ -149,6 +173,7 @@ def _poisoned(make):
 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill memory from torch.empty with NaN, so that an output a kernel does not write shows."""
     for owner, name in [
         (torch, "empty"),
         (torch, "empty_like"),

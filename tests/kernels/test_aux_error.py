@@ -60,7 +60,7 @@ def test_any_shape(shape, k, masked):
     check(problem(*shape), k, torch.float64, masked)
 
 
-def test_chunks_of_rows_do_not_show(monkeypatch):
+def test_chunks_do_not_change_the_result(monkeypatch):
     case = problem(200, 9, 50, 11)
     whole = run(case, 4, torch.float64, "torch")
     monkeypatch.setattr("sae_kernels.listed_latents.CHUNK_ELEMENTS", {"cpu": 1})  # 160 rows
@@ -68,7 +68,7 @@ def test_chunks_of_rows_do_not_show(monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_in_parts_the_gradient_is_the_same():
+def test_gradient_in_parts_equals_the_dense_one():
     weights, (x, residual), latents, mask = problem(30, 9, 50, 11)
     want = run(problem(30, 9, 50, 11), 4, torch.float64, "torch")
     W_enc, b_enc, W_dec, b_dec = leaves(*weights, dtype=torch.float64)

@@ -17,7 +17,7 @@ def test_auto_is_torch_on_cpu():
     assert resolve("auto", torch.zeros(1)) == "torch"
 
 
-def test_an_unknown_backend_is_named_with_those_that_exist():
+def test_unknown_backend_error_lists_the_valid_ones():
     x, W = torch.zeros(2, 3), torch.zeros(4, 3)
     message = "backend='cuda' is unknown; use one of auto, torch, triton, reference"
     with pytest.raises(ValueError, match=message):

@@ -76,7 +76,7 @@ def test_pairs_of_ragged_codes():
     assert pairs.tokens.tolist() == [token_of_slot[slot] for slot in order]
 
 
-def test_the_turning_is_done_once_for_both_backwards(monkeypatch):
+def test_pairs_are_sorted_once_for_both_backward_passes(monkeypatch):
     sorts = []
     original = torch.Tensor.sort
     monkeypatch.setattr(

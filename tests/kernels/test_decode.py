@@ -108,7 +108,7 @@ def test_two_runs_give_the_same_bits(backend):
 
 
 @each_backend
-def test_only_what_is_asked_for_gets_a_gradient(backend):
+def test_only_inputs_that_require_grad_get_one(backend):
     codes = fixed((5, 6, 40, 3))
     place = device(backend)
     codes = Codes(codes.values.to(place), codes.indices.to(place), 40)
@@ -128,6 +128,6 @@ def test_second_derivatives_raise():
         first.sum().backward()
 
 
-def test_dictionary_of_another_size():
+def test_W_dec_of_another_d_sae_is_refused():
     with pytest.raises(ValueError, match="W_dec has 39 rows but the codes have d_sae=40"):
         decode(fixed((5, 6, 40, 3)), torch.zeros(39, 6, dtype=torch.float64), torch.zeros(6))

@@ -110,7 +110,7 @@ def test_rows_wider_than_a_block(backend, monkeypatch):
 
 
 @each_backend
-def test_a_long_sum_of_squares_keeps_its_digits(backend):
+def test_long_sum_of_squares_is_accurate(backend):
     """One fp32 sum of so many squares, all of one size, would be off by more."""
     batch, d_in = (40, 8) if backend == "triton" else (3000, 500)
     codes = Codes(torch.zeros(batch, 1), torch.zeros(batch, 1, dtype=torch.int64), 2)
@@ -129,7 +129,7 @@ def test_two_runs_give_the_same_bits(backend):
 
 
 @each_backend
-def test_not_finite_stays_in_its_row(backend):
+def test_inf_affects_only_its_row(backend):
     codes = fixed((3, 6, 9, 2))
     target = normal(3, 6, seed=1)
     target[1, 2] = torch.inf
@@ -141,7 +141,7 @@ def test_not_finite_stays_in_its_row(backend):
 
 
 @each_backend
-def test_gradient_of_the_dictionary_in_parts(backend):
+def test_gradient_of_W_dec_in_parts_equals_the_dense_one(backend):
     codes, place = fixed((7, 5, 12, 3)), device(backend)
     W_dec, target = normal(12, 5, seed=1).to(place), normal(7, 5, seed=2).to(place)
 
@@ -158,7 +158,7 @@ def test_gradient_of_the_dictionary_in_parts(backend):
 
 
 @each_backend
-def test_only_what_is_asked_for_gets_a_gradient(backend):
+def test_only_inputs_that_require_grad_get_one(backend):
     codes, place = fixed((5, 6, 40, 3)), device(backend)
     codes = Codes(codes.values.to(place), codes.indices.to(place), 40)
     W_dec, target = normal(40, 6, seed=1).to(place), normal(5, 6, seed=2).to(place)
@@ -189,7 +189,7 @@ def test_the_residual_must_not_change_before_the_backward_pass():
         error.backward()
 
 
-def test_shapes_that_do_not_fit():
+def test_mismatched_shapes_are_refused():
     codes, W_dec = fixed((5, 6, 40, 3)), normal(40, 6, seed=1)
     with pytest.raises(ValueError, match="W_dec has 39 rows but the codes have d_sae=40"):
         decode_error(codes, W_dec[:39], W_dec[0], W_dec[:5])

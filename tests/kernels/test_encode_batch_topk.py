@@ -7,11 +7,11 @@ from torch import Tensor
 from encoder_cases import (
     TRITON_ONLY,
     assert_well_formed,
-    chunks_of,
     each_dtype,
-    forbid_waiting,
+    forbid_sync,
     gradients,
     problem,
+    set_chunk_rows,
 )
 from kernel_cases import (
     DTYPES,
@@ -143,7 +143,7 @@ KINDS = [
 @each_backend
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("k", [1, 20])
-def test_exact_whatever_the_rows_and_chunks(backend, kind, k, monkeypatch):
+def test_selection_is_exact_for_adversarial_rows(backend, kind, k, monkeypatch):
     """Several chunks of rows. With k = 1 some groups of columns are left out, with 20 none."""
     batch, rows, dtype = (23, 3, torch.float32) if backend == "torch" else (5, 2, torch.bfloat16)
     if backend == "triton":  # several programs for each list, of several blocks
@@ -155,7 +155,7 @@ def test_exact_whatever_the_rows_and_chunks(backend, kind, k, monkeypatch):
 
 @each_backend
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_keys_of_every_dtype(backend, dtype, monkeypatch):
+def test_selection_is_exact_to_the_last_bit_in_every_dtype(backend, dtype, monkeypatch):
     """Values that differ in the last bit of their pattern, or in the first."""
     integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize]
     near_one = torch.ones(120, dtype=dtype).view(integers) + torch.arange(120, dtype=integers) % 7
@@ -193,9 +193,9 @@ def test_any_shape_and_any_ties(batch, d_sae, share, rows, values, seed):
 
 
 @TRITON_ONLY
-def test_the_fused_product_keeps_the_same(backend, monkeypatch):
+def test_fused_and_vendor_product_select_the_same_slots(backend, monkeypatch):
     inputs = leaves(*problem(9, 8, 96), dtype=torch.bfloat16, device=device(backend))
-    chunks_of(4, 96, torch.bfloat16, backend, monkeypatch)
+    set_chunk_rows(4, 96, torch.bfloat16, backend, monkeypatch)
     runs = []
     for which in ("fused", "vendor"):
         monkeypatch.setattr(
@@ -208,7 +208,7 @@ def test_the_fused_product_keeps_the_same(backend, monkeypatch):
 
 
 @each_backend
-def test_the_threshold_for_inference(backend):
+def test_smallest_value_is_the_threshold_for_inference(backend):
     """The smallest kept value, as the docstring has it: above it lies all but that one."""
     at = leaves(
         normal(7, 6, seed=1),
@@ -226,9 +226,9 @@ def test_the_threshold_for_inference(backend):
 
 
 @TRITON_ONLY
-def test_nothing_waits(backend):
+def test_nothing_waits_for_the_device(backend):
     at = leaves(*problem(7, 5, 70), dtype=torch.float32, device=device(backend))
-    with forbid_waiting():
+    with forbid_sync():
         codes = encode_batch_topk(*at[:3], 2, at[3], backend=backend)
         torch.where(codes.values > 0, codes.values, torch.inf).amin()
         torch.autograd.grad(codes.values.sum(), at)
@@ -243,10 +243,10 @@ def test_empty_batch(backend):
 
 
 @each_backend
-def test_chunks_of_the_product_do_not_show(backend, monkeypatch):
+def test_chunks_do_not_change_the_result(backend, monkeypatch):
     at = [t.to(device(backend)) for t in problem(11, 9, 40)]
     whole = encode_batch_topk(*at[:3], 3, at[3], backend=backend)
-    chunks_of(4, 40, torch.float64, backend, monkeypatch)
+    set_chunk_rows(4, 40, torch.float64, backend, monkeypatch)
     parts = encode_batch_topk(*at[:3], 3, at[3], backend=backend)
     for name in ("values", "indices", "offsets"):
         assert torch.equal(getattr(parts, name), getattr(whole, name)), name
@@ -263,7 +263,7 @@ def test_autocast_changes_nothing(backend, monkeypatch):
 
 
 @each_backend
-def test_the_gradient_of_W_enc_in_parts(backend):
+def test_gradient_of_W_enc_in_parts_equals_the_dense_one(backend):
     at = leaves(*problem(9, 6, 30), dtype=torch.float64, device=device(backend))
     encode = lambda: encode_batch_topk(*at[:3], 3, at[3], backend=backend).to_dense()
     want = gradients([encode()], at)[1]
@@ -287,7 +287,7 @@ def test_two_runs_give_the_same_bits(backend):
 
 
 @pytest.mark.parametrize("k", [0, 31])
-def test_impossible_k(k):
+def test_k_out_of_range_is_refused(k):
     x, W_enc, b_enc, _ = problem(2, 4, 30)
     with pytest.raises(ValueError, match=f"k={k} must lie between 1 and d_sae=30"):
         encode_batch_topk(x, W_enc, b_enc, k)

@@ -5,7 +5,7 @@ import torch
 from test_encode_topk import NAMES, problem
 from torch import Tensor
 
-from encoder_cases import TRITON_ONLY, chunks_of, forbid_waiting
+from encoder_cases import TRITON_ONLY, forbid_sync, set_chunk_rows
 from kernel_cases import (
     active_sets,
     assert_as_accurate,
@@ -95,7 +95,7 @@ def test_equals_the_reference_and_empty_slots_get_no_gradient(backend):
 
 
 @each_backend
-def test_gradients_in_parts_sum_to_the_whole(backend):
+def test_gradient_in_parts_equals_the_dense_one(backend):
     inputs = problem((7, 6, 40, 5))
     grads = []
     for deferring in (False, True):
@@ -115,10 +115,10 @@ def test_gradients_in_parts_sum_to_the_whole(backend):
 
 
 @each_backend
-def test_chunks_of_rows_do_not_show_and_are_bounded(backend, monkeypatch):
+def test_chunks_are_bounded_and_do_not_change_the_result(backend, monkeypatch):
     inputs = [t.to(device(backend), torch.float64) for t in problem((11, 9, 40, 3))]
     whole = encode_dense_rule(*inputs[:3], signed(3), inputs[3], backend=backend)
-    chunks_of(4, 40, torch.float64, backend, monkeypatch)
+    set_chunk_rows(4, 40, torch.float64, backend, monkeypatch)
     seen, choose = [], signed(3)
 
     def spy(pre: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,7 +171,7 @@ def test_autocast_changes_nothing(backend, monkeypatch):
     ],
     ids=["two-widths", "rows", "one-dimension"],
 )
-def test_what_is_no_choice_is_refused(choose):
+def test_a_rule_that_returns_wrong_shapes_is_refused(choose):
     x, W_enc, b_enc, _ = problem((4, 5, 30, 3))
     with pytest.raises(ValueError, match=r"for 4 rows.*both must be \[rows, k\]"):
         encode_dense_rule(x, W_enc, b_enc, choose)
@@ -179,7 +179,7 @@ def test_what_is_no_choice_is_refused(choose):
 
 @each_backend
 @pytest.mark.parametrize("rule", ["encode_topk", "encode_dense_rule"])
-def test_nan_is_kept_and_gets_no_gradient(backend, rule):
+def test_nan_is_selected_and_gets_no_gradient(backend, rule):
     inputs = problem((6, 5, 60, 3))
     inputs[2][7] = float("nan")
     inputs[2][8:] -= 12
@@ -217,13 +217,13 @@ def test_largest_breaks_ties_from_the_left(backend, k, monkeypatch):
 
 
 @TRITON_ONLY
-def test_never_waits_for_the_device(backend):
+def test_nothing_waits_for_the_device(backend):
     def choose(pre: Tensor) -> tuple[Tensor, Tensor]:
         indices = largest(pre.abs(), 5, backend=backend)
         return pre.gather(1, indices), indices
 
     at = leaves(*problem((5, 4, 300, 5)), dtype=torch.float32, device=device(backend))
     encode_dense_rule(*at[:3], choose, at[3], backend=backend)  # kernels are compiled
-    with forbid_waiting():
+    with forbid_sync():
         codes = encode_dense_rule(*at[:3], choose, at[3], backend=backend)
         torch.autograd.grad(codes.values.square().sum(), at)

@@ -7,12 +7,12 @@ from torch import Tensor
 from encoder_cases import (
     TRITON_ONLY,
     assert_well_formed,
-    chunks_of,
     each_dtype,
-    forbid_waiting,
+    forbid_sync,
     gradients,
     integers,
     problem,
+    set_chunk_rows,
 )
 from kernel_cases import (
     assert_as_accurate,
@@ -72,7 +72,7 @@ def test_values_and_gradients_of_every_input(backend, dtype, shape):
 
 
 @each_backend
-def test_by_hand(backend):
+def test_values_and_gradients_computed_by_hand(backend):
     """h = 1; an open gate with a negative magnitude is a slot that is empty in codes alone."""
     place = device(backend)
     make = lambda *values: torch.tensor(values, device=place, requires_grad=True)
@@ -92,7 +92,7 @@ def test_by_hand(backend):
 
 @each_backend
 @pytest.mark.parametrize("which", ["codes", "gates"])
-def test_either_output_alone(backend, which):
+def test_gradients_of_one_output_equal_the_reference(backend, which):
     """The loss may use one of the two: what does not depend on it gets zeros, not None."""
     grads = []
     for kind in (backend, "reference"):
@@ -106,7 +106,7 @@ def test_either_output_alone(backend, which):
 
 
 @each_backend
-def test_without_b_dec_and_a_W_enc_that_is_not_latent_major(backend):
+def test_no_b_dec_and_a_W_enc_that_is_not_latent_major(backend):
     x, W_enc, *biases, _ = gated_problem(9, 20, 61)
     grads = []
     for which, W in ((backend, W_enc.contiguous()), ("reference", W_enc)):
@@ -118,7 +118,7 @@ def test_without_b_dec_and_a_W_enc_that_is_not_latent_major(backend):
 
 @each_backend
 @pytest.mark.parametrize("batch", [0, 5])
-def test_no_slots(backend, batch):
+def test_without_slots_all_gradients_are_zero(backend, batch):
     at = leaves(*gated_problem(batch, 4, 30), dtype=torch.float32, device=device(backend))
     with torch.no_grad():
         at[2] -= 100
@@ -129,7 +129,7 @@ def test_no_slots(backend, batch):
 
 
 @each_backend
-def test_not_finite(backend):
+def test_nan_and_inf(backend):
     at = leaves(*gated_problem(4, 5, 70), dtype=torch.float32, device=device(backend))
     with torch.no_grad():
         at[0][1, 2] = float("nan")
@@ -149,14 +149,14 @@ def test_not_finite(backend):
 
 @TRITON_ONLY
 @pytest.mark.parametrize("capacity", [37, 500])
-def test_capacity(backend, capacity, monkeypatch):
-    chunks_of(2, 33, torch.float32, backend, monkeypatch)
+def test_capacity_drops_the_end_of_the_batch(backend, capacity, monkeypatch):
+    set_chunk_rows(2, 33, torch.float32, backend, monkeypatch)
     at = leaves(*gated_problem(7, 5, 33), dtype=torch.float32, device=device(backend))
     want = encode_gated(*at, backend=backend)
     nnz = len(want[0].values)
     fits = min(capacity, nnz)
     assert 37 < nnz < 500
-    with forbid_waiting():
+    with forbid_sync():
         got = encode_gated(*at, capacity=capacity, backend=backend)
     for some, every in zip(got, want, strict=True):
         assert some.dropped.item() == nnz - fits and every.dropped is None
@@ -175,10 +175,10 @@ def test_capacity(backend, capacity, monkeypatch):
 
 
 @each_backend
-def test_chunks_of_rows_do_not_show(backend, monkeypatch):
+def test_chunks_do_not_change_the_result(backend, monkeypatch):
     at = [t.to(device(backend)) for t in gated_problem(11, 9, 40)]
     whole = encode_gated(*at, backend=backend)
-    chunks_of(4, 40, torch.float64, backend, monkeypatch)
+    set_chunk_rows(4, 40, torch.float64, backend, monkeypatch)
     for some, every in zip(encode_gated(*at, backend=backend), whole, strict=True):
         for name in ("values", "indices", "offsets"):
             assert torch.equal(getattr(some, name), getattr(every, name)), name
@@ -195,7 +195,7 @@ def test_autocast_changes_nothing(backend, monkeypatch):
 
 
 @each_backend
-def test_the_gradient_of_W_enc_in_parts(backend):
+def test_gradient_of_W_enc_in_parts_equals_the_dense_one(backend):
     at = leaves(*gated_problem(9, 6, 30), dtype=torch.float64, device=device(backend))
     want = gradients(dense(encode_gated(*at, backend=backend)), at)[1]
     at[1].row_grads = RowGrads()
@@ -243,6 +243,6 @@ def test_second_derivatives_raise():
         first.sum().backward()
 
 
-def test_impossible_capacity():
+def test_negative_capacity_is_refused():
     with pytest.raises(ValueError, match="capacity=-1 must not be negative"):
         encode_gated(*gated_problem(2, 4, 30), capacity=-1)

@@ -7,12 +7,12 @@ from torch import Tensor
 from encoder_cases import (
     TRITON_ONLY,
     assert_well_formed,
-    chunks_of,
     each_dtype,
-    forbid_waiting,
+    forbid_sync,
     gradients,
     integers,
     problem,
+    set_chunk_rows,
 )
 from kernel_cases import (
     SHAPES,
@@ -102,7 +102,7 @@ def test_jumprelu_and_its_threshold(backend, dtype, shape):
 
 @each_backend
 @each_dtype
-def test_one_learning_threshold_for_all_is_the_sum(backend, dtype):
+def test_gradient_of_a_shared_threshold_is_the_sum(backend, dtype):
     at = leaves(*problem(7, 5, 33), dtype=dtype, device=device(backend))
     wide = torch.promote_types(dtype, torch.float32)
     grads = []
@@ -115,7 +115,7 @@ def test_one_learning_threshold_for_all_is_the_sum(backend, dtype):
 
 
 @each_backend
-def test_window_and_edges_by_hand(backend):
+def test_window_edges_computed_by_hand(backend):
     """theta 2, bandwidth 2: fires above 2, moves the threshold strictly between 1 and 3."""
     place = device(backend)
     pre = torch.tensor([[-5.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0]], device=place)
@@ -134,7 +134,7 @@ def test_window_and_edges_by_hand(backend):
 
 
 @each_backend
-def test_negative_threshold_acts_as_zero_and_can_come_back(backend):
+def test_negative_threshold_acts_as_zero_and_gets_a_gradient(backend):
     place = device(backend)
     b_enc = torch.tensor([-0.25, 0.0, 0.25, 2.0], device=place)
     x, W_enc = torch.ones(1, 1, device=place), torch.zeros(1, 4, device=place)
@@ -149,7 +149,7 @@ def test_negative_threshold_acts_as_zero_and_can_come_back(backend):
 
 @each_backend
 @pytest.mark.parametrize("b_enc", [-100.0, 100.0], ids=["nothing fires", "everything fires"])
-def test_none_and_all(backend, b_enc):
+def test_no_latent_or_every_latent_fires(backend, b_enc):
     x, W_enc, _, b_dec = problem(5, 3, 40)
     inputs = [x, W_enc, torch.full((40,), b_enc), b_dec]
     at = leaves(*inputs, dtype=torch.float32, device=device(backend))
@@ -170,7 +170,7 @@ def test_empty_batch(backend):
 
 
 @each_backend
-def test_not_finite(backend):
+def test_nan_and_inf(backend):
     """NaN is listed and has no gradient; inf is a value like any other."""
     at = leaves(*problem(4, 5, 70), dtype=torch.float32, device=device(backend))
     theta = torch.full((70,), 2.0, device=device(backend), requires_grad=True)
@@ -190,9 +190,9 @@ def test_not_finite(backend):
 
 @TRITON_ONLY
 @pytest.mark.parametrize("capacity", [0, 1, 37, 500])
-def test_capacity(backend, capacity, monkeypatch):
+def test_capacity_drops_the_end_of_the_batch(backend, capacity, monkeypatch):
     """What fits is the beginning of the whole list; the rest is counted, and has no gradient."""
-    chunks_of(2, 33, torch.float32, backend, monkeypatch)
+    set_chunk_rows(2, 33, torch.float32, backend, monkeypatch)
     inputs = [*problem(7, 5, 33), thresholds("per-latent", 33)]
     place = device(backend)
     at = leaves(*inputs, dtype=torch.float32, device=place)
@@ -222,16 +222,16 @@ def test_capacity(backend, capacity, monkeypatch):
 
 
 @TRITON_ONLY
-def test_nothing_waits_with_a_capacity(backend):
+def test_with_a_capacity_nothing_waits_for_the_device(backend):
     at = leaves(*problem(7, 5, 33), dtype=torch.float32, device=device(backend))
     theta = torch.full((33,), 2.0, device=device(backend), requires_grad=True)
-    with forbid_waiting():
+    with forbid_sync():
         codes, gates = encode_jumprelu(
             *at[:3], theta, at[3], bandwidth=1.0, capacity=50, backend=backend
         )
         torch.autograd.grad(codes.values.sum() + gates.sum(), [*at, theta])
         threshold_outputs(at, theta, backend, capacity=50)
-    with pytest.raises(RuntimeError, match="synchroniz"), forbid_waiting():
+    with pytest.raises(RuntimeError, match="synchroniz"), forbid_sync():
         threshold_outputs(at, theta, backend)
 
 
@@ -242,11 +242,11 @@ def test_capacity_has_no_effect_on_cpu():
 
 
 @each_backend
-def test_chunks_of_rows_do_not_show(backend, monkeypatch):
+def test_chunks_do_not_change_the_result(backend, monkeypatch):
     inputs = [t.to(device(backend)) for t in problem(11, 9, 40)]
     theta = thresholds("per-latent", 40).to(device(backend))
     whole = threshold_outputs(inputs, theta, backend)
-    chunks_of(4, 40, torch.float64, backend, monkeypatch)
+    set_chunk_rows(4, 40, torch.float64, backend, monkeypatch)
     parts = threshold_outputs(inputs, theta, backend)
     for name in ("values", "indices", "offsets"):
         assert torch.equal(getattr(parts, name), getattr(whole, name)), name
@@ -274,7 +274,7 @@ def test_no_b_dec_and_a_W_enc_that_is_not_latent_major(backend):
 
 
 @each_backend
-def test_the_gradient_of_W_enc_in_parts(backend):
+def test_gradient_of_W_enc_in_parts_equals_the_dense_one(backend):
     at = leaves(*problem(9, 6, 30), dtype=torch.float64, device=device(backend))
     want = gradients([threshold_outputs(at, None, backend).to_dense()], at)[1]
     at[1].row_grads = RowGrads()
@@ -332,7 +332,7 @@ def test_second_derivatives_raise():
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
-def test_impossible_settings(backend):
+def test_invalid_settings_are_refused(backend):
     x, W_enc, b_enc, _ = problem(2, 4, 30)
     with pytest.raises(ValueError, match=r"threshold has shape \(29,\).* d_sae=30"):
         encode_threshold(x, W_enc, b_enc, threshold=torch.ones(29), backend=backend)

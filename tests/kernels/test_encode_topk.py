@@ -59,7 +59,9 @@ def test_values_and_gradients_of_every_input(backend, dtype, shape):
         assert (acts.gather(1, fast.indices.cpu()) >= kth * (1 - 2**-6)).all()
     else:
         assert active_sets(fast) == active_sets(support)
-    assert all(len(set(row)) == k for row in fast.indices.tolist()), "an index twice in a row"
+    assert all(len(set(row)) == k for row in fast.indices.tolist()), (
+        "a row has the same index twice"
+    )
 
     indices = fast.indices.cpu()
     weights = cotangent.gather(1, indices)
@@ -99,7 +101,7 @@ def test_ties_go_to_the_lowest_index(backend, k, monkeypatch):
 
 
 @each_backend
-def test_every_value_equal(backend):
+def test_equal_values_select_the_lowest_indices(backend):
     x, W_enc = torch.ones(3, 2), torch.ones(700, 2).t()
     place = device(backend)
     codes = encode_topk(
@@ -128,7 +130,7 @@ def test_fewer_positives_than_k_leave_empty_slots_without_gradient(backend):
 
 
 @each_backend
-def test_not_finite(backend):
+def test_nan_and_inf(backend):
     """NaN is never dropped; inf is the largest value."""
     x, W_enc, b_enc, b_dec = leaves(
         *problem((6, 5, 600, 3)), dtype=torch.float32, device=device(backend)
@@ -144,7 +146,7 @@ def test_not_finite(backend):
 
 
 @each_backend
-def test_nan_beside_ties(backend):
+def test_nan_takes_one_slot_beside_ties(backend):
     """A NaN takes a slot of its own and leaves the tie rule of the others as it is."""
     place = device(backend)
     b_enc = torch.ones(100, device=place)
@@ -179,7 +181,7 @@ def test_no_b_dec_and_a_W_enc_that_is_not_latent_major(backend):
 
 
 @each_backend
-def test_chunks_of_rows_do_not_show(backend, monkeypatch):
+def test_chunks_do_not_change_the_result(backend, monkeypatch):
     inputs = [t.to(device(backend), torch.float64) for t in problem((11, 9, 40, 3))]
     whole = encode_topk(*inputs[:3], 3, inputs[3], backend=backend)
     if backend == "torch":
@@ -214,7 +216,7 @@ def test_empty_batch(backend):
     assert all((g == 0).all() for g in grads)
 
 
-def test_threads_do_not_share_anything():
+def test_two_threads_give_the_results_of_one():
     inputs = [[t.float() for t in problem((200, 16, 900, 8), seed=s)] for s in (10, 20)]
     want = [encode_topk(*i[:3], 8, i[3]).to_dense() for i in inputs]
     wrong = []
@@ -242,7 +244,7 @@ def test_second_derivatives_raise():
 
 
 @pytest.mark.parametrize("k", [0, 31])
-def test_impossible_k(k):
+def test_k_out_of_range_is_refused(k):
     x, W_enc, b_enc, _ = problem((2, 4, 30, 3))
     with pytest.raises(ValueError, match=f"k={k} must lie between 1 and d_sae=30"):
         encode_topk(x, W_enc, b_enc, k)

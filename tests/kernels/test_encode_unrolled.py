@@ -70,7 +70,7 @@ def test_codes_and_gradients_of_every_input(backend, missing):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_narrow_dtypes_are_as_good_as_plain_torch(dtype):
+def test_narrow_dtypes_are_as_accurate_as_plain_torch(dtype):
     inputs = problem()
     cotangent = normal(BATCH, D_SAE, seed=9)
     results = []
@@ -86,7 +86,7 @@ def test_narrow_dtypes_are_as_good_as_plain_torch(dtype):
         assert_as_accurate(*three, name)
 
 
-def test_layers_that_share_a_step_get_its_whole_gradient():
+def test_shared_step_gets_the_gradients_of_all_layers():
     inputs = problem()
     grads = []
     for run in (lambda at: encoded(at).to_dense(), dense):
@@ -136,7 +136,7 @@ def test_two_runs_give_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-def test_empty_batch_and_nothing_that_fires():
+def test_empty_batch_and_no_active_latent():
     at = leaves(*problem(batch=0), dtype=torch.float64)
     codes = encoded(at)
     assert codes.batch == 0 and codes.values.shape == (0,)
@@ -149,7 +149,7 @@ def test_empty_batch_and_nothing_that_fires():
     assert all((g == 0).all() for g in torch.autograd.grad(codes.values.sum(), at))
 
 
-def test_no_layer_is_relu():
+def test_zero_layers_equal_relu():
     x, W_enc, b_enc, W_dict, *_ = at = leaves(*problem(), dtype=torch.float64)
     codes = encode_unrolled(x, W_enc, b_enc, W_dict, [], [])
     want = (x @ W_enc + b_enc).relu()

@@ -132,11 +132,11 @@ STEPS = [reconstruct, error, matryoshka, ranked, batch_topk, relu]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
-def test_a_step_in_one_graph(step):
+def test_compiled_step_is_one_graph_with_the_same_bits(step):
     compiled_gives_the_same_bits(step, backend="aot_eager")
 
 
-def test_any_batch_is_one_graph():
+def test_another_batch_size_does_not_recompile():
     torch.compiler.reset()
     step = torch.compile(reconstruct, fullgraph=True, dynamic=True, backend="aot_eager")
     x, *rest = parameters()
@@ -149,11 +149,11 @@ def test_any_batch_is_one_graph():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
-def test_a_step_with_the_default_compiler(step):
+def test_step_compiled_by_inductor_gives_the_same_bits(step):
     compiled_gives_the_same_bits(step)
 
 
-def test_an_eager_call_never_meets_its_op(monkeypatch):
+def test_eager_calls_skip_the_custom_ops(monkeypatch):
     def refuse(*args):
         raise AssertionError("dispatched")
 
@@ -164,7 +164,7 @@ def test_an_eager_call_never_meets_its_op(monkeypatch):
         results(step)
 
 
-def test_the_reference_is_traced_as_it_is():
+def test_reference_backend_compiles_without_custom_ops():
     x, W_enc, b_enc, W_dec, b_dec = parameters()
 
     def step(x):

@@ -42,7 +42,7 @@ def test_equals_the_reference(shape, centred, dtype):
         assert_as_accurate(*three, name)
 
 
-def test_what_lies_at_its_threshold_is_not_short_of_it():
+def test_pre_act_at_its_threshold_adds_nothing():
     eye, zeros = torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     latents = torch.tensor([0, 1])
     x = torch.tensor([[1.0, 2.0, 3.0], [1.5, 0.5, 2.0]], dtype=torch.float64)
@@ -53,7 +53,7 @@ def test_what_lies_at_its_threshold_is_not_short_of_it():
         assert torch.autograd.grad(short.sum(), theta)[0].tolist() == [1.0, 1.0]
 
 
-def test_chunks_of_rows_do_not_show(monkeypatch):
+def test_chunks_do_not_change_the_result(monkeypatch):
     case = problem(400, 9, 50, 11)
     whole = run(case, torch.float64, "torch")
     monkeypatch.setattr("sae_kernels.listed_latents.CHUNK_ELEMENTS", {"cpu": 1})  # 160 rows
@@ -61,7 +61,7 @@ def test_chunks_of_rows_do_not_show(monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_in_parts_the_gradient_is_the_same():
+def test_gradient_in_parts_equals_the_dense_one():
     (W, *others), x, latents = problem(30, 9, 50, 11)
     want = run(problem(30, 9, 50, 11), torch.float64, "torch")[1]
     W_enc, b_enc, b_dec, theta = leaves(W, *others, dtype=torch.float64)

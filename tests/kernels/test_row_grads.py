@@ -13,6 +13,7 @@ from kernel_cases import (
     each_backend,
     each_dtype,
     leaves,
+    mark_slow_in_interpreter,
     normal,
     ragged,
 )
@@ -152,7 +153,7 @@ def test_ops_hand_over_parts_that_sum_to_the_gradient(backend):
 
 
 @each_backend
-def test_lazy_leaves_untouched_rows_alone(backend):
+def test_lazy_does_not_change_untouched_rows(backend):
     place = device(backend)
     state = [start(torch.float64, place, False), *[torch.ones(D_SAE, WIDTH).double().to(place)] * 2]
     lazy, dense = copy.deepcopy(state), copy.deepcopy(state)
@@ -170,7 +171,7 @@ def test_lazy_leaves_untouched_rows_alone(backend):
 
 @each_backend
 @pytest.mark.parametrize("unit_norm", [False, True])
-def test_master_keeps_what_bf16_would_lose(backend, unit_norm):
+def test_master_accumulates_updates_below_bf16_precision(backend, unit_norm):
     place = device(backend)
     master = start(torch.float32, place, unit_norm)
     param = master.to(torch.bfloat16)
@@ -192,7 +193,8 @@ def test_master_keeps_what_bf16_would_lose(backend, unit_norm):
 
 
 @each_backend
-def test_bf16_moments_are_unbiased_and_repeat(backend):
+@mark_slow_in_interpreter
+def test_bf16_moments_are_unbiased_and_reproducible(backend):
     place = device(backend)
     steps, hyper = 200, {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
     rows = torch.full((8, 64), 1.0, device=place)

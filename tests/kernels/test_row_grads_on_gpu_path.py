@@ -104,7 +104,7 @@ def check_sums(pairs: Pairs, width: int, dtype: torch.dtype) -> None:
     ],
     ids=["edge", "last", "two", "even", "padding"],
 )
-def test_long_lists_are_cut(latents, lengths, padding, dtype):
+def test_sums_over_lists_that_are_cut(latents, lengths, padding, dtype):
     check_sums(pairs_of(latents, 3, lengths, padding), 5, dtype)
 
 
@@ -115,7 +115,7 @@ def test_long_lists_are_cut(latents, lengths, padding, dtype):
     width=st.integers(1, 9),
     piece=st.sampled_from([2, 4, 6]),
 )
-def test_lists_of_any_length_are_cut(counts, padding, width, piece):
+def test_sums_over_lists_of_any_length(counts, padding, width, piece):
     latents = [j for j, count in enumerate(counts) for _ in range(count)]
     order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(len(latents)))
     shuffled = torch.tensor(latents, dtype=torch.int64)[order].tolist()
@@ -236,7 +236,7 @@ def test_hyperparameters_on_the_device(kind):
             torch.testing.assert_close(device, scalar, rtol=0.01, atol=1e-5, msg=name)
 
 
-def test_lazy_leaves_rows_without_a_part_alone():
+def test_lazy_does_not_change_rows_without_a_part():
     grads = parts(1, 0, 7, 9, torch.float32)  # latent 0 in all 9 rows: its list is cut
     grads.row_parts.append(RowPart(torch.tensor([5], device=PLACE), torch.ones(1, 9, device=PLACE)))
     touched = reference.dense_gradient(torch.Size([7, 9]), None, grads).abs().sum(1) > 0
@@ -282,7 +282,7 @@ def rounded(x: torch.Tensor, random: int) -> torch.Tensor:
     return out.float().cpu()
 
 
-def test_rounding_keeps_to_the_two_neighbours_and_what_is_not_finite():
+def test_stochastic_rounding_gives_a_neighbour_and_preserves_nan_and_inf():
     inf, nan, tiny = torch.inf, torch.nan, 1e-41
     x = torch.tensor([0.0, 1.0, 1.001, -1.001, inf, -inf, nan, tiny, -tiny, 3.38e38, 0.3, -0.0])
     low_nans = torch.tensor([0x7F800001, 0x7FFFFFFF, -0x7FFFFF, -1], dtype=torch.int32)
@@ -314,7 +314,7 @@ def bits(seed: int, step: int) -> torch.Tensor:
     return out.cpu()
 
 
-def test_random_bits_are_even_and_new_in_every_place():
+def test_random_bits_are_uniform_and_uncorrelated():
     drawn = torch.stack([bits(1, 1), bits(2, 1), bits(1, 2), bits(2**40 + 1, 1)])
     assert torch.equal(drawn[0], bits(1, 1))
     streams = drawn.flatten(0, 2).double()  # [48, 1024]
@@ -331,7 +331,7 @@ def test_random_bits_are_even_and_new_in_every_place():
         assert abs(share - 0.5) < 4 * 0.5 / drawn.numel() ** 0.5, bit
 
 
-def test_moments_in_bf16_do_not_stand_still():
+def test_bf16_moments_move_on_average():
     """beta2 = 0.999 moves exp_avg_sq by an eighth of bf16's last place here; on average it must."""
     param, v = torch.zeros(64, 128, device=PLACE), torch.ones(64, 128, device=PLACE).bfloat16()
     m = torch.zeros_like(v)
@@ -345,7 +345,7 @@ def test_moments_in_bf16_do_not_stand_still():
     assert v.unique().numel() > 3
 
 
-def test_codes_with_a_latent_everywhere_train_through_cut_lists():
+def test_decode_backward_over_cut_lists_equals_the_reference():
     """The whole way: decode's backward on ragged codes with one latent in most slots."""
     from sae_kernels.decode import decode
 

@@ -53,7 +53,7 @@ def small_integers(rows: int, d_sae: int, seed: int, low: int = -1, high: int = 
 @pytest.mark.parametrize(
     ("d_sae", "k"), [(416, 1), (416, 12), (416, 13), (400, 5), (400, 12), (400, 400), (5, 2)]
 )
-def test_normal_numbers_and_ties(dtype, d_sae, k):
+def test_selection_of_normal_numbers_and_ties_is_exact(dtype, d_sae, k):
     for pre in (normal(2, d_sae, seed=k, dtype=dtype), small_integers(2, d_sae, k).to(dtype)):
         assert_exact(*top_k(pre, k), pre, k)
 
@@ -78,13 +78,13 @@ ADVERSARIES = {
 
 
 @each_dtype
-def test_adversarial_rows(dtype):
+def test_selection_in_adversarial_rows_is_exact(dtype):
     pre = torch.stack(list(ADVERSARIES.values())).to(dtype)
     assert_exact(*top_k(pre, 6), pre, 6)
 
 
 @each_dtype
-def test_several_blocks_of_everything(dtype, monkeypatch):
+def test_selection_across_several_blocks_is_exact(dtype, monkeypatch):
     """Of columns, of maxima (80) and of candidates (30 x 32): the last of each is not full."""
     monkeypatch.setattr(select, "_BLOCK", 64)
     pre = small_integers(1, 2535, seed=3, low=-50, high=60).to(dtype)
@@ -136,7 +136,7 @@ def test_fused_product_and_its_maxima(tma, dtype, shape):
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's numpy
 @each_copy
 @each_half
-def test_fused_product_keeps_what_is_not_finite(tma, dtype):
+def test_fused_product_propagates_nan_and_inf(tma, dtype):
     centred, W_rows, b_enc = torch.ones(3, 8), torch.ones(96, 8), torch.zeros(96)
     centred[1, 0] = NAN
     centred[2, 0] = INF
@@ -155,7 +155,7 @@ def test_fused_product_keeps_what_is_not_finite(tma, dtype):
 
 @each_half
 @pytest.mark.parametrize("which", ["fused", "vendor", None])
-def test_forward_of_integers_is_the_reference(dtype, which, monkeypatch):
+def test_forward_of_integers_equals_a_stable_sort(dtype, which, monkeypatch):
     """Integers below 256 are exact in bf16 and fp16, and full of ties. Two chunks, one not full."""
     monkeypatch.setattr(product, "CHUNK_BYTES", 1)
     monkeypatch.setattr(product, "CHUNK_MIN_ROWS", 3)
@@ -178,7 +178,7 @@ def test_forward_of_integers_is_the_reference(dtype, which, monkeypatch):
     ],
     ids=["d_in", "d_sae", "k", "dtype"],
 )
-def test_what_the_fused_product_cannot_take_goes_to_the_vendor(d_in, d_sae, k, dtype):
+def test_inputs_the_fused_product_cannot_take_use_the_vendor_product(d_in, d_sae, k, dtype):
     inputs = small_integers(3, d_in, 0), small_integers(d_sae, d_in, 1), small_integers(1, d_sae, 2)
     placed = [t.to(PLACE, dtype) for t in (*inputs[:2], inputs[2][0])]
     with pytest.raises(ValueError, match="product='fused' cannot take these inputs"):
@@ -187,7 +187,7 @@ def test_what_the_fused_product_cannot_take_goes_to_the_vendor(d_in, d_sae, k, d
     assert_exact(*(t.cpu() for t in select.forward(*placed, k)), pre, k)
 
 
-def test_inputs_that_are_not_aligned_go_to_the_vendor():
+def test_unaligned_inputs_use_the_vendor_product():
     """One element into a buffer: two bytes off, which no descriptor takes."""
     x = small_integers(1, 65, 0).to(PLACE, torch.bfloat16)[0, 1:].view(4, 16)
     W_rows = small_integers(64, 16, 1).to(PLACE, torch.bfloat16)
@@ -223,14 +223,14 @@ def test_pre_acts_chunks_share_one_buffer(monkeypatch):
         (512, torch.float32, 8192),
     ],
 )
-def test_memory_of_a_chunk(d_sae, dtype, rows):
+def test_chunk_rows_bound_the_memory(d_sae, dtype, rows):
     assert product.chunk_rows(8192, d_sae, dtype) == rows
     assert product.chunk_rows(0, d_sae, dtype) == product.chunk_rows(1, d_sae, dtype) == 1
     if d_sae < 2**20:
         assert rows * d_sae * dtype.itemsize <= product.CHUNK_BYTES
 
 
-def test_design_follows_its_model():
+def test_choose_product_follows_its_cost_model():
     assert product.choose_product(768, 24576, torch.bfloat16) == "fused"
     assert product.choose_product(4096, 131072, torch.bfloat16) == "vendor"
     assert product.choose_product(768, 24576, torch.float32) == "vendor"

@@ -194,7 +194,7 @@ def test_wrong_members_are_said_to_be(tmp_path, members, words):
     config = write(tmp_path, members=members)
     with pytest.raises(UserError) as error:
         fit(["--config", str(config), "--runs", str(tmp_path)])
-    assert words in str(error.value)
+    assert words in error.value.message
     assert not (tmp_path / "r" / "summary.json").exists()
 
 

@@ -10,8 +10,9 @@ from sae import SAE, UserError
 from sae.autoencoder.sites import Transcoder
 from sae.autoencoder.sparsity import AbsTopK, ReLU, TopK
 from sae.inference import fista
-from sae.metrics.amortisation import amortisation_gap, inference_or_dictionary, penalty_for_l0
+from sae.metrics.amortisation import amortisation_gap, penalty_for_l0
 from sae.metrics.code_matching import match_codes_signed
+from sae.metrics.inference_or_dictionary import inference_or_dictionary
 
 
 def sae_of(W_dec: Tensor, k: int, *, W_enc: Tensor | None = None, rule=None, b=None) -> SAE:
@@ -50,14 +51,14 @@ def test_by_hand():
     assert found.fvu_best == pytest.approx(0, abs=1e-12)
     assert found.fvu_gap == pytest.approx(found.fvu)
     assert (found.rows, found.l0, found.l0_lasso, found.penalty) == (3, 2, 2, 0.25)
-    assert found.figures()["fvu_gap"] == found.fvu_gap
+    assert found.metrics()["fvu_gap"] == found.fvu_gap
     # Row by row: a quarter of |y|^2; nothing; lambda^2 - lambda |y|_1 / 2 + |y|^2 / 8; and about
     # (2, 2).
-    own, best, missed, spread = found.of_rows.T.tolist()
+    own, best, missed, spread = found.per_row.T.tolist()
     assert own == pytest.approx([10 / 4, 5 / 4, 13 / 4]) and best == pytest.approx([0] * 3)
     lasso = [0.0625 - total / 8 + square / 8 for total, square in ((4, 10), (3, 5), (5, 13))]
     assert missed == pytest.approx(lasso, abs=1e-9) and spread == pytest.approx([2, 1, 1])
-    assert "of_rows" not in found.figures()
+    assert "per_row" not in found.metrics()
 
 
 def test_neither_norms_nor_units_nor_bias_matter():
@@ -73,8 +74,8 @@ def test_neither_norms_nor_units_nor_bias_matter():
             assert getattr(other, name) == pytest.approx(getattr(whole, name), rel=1e-3), name
     longer = sae_of(2 * W, 3, W_enc=W.t())
     halved = sae_of(W, 3, W_enc=2 * W.t())
-    assert amortisation_gap(longer, x).figures() == pytest.approx(
-        amortisation_gap(halved, x).figures(), rel=1e-6
+    assert amortisation_gap(longer, x).metrics() == pytest.approx(
+        amortisation_gap(halved, x).metrics(), rel=1e-6
     )
 
 
@@ -140,7 +141,7 @@ def test_the_split_names_inference_where_the_dictionary_is_right():
     assert split.inference_share > 0.1 and abs(split.dictionary_share) < 0.01
     assert split.fvu_own_at_truth == pytest.approx(split.fvu_own)
     assert split.fvu_best == pytest.approx(split.fvu_true, abs=5e-3)
-    figures = split.figures()
+    figures = split.metrics()
     shares = figures["inference_share"] + figures["dictionary_share"] + figures["rest"]
     assert figures["code_mcc_own"] + shares == pytest.approx(1)
 

@@ -54,14 +54,14 @@ def test_one_line():
 
 
 def test_figures_leave_out_what_is_not_known():
-    assert Score(0.5, 0.25, 0.75, 4, 0.0).figures("a") == {
+    assert Score(0.5, 0.25, 0.75, 4, 0.0).entries("a") == {
         "a": 0.5,
         "a_low": 0.25,
         "a_high": 0.75,
         "a_chance": 0.0,
     }
-    assert Score(0.5, math.nan, math.nan, 1).figures("a") == {"a": 0.5}
-    (value,) = Score(math.nan, math.nan, math.nan, 0).figures("a").values()
+    assert Score(0.5, math.nan, math.nan, 1).entries("a") == {"a": 0.5}
+    (value,) = Score(math.nan, math.nan, math.nan, 0).entries("a").values()
     assert math.isnan(value)
 
 

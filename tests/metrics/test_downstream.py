@@ -84,8 +84,8 @@ def test_agrees_with_the_model_run_by_hand(make_source, sae, monkeypatch, packin
         "downstream_tokens": len(acts),
         "ce_tokens": len(targets),
     }
-    assert got.figures() == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    sums = got.of_contexts
+    assert got.metrics() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    sums = got.context_sums
     rows = [contexts.position_mask.sum(1) for contexts in source.contexts("held_out")]
     assert torch.equal(sums["tokens"], torch.cat(rows).double())
     # Counted positions come context by context, and so do words.
@@ -123,7 +123,7 @@ def test_an_encoder_has_no_losses(make_source, sae):
     source = make_source("encoder")
     mean = clean_activations(source).double().mean(0)
     got = downstream(sae, source, mean=mean, max_tokens=EVERYTHING)
-    assert set(got.figures()) == {
+    assert set(got.metrics()) == {
         "output_cosine",
         "output_cosine_mean_ablation",
         "downstream_tokens",

@@ -123,7 +123,7 @@ def test_every_figure_is_that_of_its_own_pair(z):
         "chance_loss": math.log(4),
         "label_share": label_share(z[:, :6], torch.arange(64) % 4),
     }
-    figures = found.figures()
+    figures = found.metrics()
     assert {k: pytest.approx(v, abs=1e-9) for k, v in expected.items()} == {
         k: v for k, v in figures.items() if k in expected
     }
@@ -133,7 +133,7 @@ def test_every_figure_is_that_of_its_own_pair(z):
 def test_without_latents_there_are_other_seeds(z):
     found = identify(lambda x: x[:, :4], Labelled(z), twin=lambda x: x[:, 2:6])
     assert found.cross_seed == pytest.approx(0.5)
-    assert found.z_to_y is None and set(found.figures()) == {"samples", "cross_seed", "warnings"}
+    assert found.z_to_y is None and set(found.metrics()) == {"samples", "cross_seed", "warnings"}
 
 
 def test_too_few_classes_are_warned_of(z):

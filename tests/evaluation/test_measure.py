@@ -1,4 +1,4 @@
-"""What is scored where, each against its own function; those functions have tests of their own."""
+"""Which measurements apply where, each compared with its own function, tested elsewhere."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sae import SAE
 from sae.autoencoder.sites import Transcoder
 from sae.autoencoder.sparsity import TopK
 from sae.evaluation.baseline_sources import MatchedGaussian
-from sae.evaluation.context import Case
+from sae.evaluation.context import EvaluationContext
 from sae.evaluation.evaluate import evaluate
-from sae.evaluation.registry import scores
-from sae.evaluation.samples import Sample
-from sae.evaluation.similarity import Judge
+from sae.evaluation.measure import measure_context
+from sae.evaluation.samples import Samples
+from sae.evaluation.similarity import SampleSimilarity
 from sae.metrics.absorption import absorption_of_parents
 from sae.metrics.code_matching import (
     code_mcc_signed,
@@ -39,6 +39,7 @@ from sae.metrics.interpretability import (
     machine_interpretability,
 )
 from sae.metrics.probing import sparse_probing_balanced_accuracy
+from sae.metrics.registry import all_metrics
 from sae.worlds import Bernoulli, Hierarchy, World
 
 EVERYWHERE = {"fvu", "l0", "cosine", "shrinkage", "relative_reconstruction_bias"} | {
@@ -63,24 +64,33 @@ FAULT = {"code_mcc_own", "code_mcc_best", "code_mcc_true"} | {
     "dictionary_share",
     "rest",
 }
-JUDGED = {"mis", "intruder"}
+SIMILARITY = {"mis", "intruder"}
 OUTPUT = {"output_cosine", "output_cosine_mean_ablation"}
 LOSSES = {"ce_clean", "ce_sae", "ce_zero_ablation", "ce_mean_ablation", "kl_sae", "loss_recovered"}
 
 
-def case_of(sae, source, tokens=2000, **options):
-    firing, sample = Firing(sae.d_sae), Sample()
-    figures = evaluate(sae, source, max_tokens=tokens, firing=firing, sample=sample, **options)
-    return Case(sae, source, sample, firing, Judge.of(source)), figures
+def context_of(sae, source, tokens=2000, **options):
+    firing, samples = Firing(sae.d_sae), Samples()
+    metrics = evaluate(sae, source, max_tokens=tokens, firing=firing, samples=samples, **options)
+    similarity = SampleSimilarity.from_source(source)
+    return EvaluationContext(sae, source, samples, firing, similarity), metrics
 
 
-def with_intervals(found):
-    return {name.removesuffix("_low") for name in found if name.endswith("_low")}
+def test_every_result_is_declared(measured):
+    _, _, results = measured
+    declared = all_metrics()
+    ends = ("_low", "_high", "_chance")
+    names = {name for name in results if not name.endswith(ends)}
+    assert names <= set(declared)
+
+
+def with_intervals(results):
+    return {name.removesuffix("_low") for name in results if name.endswith("_low")}
 
 
 @pytest.fixture(scope="module")
-def family():
-    """A world of trees, and an SAE near its truth."""
+def world_and_sae():
+    """Return a world with a hierarchy and an SAE close to its true dictionary."""
     active = Hierarchy(roots=Bernoulli(mean_active=3.0), trees=6, children=2, child_probability=0.6)
     world = World(24, 32, active)
     sae = SAE(24, TopK(d_sae=40, k=4), seed=0)
@@ -92,26 +102,26 @@ def family():
 
 
 @pytest.fixture(scope="module")
-def judged(family):
-    world, sae = family
-    case, figures = case_of(sae, world)
-    return case, figures, scores(case)
+def measured(world_and_sae):
+    world, sae = world_and_sae
+    context, metrics = context_of(sae, world)
+    return context, metrics, measure_context(context)
 
 
-def test_in_a_world_all_but_what_needs_a_model(judged):
-    case, figures, found = judged
+def test_world_has_all_metrics_but_those_of_a_model(measured):
+    context, metrics, results = measured
     absorbed = {"absorption_full", "absorption_fraction"}
-    assert with_intervals(found) == EVERYWHERE | GAP | TRUTH | FAULT | JUDGED | absorbed
-    for name in with_intervals(found):
-        assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"], name
-    assert scores(case) == found  # the same bits
+    assert with_intervals(results) == EVERYWHERE | GAP | TRUTH | FAULT | SIMILARITY | absorbed
+    for name in with_intervals(results):
+        assert results[f"{name}_low"] <= results[name] <= results[f"{name}_high"], name
+    assert measure_context(context) == results  # the same bits
     for name in ("fvu", "l0", "cosine", "dictionary_mcc_signed", "mmcs", "mmcs_uniqueness"):
-        assert found[name] == pytest.approx(figures[name]), name
+        assert results[name] == pytest.approx(metrics[name]), name
 
 
-def test_each_is_what_its_function_says(family, judged):
-    world, sae = family
-    case, _, found = judged
+def test_each_metric_equals_its_function(world_and_sae, measured):
+    world, sae = world_and_sae
+    context, _, results = measured
     (x,) = world.block("held_out", 0, 2000, 0).acts.values()
     z, codes = world.codes("held_out", 0, 2000, 0), sae.encode(x)
     matching = match_codes_signed(z, codes)
@@ -148,73 +158,73 @@ def test_each_is_what_its_function_says(family, judged):
         "probe_5_latents": probed.latents[5].nanmean().item(),
         "probe_activations": probed.acts.nanmean().item(),
         "probe_dimension": probed.neuron.nanmean().item(),
-        "inference_share": found["code_mcc_best"] - found["code_mcc_own"],
-        "dictionary_share": found["code_mcc_true"] - found["code_mcc_best"],
-        "rest": 1 - found["code_mcc_true"],
-        "gap.share": 1 - found["gap.fvu_best"] / found["gap.fvu"],
-        "gap.fvu_gap": found["gap.fvu"] - found["gap.fvu_best"],
+        "inference_share": results["code_mcc_best"] - results["code_mcc_own"],
+        "dictionary_share": results["code_mcc_true"] - results["code_mcc_best"],
+        "rest": 1 - results["code_mcc_true"],
+        "gap.share": 1 - results["gap.fvu_best"] / results["gap.fvu"],
+        "gap.fvu_gap": results["gap.fvu"] - results["gap.fvu_best"],
     }
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, rel=1e-4), name
+        assert results[name] == pytest.approx(value, rel=1e-4), name
 
 
-def test_what_is_scored_for_interpretability(judged):
-    case, _, found = judged
-    alike = cosine_similarity(case.z.to_dense())
-    fired = (case.codes.to_dense() != 0).sum(0)
+def test_interpretability_draws_latents_that_fire_often_enough(measured):
+    context, _, results = measured
+    alike = cosine_similarity(context.true_codes.to_dense())
+    fired = (context.codes.to_dense() != 0).sum(0)
     often = (fired >= 40).nonzero()[:, 0].tolist()
     assert len(often) < 40
-    mis = machine_interpretability(case.codes, alike, latents=often)
-    assert not mis.isnan().any() and found["mis"] == pytest.approx(mis.mean().item())
+    mis = machine_interpretability(context.codes, alike, latents=often)
+    assert not mis.isnan().any() and results["mis"] == pytest.approx(mis.mean().item())
     often = (fired >= 16).nonzero()[:, 0].tolist()
-    intruder = intruder_detection(case.codes, alike, latents=often)
-    assert found["intruder"] == pytest.approx(intruder.mean().item())
-    assert found["mis"] > 0.8 and found["intruder"] > 0.6
+    intruder = intruder_detection(context.codes, alike, latents=often)
+    assert results["intruder"] == pytest.approx(intruder.mean().item())
+    assert results["mis"] > 0.8 and results["intruder"] > 0.6
 
 
-def test_chance_is_what_codes_of_other_samples_get(judged):
-    case, _, found = judged
-    assert found["mis_chance"] == found["probe_1_latents_chance"] == 0.5
-    assert found["intruder_chance"] == 0.2 and found["fvu_chance"] == 1
-    assert found["c_dec_chance"] == pytest.approx(math.sqrt(2 / (math.pi * 24)))
+def test_chance_levels_equal_shuffled_codes(measured):
+    context, _, results = measured
+    assert results["mis_chance"] == results["probe_1_latents_chance"] == 0.5
+    assert results["intruder_chance"] == 0.2 and results["fvu_chance"] == 1
+    assert results["c_dec_chance"] == pytest.approx(math.sqrt(2 / (math.pi * 24)))
     for name in ("code_mcc", "support_f1", "support_recall", "dci_disentanglement", "mmcs"):
-        assert 0 < found[f"{name}_chance"] < 0.7 * found[name], name
-    assert found["dci_error_chance"] == pytest.approx(1, abs=0.1)
-    # A judge that goes by something else than the latents leaves them at chance.
-    shuffled = case.sample.true_codes().to_dense()
+        assert 0 < results[f"{name}_chance"] < 0.7 * results[name], name
+    assert results["dci_error_chance"] == pytest.approx(1, abs=0.1)
+    # With a similarity that is unrelated to the latents, scores are at chance.
+    shuffled = context.true_codes.to_dense()
     shuffled = shuffled[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
-    often = (case.firing.counts >= 40).nonzero()[:, 0].tolist()
+    often = (context.firing.counts >= 40).nonzero()[:, 0].tolist()
     alike = cosine_similarity(shuffled)
-    mis = machine_interpretability(case.codes, alike, latents=often, tasks=100)
-    assert mis.mean().item() == pytest.approx(found["mis_chance"], abs=0.03)
-    intruder = intruder_detection(case.codes, alike, latents=often, tasks=100)
-    assert intruder.mean().item() == pytest.approx(found["intruder_chance"], abs=0.03)
+    mis = machine_interpretability(context.codes, alike, latents=often, tasks=100)
+    assert mis.mean().item() == pytest.approx(results["mis_chance"], abs=0.03)
+    intruder = intruder_detection(context.codes, alike, latents=often, tasks=100)
+    assert intruder.mean().item() == pytest.approx(results["intruder_chance"], abs=0.03)
 
 
-def test_the_interval_of_c_dec_is_that_of_resampled_latents(judged):
-    case, _, found = judged
-    rows = torch.nn.functional.normalize(case.sae.W_dec.detach().double())
+def test_c_dec_interval_equals_resampled_latents(measured):
+    context, _, results = measured
+    rows = torch.nn.functional.normalize(context.sae.W_dec.detach().double())
     cosines = (rows @ rows.T).abs()
     generator = np.random.default_rng(0)
     means = []
-    for _ in range(2000):  # every pair weighs as often as both are drawn
+    for _ in range(2000):  # a pair counts once per draw of both latents
         n = torch.from_numpy(np.bincount(generator.integers(40, size=40), minlength=40)).double()
         weights = torch.outer(n, n).fill_diagonal_(0)
         means.append(((weights * cosines).sum() / weights.sum()).item())
-    width = found["c_dec_high"] - found["c_dec_low"]
+    width = results["c_dec_high"] - results["c_dec_low"]
     low, high = np.quantile(means, [0.025, 0.975])
     assert width == pytest.approx(high - low, rel=0.25)  # to first order, of 40 latents
 
 
-def test_where_the_truth_is_not_known_it_is_left_out(family):
-    world, sae = family
+def test_without_ground_truth_its_metrics_are_left_out(world_and_sae):
+    world, sae = world_and_sae
     gaussian = MatchedGaussian(world, rows=512)
     gaussian.setup()
-    case, _ = case_of(sae, gaussian)
-    assert with_intervals(scores(case)) == EVERYWHERE | GAP
+    context, _ = context_of(sae, gaussian)
+    assert with_intervals(measure_context(context)) == EVERYWHERE | GAP
 
 
-def test_a_prediction_of_something_else_has_no_gap():
+def test_transcoder_has_no_amortisation_gap():
     class Two(World):
         """The same activations under two names."""
 
@@ -228,22 +238,22 @@ def test_a_prediction_of_something_else_has_no_gap():
     world.widths = {"a": 12, "b": 12}
     site = Transcoder(read="a", predict="b").bind(world.widths)
     sae = SAE(12, TopK(d_sae=16, k=2), site=site, seed=0)
-    found = scores(case_of(sae, world)[0])
-    assert with_intervals(found) == EVERYWHERE | TRUTH | JUDGED
+    results = measure_context(context_of(sae, world)[0])
+    assert with_intervals(results) == EVERYWHERE | TRUTH | SIMILARITY
 
 
 @pytest.mark.parametrize(("kind", "more"), [("causal", OUTPUT | LOSSES), ("encoder", OUTPUT)])
-def test_on_text(make_source, sae, kind, more):
-    case, figures = case_of(sae, make_source(kind))
-    found = scores(case)
-    assert with_intervals(found) == EVERYWHERE | GAP | JUDGED | more
+def test_metrics_on_text(make_source, sae, kind, more):
+    context, metrics = context_of(sae, make_source(kind))
+    results = measure_context(context)
+    assert with_intervals(results) == EVERYWHERE | GAP | SIMILARITY | more
     for name in more:
-        assert found[name] == pytest.approx(figures[name]), name
-        assert found[f"{name}_low"] < found[name] < found[f"{name}_high"], name
-    assert found["output_cosine_chance"] == found["output_cosine_mean_ablation"]
+        assert results[name] == pytest.approx(metrics[name]), name
+        assert results[f"{name}_low"] < results[name] < results[f"{name}_high"], name
+    assert results["output_cosine_chance"] == results["output_cosine_mean_ablation"]
     if kind == "causal":
-        harm = figures["ce_zero_ablation"] - figures["ce_clean"]
-        of_mean = (figures["ce_zero_ablation"] - figures["ce_mean_ablation"]) / harm
-        assert found["loss_recovered_chance"] == pytest.approx(of_mean)
-    case, _ = case_of(sae, make_source(kind), downstream_tokens=0)
-    assert with_intervals(scores(case)) == EVERYWHERE | GAP | JUDGED
+        harm = metrics["ce_zero_ablation"] - metrics["ce_clean"]
+        of_mean = (metrics["ce_zero_ablation"] - metrics["ce_mean_ablation"]) / harm
+        assert results["loss_recovered_chance"] == pytest.approx(of_mean)
+    context, _ = context_of(sae, make_source(kind), downstream_tokens=0)
+    assert with_intervals(measure_context(context)) == EVERYWHERE | GAP | SIMILARITY

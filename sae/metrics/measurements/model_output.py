@@ -1,0 +1,105 @@
+"""The model's output with the SAE in place of its activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from sae.metrics.bootstrap import Score, bootstrap_score, ratio
+from sae.metrics.metric import Measurement, Metric
+
+
+def measure_model_output(context_sums: Mapping[str, Tensor]) -> dict[str, Score]:
+    """Return cosine, loss and KL of the model's output, resampled by context.
+
+    The chance level is what the mean in place of the activations gets.
+
+    Args:
+        context_sums: sums over the positions of each context, see `Downstream.context_sums`.
+    """
+    sums = context_sums
+    over = lambda above, below: bootstrap_score(above, below, statistic=ratio)
+    mean_ablation = over(sums["cosine_mean_ablation"], sums["tokens"])
+    cosine = over(sums["cosine_sae"], sums["tokens"])
+    scores = {
+        "output_cosine": replace(cosine, chance=mean_ablation.value),
+        "output_cosine_mean_ablation": mean_ablation,
+    }
+    if "targets" not in sums:  # the model has no next-token head
+        return scores
+    for name in ("ce_clean", "ce_sae", "ce_zero_ablation", "ce_mean_ablation", "kl_sae"):
+        scores[name] = over(sums[name], sums["targets"])
+    recovered = lambda name: over(
+        sums["ce_zero_ablation"] - sums[name], sums["ce_zero_ablation"] - sums["ce_clean"]
+    )
+    chance = recovered("ce_mean_ablation").value
+    return scores | {"loss_recovered": replace(recovered("ce_sae"), chance=chance)}
+
+
+MEASUREMENT = Measurement(
+    compute=measure_model_output,
+    needs=("context_sums",),
+    section="Effect on the model",
+    metrics=(
+        Metric(
+            "output_cosine",
+            "cosine of model's output",
+            "Mean cosine between the model's final hidden states with and without the SAE in "
+            "place.",
+            "higher",
+            heading="output cosine",
+        ),
+        Metric(
+            "output_cosine_mean_ablation",
+            "cosine, mean in place",
+            "Baseline: the same cosine with every activation replaced by the mean.",
+            detail=True,
+        ),
+        Metric(
+            "ce_clean",
+            "model's loss",
+            "Next-token cross-entropy of the model as it is.",
+            unit="nats",
+        ),
+        Metric(
+            "ce_sae",
+            "loss, SAE in place",
+            "Next-token cross-entropy with activations replaced by their reconstructions.",
+            "lower",
+            unit="nats",
+            detail=True,
+        ),
+        Metric(
+            "ce_zero_ablation",
+            "loss, zeros in place",
+            "Baseline: the loss with activations replaced by zeros.",
+            unit="nats",
+            detail=True,
+        ),
+        Metric(
+            "ce_mean_ablation",
+            "loss, mean in place",
+            "Baseline: the loss with activations replaced by their mean.",
+            unit="nats",
+            detail=True,
+        ),
+        Metric(
+            "loss_recovered",
+            "loss recovered",
+            "Share of the loss between zeros and the clean model that the SAE recovers. 1 is no "
+            "harm, 0 is no better than zeros.",
+            "higher",
+        ),
+        Metric(
+            "kl_sae",
+            "KL of model's output",
+            "KL divergence from the clean next-token distribution to the one with the SAE in "
+            "place.",
+            "lower",
+            unit="nats",
+            heading="KL",
+        ),
+    ),
+)
