@@ -9,13 +9,8 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
-from sae.autoencoder import SAE
-from sae.browser import write_report
 from sae.cli.command import CommandParser
-from sae.cli.config import parse_config
-from sae.cli.evaluate_table import WIDTH, evaluation_table
 from sae.errors import UserError
-from sae.evaluation.with_baselines import evaluate_with_baselines
 from sae.files import write_text
 from sae.runs.run_dir import RunDir
 
@@ -45,6 +40,12 @@ def parser() -> CommandParser:
 
 def run(options: Namespace, settings: list[str]) -> int:
     """Measure, print, write `evaluation.json` and the page; return the exit code."""
+    from sae.autoencoder import SAE
+    from sae.browser import write_report
+    from sae.cli.config import parse_config
+    from sae.cli.evaluate_table import WIDTH, evaluation_table
+    from sae.evaluation.with_baselines import evaluate_with_baselines
+
     run = RunDir(options.run)
     if not run.config.is_file():
         raise UserError(

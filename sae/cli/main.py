@@ -90,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        sys.stderr.write("\nstopped by the user\n")
+        # A terminal has written ^C at the start of this line.
+        sys.stderr.write("\n" * sys.stderr.isatty() + "stopped by the user\n")
         return 130
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that is not ours
         if debug:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -118,6 +120,9 @@ def _train(
     member_dirs = {n: run.member(n) if settings.several else run for n in settings.members}
     if not resume:
         run.start(overwrite=overwrite)
+    # Outside of Lightning, so that a Ctrl-C while a model loads is an ordinary KeyboardInterrupt.
+    data.source.setup(trainer.strategy.root_device)
+    if not resume:
         _write_configs(run, member_dirs, settings)
     members = [
         Member(name, config, member_dirs[name].path, resume_step=step)
@@ -127,7 +132,7 @@ def _train(
 
     log_settings(trainer.loggers, settings.config)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        _fit(trainer, module, data, checkpoint)
         if module.steps < settings.steps:
             raise Stopped(module.steps, settings.steps, run.path)
         module.make_up()
@@ -136,6 +141,20 @@ def _train(
     finally:
         close_loggers(trainer.loggers)
     return FinishedRun(run.path, {name: d.path for name, d in member_dirs.items()}, table)
+
+
+def _fit(
+    trainer: Trainer, module: SAEModule, data: ActivationDataModule, checkpoint: Path | None
+) -> None:
+    """Run Lightning's loop, and turn its exit after a Ctrl-C back into a KeyboardInterrupt."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:
+        # Lightning has caught a KeyboardInterrupt, ignores SIGINT from then on, and exits with 1.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from stop
 
 
 def build_trainer(
