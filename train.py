@@ -1,4 +1,4 @@
-"""The launcher: `python train.py` trains the default autoencoder; `python train.py --help`."""
+"""The launcher: `python train.py` trains the default SAE; `--help` lists the commands."""
 
 import sys
 
