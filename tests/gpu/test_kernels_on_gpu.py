@@ -79,9 +79,9 @@ def test_encode_topk_values_and_gradients(shape, dtype):
 
     results = []
     for kind in (torch.float64, dtype):
-        at = leaves(inputs, kind)
-        values = ((at[0] - at[3]) @ at[1] + at[2]).gather(1, fast.indices).relu()
-        results.append([values, *torch.autograd.grad((values * cotangent.to(kind)).sum(), at)])
+        args = leaves(inputs, kind)
+        values = ((args[0] - args[3]) @ args[1] + args[2]).gather(1, fast.indices).relu()
+        results.append([values, *torch.autograd.grad((values * cotangent.to(kind)).sum(), args)])
     grads = torch.autograd.grad((fast.values * cotangent.to(dtype)).sum(), fast_in)
     names = ["values", "x", "W_enc", "b_enc", "b_dec"]
     for name, *tensors in zip(names, [fast.values, *grads], *reversed(results), strict=True):
@@ -107,9 +107,9 @@ def test_decode_with_a_latent_on_every_token(shape, dtype):
     cotangent = normal(batch, d_in, seed=8)
 
     def run(backend: str, kind: torch.dtype) -> list[Tensor]:
-        at = leaves(inputs, kind)
-        x_hat = decode(Codes(at[0], indices, d_sae), *at[1:], backend=backend)
-        return [x_hat, *torch.autograd.grad(x_hat, at, cotangent.to(kind))]
+        args = leaves(inputs, kind)
+        x_hat = decode(Codes(args[0], indices, d_sae), *args[1:], backend=backend)
+        return [x_hat, *torch.autograd.grad(x_hat, args, cotangent.to(kind))]
 
     results = run("auto", dtype), run("reference", dtype), run("reference", torch.float64)
     for name, *tensors in zip(["x_hat", "values", "W_dec", "b_dec"], *results, strict=True):
@@ -168,6 +168,6 @@ def test_step_never_waits_and_gives_the_same_bits_twice():
 def test_reference_on_gpu_equals_reference_on_cpu():
     """A guard on the yardstick: float64 on the GPU is float64 on the CPU."""
     inputs = [normal(64, 32, seed=0), normal(500, 32, seed=1).t(), normal(500, seed=2)]
-    here = reference.encode_topk(*inputs, 9)
-    there = reference.encode_topk(*(t.cpu() for t in inputs), 9)
-    torch.testing.assert_close(here.to_dense().cpu(), there.to_dense())
+    on_gpu = reference.encode_topk(*inputs, 9)
+    on_cpu = reference.encode_topk(*(t.cpu() for t in inputs), 9)
+    torch.testing.assert_close(on_gpu.to_dense().cpu(), on_cpu.to_dense())

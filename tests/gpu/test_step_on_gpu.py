@@ -33,7 +33,7 @@ GIB = 2**30
 
 def learner(d_in: int, d_sae: int, k: int, dtype: torch.dtype, dead: float = 0.05) -> Learner:
     """With AuxK at work on a share of the latents, and gradients clipped."""
-    made = Learner(
+    trained = Learner(
         SAE(d_in, TopK(d_sae=d_sae, k=k), site=Autoencoder(hook="x"), seed=1, dtype=dtype),
         [FVU(), AuxK()],
         OptimConfig(lr=1e-3, clip_norm=0.1),
@@ -41,10 +41,10 @@ def learner(d_in: int, d_sae: int, k: int, dtype: torch.dtype, dead: float = 0.0
         dead_after=10**9,
         refresh_steps=10**9,
     ).cuda()
-    made.scale = {"x": 1.0}
-    made.dead.silent = torch.arange(int(dead * d_sae), device="cuda")
-    made.dead.tokens_since_fired[made.dead.silent] = 2 * 10**9
-    return made
+    trained.scale = {"x": 1.0}
+    trained.dead.silent = torch.arange(int(dead * d_sae), device="cuda")
+    trained.dead.tokens_since_fired[trained.dead.silent] = 2 * 10**9
+    return trained
 
 
 def batches(n: int, batch: int, d_in: int, dtype: torch.dtype) -> list[dict[str, torch.Tensor]]:
@@ -53,9 +53,9 @@ def batches(n: int, batch: int, d_in: int, dtype: torch.dtype) -> list[dict[str,
     return [{"x": draw()} for _ in range(n)]
 
 
-def tensors(made: Learner) -> dict[str, torch.Tensor]:
-    state = {name: t for name, t in made.state_dict().items() if torch.is_tensor(t)}
-    for number, moments in enumerate(made.optimizer.state.values()):
+def tensors(trained: Learner) -> dict[str, torch.Tensor]:
+    state = {name: t for name, t in trained.state_dict().items() if torch.is_tensor(t)}
+    for number, moments in enumerate(trained.optimizer.state.values()):
         for name, t in moments.items():
             if torch.is_tensor(t):
                 state[f"{number}.{name}"] = t
@@ -67,15 +67,15 @@ def test_step_never_waits_and_gives_the_same_bits_twice(dtype):
     data = batches(6, 2048, 512, dtype)
     ends = []
     for _ in range(2):
-        made = learner(512, 8192, 32, dtype)
+        trained = learner(512, 8192, 32, dtype)
         for number, batch in enumerate(data):
-            waits = number > 2  # kernels are tuned in the first steps
-            torch.cuda.set_sync_debug_mode("error" if waits else "default")
+            must_not_wait = number > 2  # kernels are tuned in the first steps
+            torch.cuda.set_sync_debug_mode("error" if must_not_wait else "default")
             try:
-                made.step(batch)
+                trained.step(batch)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        ends.append(tensors(made))
+        ends.append(tensors(trained))
     for name, value in ends[0].items():
         assert torch.equal(value, ends[1][name]), name
 
@@ -96,8 +96,8 @@ def test_recorded_step_gives_the_same_bits(dtype):
     step = GraphedStep(recorded)
     for number, batch in enumerate(data):
         if number == 8:  # the list of dead latents changes its length: recorded anew
-            for made in (plain, recorded):
-                made.dead.silent = torch.arange(100, device="cuda")
+            for trained in (plain, recorded):
+                trained.dead.silent = torch.arange(100, device="cuda")
         plain.step(batch)
         step(batch)
     want, got = tensors(plain), tensors(recorded)
@@ -107,14 +107,14 @@ def test_recorded_step_gives_the_same_bits(dtype):
 
 
 def test_peak_memory_at_the_largest_shape_stays_under_a_gibibyte():
-    made = learner(4096, 131072, 64, torch.bfloat16)
+    trained = learner(4096, 131072, 64, torch.bfloat16)
     (batch,) = batches(1, 8192, 4096, torch.bfloat16)
     for _ in range(2):
-        made.step(batch)
+        trained.step(batch)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    made.step(batch)
+    trained.step(batch)
     torch.cuda.synchronize()
     assert torch.cuda.max_memory_allocated() - before < GIB
 

@@ -25,7 +25,7 @@ TERMS = {
 
 
 def learner(terms) -> Learner:
-    made = Learner(
+    trained = Learner(
         SAE(64, TopK(d_sae=1024, k=8), site=Autoencoder(hook="x"), seed=1),
         terms,
         OptimConfig(lr=1e-3),
@@ -33,10 +33,10 @@ def learner(terms) -> Learner:
         dead_after=10**9,
         refresh_steps=10**9,
     ).cuda()
-    made.scale = {"x": 1.0}
-    made.dead.silent = torch.arange(50, device="cuda")
-    made.dead.tokens_since_fired[:50] = 2 * 10**9
-    return made
+    trained.scale = {"x": 1.0}
+    trained.dead.silent = torch.arange(50, device="cuda")
+    trained.dead.tokens_since_fired[:50] = 2 * 10**9
+    return trained
 
 
 @pytest.mark.parametrize("name", TERMS)

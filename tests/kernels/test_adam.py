@@ -24,13 +24,13 @@ LAYOUTS = {
 
 
 def run(make, backend: str, dtype: torch.dtype, unit_norm: bool, steps: int = 4) -> list[Tensor]:
-    place = device(backend)
-    param = make(0).to(place, dtype)
+    dev = device(backend)
+    param = make(0).to(dev, dtype)
     if unit_norm:
         param /= param.norm(dim=1, keepdim=True)
     moments = [torch.zeros_like(param), torch.zeros_like(param)]
     for step in range(1, steps + 1):
-        grad = make(step).to(place, dtype)
+        grad = make(step).to(dev, dtype)
         before, version = grad.clone(), param._version
         adam_rows_(param, grad, *moments, step=step, unit_norm=unit_norm, backend=backend, **HYPER)
         assert torch.equal(grad, before), "grad must be left as it is"
@@ -89,9 +89,9 @@ def test_equals_torch_optim(backend):
 
 @each_backend
 def test_unit_norm_ignores_the_part_of_the_gradient_along_the_row(backend):
-    place = device(backend)
-    param = torch.nn.functional.normalize(normal(9, 12, seed=0), dim=1).to(place)
-    across = normal(9, 12, seed=1).to(place)
+    dev = device(backend)
+    param = torch.nn.functional.normalize(normal(9, 12, seed=0), dim=1).to(dev)
+    across = normal(9, 12, seed=1).to(dev)
     results = []
     for grad in (across, across + 5 * param):
         p, m, v = param.clone(), torch.zeros_like(param), torch.zeros_like(param)

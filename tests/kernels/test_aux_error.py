@@ -21,21 +21,21 @@ def problem(batch: int, d_in: int, d_sae: int, listed: int):
 
 def run(case, k: int, dtype: torch.dtype, backend: str, masked: bool = True):
     weights, constants, latents, mask = case
-    W_enc, b_enc, W_dec, b_dec = at = leaves(*weights, dtype=dtype)
+    W_enc, b_enc, W_dec, b_dec = args = leaves(*weights, dtype=dtype)
     x, residual = (t.to(dtype) for t in constants)
     error = aux_error(
         x, residual, W_enc, b_enc, W_dec, latents, k,
         b_dec=b_dec, mask=mask if masked else None, backend=backend,
     )  # fmt: skip
-    return [error.detach(), *torch.autograd.grad(error * 0.37, at)]
+    return [error.detach(), *torch.autograd.grad(error * 0.37, args)]
 
 
 def check(case, k: int, dtype: torch.dtype, masked: bool = True) -> None:
     fast = run(case, k, dtype, "torch", masked)
     plain = run(case, k, dtype, "reference", masked)
     truth = run(case, k, torch.float64, "reference", masked)
-    for name, *three in zip(["error", *NAMES], fast, plain, truth, strict=True):
-        assert_as_accurate(*three, name)
+    for name, *tensors in zip(["error", *NAMES], fast, plain, truth, strict=True):
+        assert_as_accurate(*tensors, name)
 
 
 @each_dtype
@@ -62,9 +62,9 @@ def test_any_shape(shape, k, masked):
 
 def test_chunks_do_not_change_the_result(monkeypatch):
     case = problem(200, 9, 50, 11)
-    whole = run(case, 4, torch.float64, "torch")
+    dense = run(case, 4, torch.float64, "torch")
     monkeypatch.setattr("sae_kernels.listed_latents.CHUNK_ELEMENTS", {"cpu": 1})  # 160 rows
-    for a, b in zip(run(case, 4, torch.float64, "torch"), whole, strict=True):
+    for a, b in zip(run(case, 4, torch.float64, "torch"), dense, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
@@ -77,10 +77,10 @@ def test_gradient_in_parts_equals_the_dense_one():
         0.37 * aux_error(x, residual, W_enc, b_enc, W_dec, latents, 4, b_dec=b_dec, mask=mask)
     ).backward()
     assert W_enc.grad is None and W_dec.grad is None
-    for rows, whole in ((W_enc.row_grads, want[1].t()), (W_dec.row_grads, want[3])):
+    for rows, dense in ((W_enc.row_grads, want[1].t()), (W_dec.row_grads, want[3])):
         ((listed, part),) = rows.row_parts
         assert torch.equal(listed, latents)
-        torch.testing.assert_close(part, whole[latents])
+        torch.testing.assert_close(part, dense[latents])
 
 
 def test_k_below_one_is_refused():

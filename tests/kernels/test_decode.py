@@ -39,19 +39,21 @@ def check(codes: Codes, d_in: int, backend: str, dtype: torch.dtype) -> None:
     W_dec, b_dec = normal(codes.d_sae, d_in, seed=6), normal(d_in, seed=7)
     cotangent = normal(codes.batch, d_in, seed=8)
 
-    def run(which: str, kind: torch.dtype) -> list[torch.Tensor]:
-        place = device(which)
-        at = leaves(codes.values, W_dec, b_dec, dtype=kind, device=place)
-        offsets = None if codes.offsets is None else codes.offsets.to(place)
-        moved = Codes(at[0], codes.indices.to(place), codes.d_sae, offsets)
-        x_hat = decode(moved, *at[1:], backend=which)
-        return [x_hat, *torch.autograd.grad(x_hat, at, cotangent.to(place, kind))]
+    def run(implementation: str, kind: torch.dtype) -> list[torch.Tensor]:
+        dev = device(implementation)
+        args = leaves(codes.values, W_dec, b_dec, dtype=kind, device=dev)
+        offsets = None if codes.offsets is None else codes.offsets.to(dev)
+        codes_on_device = Codes(args[0], codes.indices.to(dev), codes.d_sae, offsets)
+        x_hat = decode(codes_on_device, *args[1:], backend=implementation)
+        return [x_hat, *torch.autograd.grad(x_hat, args, cotangent.to(dev, kind))]
 
     truth, plain = run("reference", torch.float64), run("reference", dtype)
     in_order = sum_over_tokens(codes, codes.values.to(dtype), cotangent.to(dtype))
     plain[2] = [plain[2], in_order]
-    for name, got, same, true in zip(NAMES, run(backend, dtype), plain, truth, strict=True):
-        assert_as_accurate(got, same, true, name)
+    for name, got, plain_value, true_value in zip(
+        NAMES, run(backend, dtype), plain, truth, strict=True
+    ):
+        assert_as_accurate(got, plain_value, true_value, name)
         assert got.is_contiguous()
 
 
@@ -94,25 +96,25 @@ def test_two_runs_give_the_same_bits(backend):
     codes = fixed((7, 50, 77, 13))
     runs = []
     for _ in range(2):
-        place = device(backend)
-        at = leaves(
+        dev = device(backend)
+        args = leaves(
             codes.values,
             normal(77, 50, seed=1),
             normal(50, seed=2),
             dtype=torch.float32,
-            device=place,
+            device=dev,
         )
-        x_hat = decode(Codes(at[0], codes.indices.to(place), 77), *at[1:], backend=backend)
-        runs.append([x_hat, *torch.autograd.grad(x_hat.square().sum(), at)])
+        x_hat = decode(Codes(args[0], codes.indices.to(dev), 77), *args[1:], backend=backend)
+        runs.append([x_hat, *torch.autograd.grad(x_hat.square().sum(), args)])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 @each_backend
 def test_only_inputs_that_require_grad_get_one(backend):
     codes = fixed((5, 6, 40, 3))
-    place = device(backend)
-    codes = Codes(codes.values.to(place), codes.indices.to(place), 40)
-    W_dec, b_dec = normal(40, 6, seed=1).to(place), normal(6, seed=2).to(place).requires_grad_()
+    dev = device(backend)
+    codes = Codes(codes.values.to(dev), codes.indices.to(dev), 40)
+    W_dec, b_dec = normal(40, 6, seed=1).to(dev), normal(6, seed=2).to(dev).requires_grad_()
     x_hat = decode(codes, W_dec, b_dec, backend=backend)
     x_hat.sum().backward()
     assert b_dec.grad.tolist() == [5.0] * 6 and W_dec.grad is None

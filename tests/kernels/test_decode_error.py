@@ -43,15 +43,15 @@ def padded(codes: Codes, extra: int) -> Codes:
     return replace(codes, values=values, indices=torch.cat([codes.indices, nothing]), _pairs=None)
 
 
-def run(codes: Codes, d_in: int, which: str, dtype: torch.dtype) -> list[torch.Tensor]:
-    place = device(which)
+def run(codes: Codes, d_in: int, implementation: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    dev = device(implementation)
     inputs = codes.values, normal(codes.d_sae, d_in, seed=6), normal(d_in, seed=7)
-    at = leaves(*inputs, normal(codes.batch, d_in, seed=4), dtype=dtype, device=place)
-    offsets = None if codes.offsets is None else codes.offsets.to(place)
-    moved = Codes(at[0], codes.indices.to(place), codes.d_sae, offsets)
-    residual, error = decode_error(moved, *at[1:], backend=which)
+    args = leaves(*inputs, normal(codes.batch, d_in, seed=4), dtype=dtype, device=dev)
+    offsets = None if codes.offsets is None else codes.offsets.to(dev)
+    codes_on_device = Codes(args[0], codes.indices.to(dev), codes.d_sae, offsets)
+    residual, error = decode_error(codes_on_device, *args[1:], backend=implementation)
     assert not residual.requires_grad
-    grads = list(torch.autograd.grad(error * -0.7, at))
+    grads = list(torch.autograd.grad(error * -0.7, args))
     if offsets is not None:  # what padding gets means nothing
         grads[0] = grads[0][: offsets[-1]]
     return [residual, error.detach(), *grads]
@@ -60,13 +60,15 @@ def run(codes: Codes, d_in: int, which: str, dtype: torch.dtype) -> list[torch.T
 def check(codes: Codes, d_in: int, backend: str, dtype: torch.dtype) -> None:
     truth, plain = (run(codes, d_in, "reference", kind) for kind in (torch.float64, dtype))
     got = run(codes, d_in, backend, dtype)
-    for name, mine, same, true in zip(NAMES, got, plain, truth, strict=True):
+    for name, got_value, plain_value, true_value in zip(NAMES, got, plain, truth, strict=True):
         if name == "squared_error":  # of the residual as it was rounded
-            assert mine.dtype == same.dtype
-            true = got[0].cpu().double().square().sum()
-            torch.testing.assert_close(mine.cpu().double(), true, rtol=CLOSE[mine.dtype], atol=0)
+            assert got_value.dtype == plain_value.dtype
+            true_value = got[0].cpu().double().square().sum()
+            torch.testing.assert_close(
+                got_value.cpu().double(), true_value, rtol=CLOSE[got_value.dtype], atol=0
+            )
         else:
-            assert_as_accurate(mine, same, true, name)
+            assert_as_accurate(got_value, plain_value, true_value, name)
 
 
 @each_backend
@@ -133,24 +135,26 @@ def test_inf_affects_only_its_row(backend):
     codes = fixed((3, 6, 9, 2))
     target = normal(3, 6, seed=1)
     target[1, 2] = torch.inf
-    place = device(backend)
-    moved = Codes(codes.values.to(place), codes.indices.to(place), 9)
-    W_dec = normal(9, 6, seed=2).to(place)
-    residual, error = decode_error(moved, W_dec, W_dec[0], target.to(place), backend=backend)
+    dev = device(backend)
+    codes_on_device = Codes(codes.values.to(dev), codes.indices.to(dev), 9)
+    W_dec = normal(9, 6, seed=2).to(dev)
+    residual, error = decode_error(
+        codes_on_device, W_dec, W_dec[0], target.to(dev), backend=backend
+    )
     assert error.item() == torch.inf and residual.isfinite().sum() == 17
 
 
 @each_backend
 def test_gradient_of_W_dec_in_parts_equals_the_dense_one(backend):
-    codes, place = fixed((7, 5, 12, 3)), device(backend)
-    W_dec, target = normal(12, 5, seed=1).to(place), normal(7, 5, seed=2).to(place)
+    codes, dev = fixed((7, 5, 12, 3)), device(backend)
+    W_dec, target = normal(12, 5, seed=1).to(dev), normal(7, 5, seed=2).to(dev)
 
     def backward(sink: RowGrads | None) -> torch.Tensor:
-        at = W_dec.clone().requires_grad_()
-        at.row_grads = sink
-        moved = Codes(codes.values.to(place), codes.indices.to(place), 12)
-        (3 * decode_error(moved, at, target[0], target, backend=backend)[1]).backward()
-        return at.grad
+        args = W_dec.clone().requires_grad_()
+        args.row_grads = sink
+        codes_on_device = Codes(codes.values.to(dev), codes.indices.to(dev), 12)
+        (3 * decode_error(codes_on_device, args, target[0], target, backend=backend)[1]).backward()
+        return args.grad
 
     sink = RowGrads()
     assert backward(sink) is None and len(sink.pair_parts) == 1
@@ -159,10 +163,10 @@ def test_gradient_of_W_dec_in_parts_equals_the_dense_one(backend):
 
 @each_backend
 def test_only_inputs_that_require_grad_get_one(backend):
-    codes, place = fixed((5, 6, 40, 3)), device(backend)
-    codes = Codes(codes.values.to(place), codes.indices.to(place), 40)
-    W_dec, target = normal(40, 6, seed=1).to(place), normal(5, 6, seed=2).to(place)
-    b_dec = normal(6, seed=3).to(place).requires_grad_()
+    codes, dev = fixed((5, 6, 40, 3)), device(backend)
+    codes = Codes(codes.values.to(dev), codes.indices.to(dev), 40)
+    W_dec, target = normal(40, 6, seed=1).to(dev), normal(5, 6, seed=2).to(dev)
+    b_dec = normal(6, seed=3).to(dev).requires_grad_()
     residual, error = decode_error(codes, W_dec, b_dec, target, backend=backend)
     error.backward()
     torch.testing.assert_close(b_dec.grad, -2 * residual.sum(0))

@@ -58,28 +58,30 @@ def levels_of(codes: Codes, kind: str) -> tuple[torch.Tensor, int]:
     return matryoshka_levels(codes, prefixes), len(prefixes)
 
 
-def run(codes, levels, n_levels, d_in, which, dtype) -> list[torch.Tensor]:
-    place = device(which)
+def run(codes, levels, n_levels, d_in, implementation, dtype) -> list[torch.Tensor]:
+    dev = device(implementation)
     inputs = codes.values, normal(codes.d_sae, d_in, seed=6), normal(d_in, seed=7)
-    at = leaves(*inputs, normal(codes.batch, d_in, seed=8), dtype=dtype, device=place)
-    offsets = None if codes.offsets is None else codes.offsets.to(place)
-    moved = Codes(at[0], codes.indices.to(place), codes.d_sae, offsets)
-    errors = decode_prefixes(moved, levels.to(place), n_levels, *at[1:], backend=which)
-    cotangent = normal(n_levels, seed=9).to(place, errors.dtype)
-    grads = list(torch.autograd.grad(errors, at, cotangent))
+    args = leaves(*inputs, normal(codes.batch, d_in, seed=8), dtype=dtype, device=dev)
+    offsets = None if codes.offsets is None else codes.offsets.to(dev)
+    codes_on_device = Codes(args[0], codes.indices.to(dev), codes.d_sae, offsets)
+    errors = decode_prefixes(
+        codes_on_device, levels.to(dev), n_levels, *args[1:], backend=implementation
+    )
+    cotangent = normal(n_levels, seed=9).to(dev, errors.dtype)
+    grads = list(torch.autograd.grad(errors, args, cotangent))
     if offsets is not None:
         grads[0], padding = grads[0].tensor_split([int(offsets[-1])])
-        assert which == "reference" or not padding.any()
+        assert implementation == "reference" or not padding.any()
     return [errors.detach(), *grads]
 
 
 def check(codes, levels, n_levels, d_in, backend, dtype) -> None:
     truth, plain, got = (
-        run(codes, levels, n_levels, d_in, *how)
-        for how in (("reference", torch.float64), ("reference", dtype), (backend, dtype))
+        run(codes, levels, n_levels, d_in, *run_as)
+        for run_as in (("reference", torch.float64), ("reference", dtype), (backend, dtype))
     )
-    for name, mine, same, true in zip(NAMES, got, plain, truth, strict=True):
-        assert_as_accurate(mine, same, true, name)
+    for name, got_value, plain_value, true_value in zip(NAMES, got, plain, truth, strict=True):
+        assert_as_accurate(got_value, plain_value, true_value, name)
 
 
 @each_backend
@@ -147,9 +149,9 @@ def test_two_runs_give_the_same_bits(backend, kind):
 
 @each_backend
 def test_one_level_is_decode_error(backend):
-    codes, place = fixed((5, 6, 40, 3)), device(backend)
-    codes = Codes(codes.values.to(place), codes.indices.to(place), 40)
-    W_dec, target = normal(40, 6, seed=1).to(place), normal(5, 6, seed=2).to(place)
+    codes, dev = fixed((5, 6, 40, 3)), device(backend)
+    codes = Codes(codes.values.to(dev), codes.indices.to(dev), 40)
+    W_dec, target = normal(40, 6, seed=1).to(dev), normal(5, 6, seed=2).to(dev)
     every = torch.zeros_like(codes.indices)
     got = decode_prefixes(codes, every, 1, W_dec, W_dec[0], target, backend=backend)
     want = decode_error(codes, W_dec, W_dec[0], target, backend=backend)[1]
@@ -158,10 +160,10 @@ def test_one_level_is_decode_error(backend):
 
 @each_backend
 def test_only_inputs_that_require_grad_get_one(backend):
-    codes, place = fixed((5, 6, 40, 3)), device(backend)
-    codes = Codes(codes.values.to(place), codes.indices.to(place), 40)
-    W_dec, target = normal(40, 6, seed=1).to(place), normal(5, 6, seed=2).to(place)
-    b_dec, levels = normal(6, seed=3).to(place).requires_grad_(), rank_levels(codes)
+    codes, dev = fixed((5, 6, 40, 3)), device(backend)
+    codes = Codes(codes.values.to(dev), codes.indices.to(dev), 40)
+    W_dec, target = normal(40, 6, seed=1).to(dev), normal(5, 6, seed=2).to(dev)
+    b_dec, levels = normal(6, seed=3).to(dev).requires_grad_(), rank_levels(codes)
     decode_prefixes(codes, levels, 3, W_dec, b_dec, target, backend=backend).sum().backward()
     assert b_dec.grad.isfinite().all() and W_dec.grad is None
     plain = decode_prefixes(codes, levels, 3, W_dec, b_dec.detach(), target, backend=backend)
@@ -227,6 +229,6 @@ def test_mismatched_shapes_are_refused():
         decode_prefixes(codes, levels, 3, W_dec, W_dec[0], W_dec[:4])
     with pytest.raises(ValueError, match=r"levels have shape \(4, 3\); the values \(5, 3\)"):
         decode_prefixes(codes, levels[:4], 3, W_dec, W_dec[0], W_dec[:5])
-    for wrong in (levels - 1, levels + 1):
+    for mismatches in (levels - 1, levels + 1):
         with pytest.raises(ValueError, match="levels must lie between 0 and n_levels - 1 = 2"):
-            decode_prefixes(codes, wrong, 3, W_dec, W_dec[0], W_dec[:5])
+            decode_prefixes(codes, mismatches, 3, W_dec, W_dec[0], W_dec[:5])

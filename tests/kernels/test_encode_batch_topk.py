@@ -36,7 +36,7 @@ from sae_kernels.row_grads import RowGrads
 NAMES = ["x", "W_enc", "b_enc", "b_dec"]
 
 
-def of_pre(pre: Tensor, k: int, backend: str, rows: int, monkeypatch) -> Codes:
+def codes_of_pre_acts(pre: Tensor, k: int, backend: str, rows: int, monkeypatch) -> Codes:
     """Codes of given pre-activations, which come in chunks of so many rows."""
     batch, d_sae = pre.shape
 
@@ -51,27 +51,31 @@ def of_pre(pre: Tensor, k: int, backend: str, rows: int, monkeypatch) -> Codes:
     monkeypatch.setattr(f"{owner}.pre_acts_chunks", chunks)
     monkeypatch.setattr(f"{owner}.choose_product", lambda *_: "vendor", raising=backend == "triton")
     x, W_enc, b_enc = torch.zeros(batch, 1), torch.zeros(1, d_sae), torch.zeros(d_sae)
-    at = [t.to(device(backend), pre.dtype) for t in (x, W_enc, b_enc)]
-    return encode_batch_topk(*at, k, backend=backend)
+    args = [t.to(device(backend), pre.dtype) for t in (x, W_enc, b_enc)]
+    return encode_batch_topk(*args, k, backend=backend)
 
 
-def kept(pre: Tensor, k: int) -> list[tuple[int, int]]:
+def expected_slots(pre: Tensor, k: int) -> list[tuple[int, int]]:
     """Which of [batch, d_sae] are kept, in the order of (row, column)."""
     values = pre.tolist()
-    first = lambda at: (values[at[0]][at[1]] == values[at[0]][at[1]], -values[at[0]][at[1]], at)
-    places = [(b, j) for b in range(pre.shape[0]) for j in range(pre.shape[1])]
-    best = sorted(places, key=first)[: k * len(pre)]
-    return sorted(at for at in best if not pre[at] <= 0)
+    first = lambda args: (
+        values[args[0]][args[1]] == values[args[0]][args[1]],
+        -values[args[0]][args[1]],
+        args,
+    )
+    positions = [(b, j) for b in range(pre.shape[0]) for j in range(pre.shape[1])]
+    best = sorted(positions, key=first)[: k * len(pre)]
+    return sorted(args for args in best if not pre[args] <= 0)
 
 
-def assert_kept(codes: Codes, pre: Tensor, k: int) -> None:
+def assert_slots(codes: Codes, pre: Tensor, k: int) -> None:
     assert len(codes.values) == k * len(pre)
     assert_well_formed(codes, pre.dtype)
     rows = codes.by_latent().token_of_slot.tolist()
     used = int(codes.offsets[-1])
-    found = list(zip(rows, codes.indices.tolist(), strict=True))[:used]
-    assert found == kept(pre, k), "not what is kept, or not in the order of (row, column)"
-    want = torch.tensor([pre[at] for at in found], dtype=pre.dtype)
+    slots = list(zip(rows, codes.indices.tolist(), strict=True))[:used]
+    assert slots == expected_slots(pre, k), "not what is kept, or not in the order of (row, column)"
+    want = torch.tensor([pre[args] for args in slots], dtype=pre.dtype)
     torch.testing.assert_close(codes.values[:used].cpu(), want, rtol=0, atol=0, equal_nan=True)
 
 
@@ -82,20 +86,24 @@ def test_values_and_gradients_of_every_input(backend, dtype, shape):
     """Small integers: exact in every dtype, and full of ties at the cut."""
     inputs, k = problem(*shape[:3]), shape[3]
     results = []
-    for which, as_dtype in ((backend, dtype), ("reference", dtype), ("reference", torch.float64)):
-        at = leaves(*inputs, dtype=as_dtype, device=device(which))
-        codes = encode_batch_topk(*at[:3], k, at[3], backend=which)
+    for implementation, as_dtype in (
+        (backend, dtype),
+        ("reference", dtype),
+        ("reference", torch.float64),
+    ):
+        args = leaves(*inputs, dtype=as_dtype, device=device(implementation))
+        codes = encode_batch_topk(*args[:3], k, args[3], backend=implementation)
         assert codes.values.shape == (k * shape[0],)
         assert_well_formed(codes, as_dtype)
-        results.append([codes.to_dense(), *gradients([codes.to_dense()], at)])
-        if which == backend:
-            lists = codes
+        results.append([codes.to_dense(), *gradients([codes.to_dense()], args)])
+        if implementation == backend:
+            fast_codes = codes
             assert results[0][2].t().is_contiguous(), "W_enc's gradient must be latent-major"
-    assert torch.equal(lists.indices.cpu(), codes.indices)
-    assert torch.equal(lists.offsets.cpu(), codes.offsets)
+    assert torch.equal(fast_codes.indices.cpu(), codes.indices)
+    assert torch.equal(fast_codes.offsets.cpu(), codes.offsets)
     results[1][-1] = [results[1][-1], tokens_first(inputs[1], results[2][3], dtype)]
-    for name, got, same, true in zip(["values", *NAMES[:4]], *results, strict=True):
-        assert_as_accurate(got, same, true, name)
+    for name, got, plain_value, true_value in zip(["values", *NAMES[:4]], *results, strict=True):
+        assert_as_accurate(got, plain_value, true_value, name)
 
 
 NAN, INF = float("nan"), float("inf")
@@ -150,7 +158,7 @@ def test_selection_is_exact_for_adversarial_rows(backend, kind, k, monkeypatch):
         monkeypatch.setattr("sae_kernels.gpu.encode_batch_topk._BLOCK", 64 if k == 1 else 128)
         monkeypatch.setattr("sae_kernels.gpu.encode_batch_topk._BLOCKS", 2)
     pre = adversarial(kind, batch, 99).to(dtype)
-    assert_kept(of_pre(pre, k, backend, rows, monkeypatch), pre, k)
+    assert_slots(codes_of_pre_acts(pre, k, backend, rows, monkeypatch), pre, k)
 
 
 @each_backend
@@ -161,7 +169,7 @@ def test_selection_is_exact_to_the_last_bit_in_every_dtype(backend, dtype, monke
     near_one = torch.ones(120, dtype=dtype).view(integers) + torch.arange(120, dtype=integers) % 7
     pre = torch.cat([near_one.view(dtype), torch.logspace(-30, 30, 79).to(dtype), -near_one[:1]])
     pre = pre[torch.randperm(200, generator=torch.Generator().manual_seed(0))].view(4, 50)
-    assert_kept(of_pre(pre, 30, backend, 2, monkeypatch), pre, 30)
+    assert_slots(codes_of_pre_acts(pre, 30, backend, 2, monkeypatch), pre, 30)
 
 
 def test_no_more_than_n_and_a_chunk_are_held(monkeypatch):
@@ -171,7 +179,7 @@ def test_no_more_than_n_and_a_chunk_are_held(monkeypatch):
     monkeypatch.setattr(
         cpu_encode_batch_topk, "_select_largest", lambda v, n: held.append(len(v)) or largest(v, n)
     )
-    assert_kept(of_pre(pre, k, "torch", 2, monkeypatch), pre, k)
+    assert_slots(codes_of_pre_acts(pre, k, "torch", 2, monkeypatch), pre, k)
     assert len(held) > 10 and max(held) <= k * 40 + 2 * 99
 
 
@@ -189,7 +197,7 @@ def test_any_shape_and_any_ties(batch, d_sae, share, rows, values, seed):
     pre = torch.randint(-values, values + 1, (batch, d_sae), generator=generator).double()
     k = max(round(share * d_sae), 1)
     with pytest.MonkeyPatch.context() as patch:
-        assert_kept(of_pre(pre, k, "torch", rows, patch), pre, k)
+        assert_slots(codes_of_pre_acts(pre, k, "torch", rows, patch), pre, k)
 
 
 @TRITON_ONLY
@@ -197,9 +205,9 @@ def test_fused_and_vendor_product_select_the_same_slots(backend, monkeypatch):
     inputs = leaves(*problem(9, 8, 96), dtype=torch.bfloat16, device=device(backend))
     set_chunk_rows(4, 96, torch.bfloat16, backend, monkeypatch)
     runs = []
-    for which in ("fused", "vendor"):
+    for implementation in ("fused", "vendor"):
         monkeypatch.setattr(
-            "sae_kernels.gpu.encode_batch_topk.choose_product", lambda *_, it=which: it
+            "sae_kernels.gpu.encode_batch_topk.choose_product", lambda *_, it=implementation: it
         )
         codes = encode_batch_topk(*inputs[:3], 1, inputs[3], backend=backend)
         runs.append([codes.values, codes.indices, codes.offsets])
@@ -210,68 +218,68 @@ def test_fused_and_vendor_product_select_the_same_slots(backend, monkeypatch):
 @each_backend
 def test_smallest_value_is_the_threshold_for_inference(backend):
     """The smallest kept value, as the docstring has it: above it lies all but that one."""
-    at = leaves(
+    args = leaves(
         normal(7, 6, seed=1),
         normal(40, 6, seed=2).t(),
         normal(40, seed=3),
         dtype=torch.float32,
         device=device(backend),
     )
-    codes = encode_batch_topk(*at, 4, backend=backend)
+    codes = encode_batch_topk(*args, 4, backend=backend)
     least = torch.where(codes.values > 0, codes.values, torch.inf).amin()
-    again = encode_threshold(*at, threshold=least.detach(), backend=backend)
+    again = encode_threshold(*args, threshold=least.detach(), backend=backend)
     assert int(again.offsets[-1]) == 4 * 7 - 1
-    nothing = encode_batch_topk(*at[:2], at[2] - 100, 4, backend=backend).values
+    nothing = encode_batch_topk(*args[:2], args[2] - 100, 4, backend=backend).values
     assert torch.where(nothing > 0, nothing, torch.inf).amin() == torch.inf
 
 
 @TRITON_ONLY
 def test_nothing_waits_for_the_device(backend):
-    at = leaves(*problem(7, 5, 70), dtype=torch.float32, device=device(backend))
+    args = leaves(*problem(7, 5, 70), dtype=torch.float32, device=device(backend))
     with forbid_sync():
-        codes = encode_batch_topk(*at[:3], 2, at[3], backend=backend)
+        codes = encode_batch_topk(*args[:3], 2, args[3], backend=backend)
         torch.where(codes.values > 0, codes.values, torch.inf).amin()
-        torch.autograd.grad(codes.values.sum(), at)
+        torch.autograd.grad(codes.values.sum(), args)
 
 
 @each_backend
 def test_empty_batch(backend):
-    at = leaves(*problem(0, 4, 30), dtype=torch.float32, device=device(backend))
-    codes = encode_batch_topk(*at[:3], 3, at[3], backend=backend)
+    args = leaves(*problem(0, 4, 30), dtype=torch.float32, device=device(backend))
+    codes = encode_batch_topk(*args[:3], 3, args[3], backend=backend)
     assert codes.offsets.tolist() == [0] and codes.values.shape == (0,)
-    assert all((g == 0).all() for g in torch.autograd.grad(codes.values.sum(), at))
+    assert all((g == 0).all() for g in torch.autograd.grad(codes.values.sum(), args))
 
 
 @each_backend
 def test_chunks_do_not_change_the_result(backend, monkeypatch):
-    at = [t.to(device(backend)) for t in problem(11, 9, 40)]
-    whole = encode_batch_topk(*at[:3], 3, at[3], backend=backend)
+    args = [t.to(device(backend)) for t in problem(11, 9, 40)]
+    one_chunk = encode_batch_topk(*args[:3], 3, args[3], backend=backend)
     set_chunk_rows(4, 40, torch.float64, backend, monkeypatch)
-    parts = encode_batch_topk(*at[:3], 3, at[3], backend=backend)
+    chunked = encode_batch_topk(*args[:3], 3, args[3], backend=backend)
     for name in ("values", "indices", "offsets"):
-        assert torch.equal(getattr(parts, name), getattr(whole, name)), name
+        assert torch.equal(getattr(chunked, name), getattr(one_chunk, name)), name
 
 
 @each_backend
 def test_autocast_changes_nothing(backend, monkeypatch):
     monkeypatch.setattr("sae_kernels.matmul._has_onednn", lambda: False)  # it ignores autocast
-    at = [t.to(device(backend), torch.float32) / 3 for t in problem(6, 50, 70)]
-    want = encode_batch_topk(*at[:3], 5, at[3], backend=backend)
+    args = [t.to(device(backend), torch.float32) / 3 for t in problem(6, 50, 70)]
+    want = encode_batch_topk(*args[:3], 5, args[3], backend=backend)
     with torch.autocast(device(backend), dtype=torch.bfloat16):
-        got = encode_batch_topk(*at[:3], 5, at[3], backend=backend)
+        got = encode_batch_topk(*args[:3], 5, args[3], backend=backend)
     assert torch.equal(got.to_dense(), want.to_dense())
 
 
 @each_backend
 def test_gradient_of_W_enc_in_parts_equals_the_dense_one(backend):
-    at = leaves(*problem(9, 6, 30), dtype=torch.float64, device=device(backend))
-    encode = lambda: encode_batch_topk(*at[:3], 3, at[3], backend=backend).to_dense()
-    want = gradients([encode()], at)[1]
-    at[1].row_grads = RowGrads()
+    args = leaves(*problem(9, 6, 30), dtype=torch.float64, device=device(backend))
+    encode = lambda: encode_batch_topk(*args[:3], 3, args[3], backend=backend).to_dense()
+    want = gradients([encode()], args)[1]
+    args[1].row_grads = RowGrads()
     dense = encode()
     dense.backward(normal(*dense.shape, seed=7).to(dense.device))
-    assert at[1].grad is None
-    got = reference.dense_gradient(at[1].t().shape, None, at[1].row_grads).t()
+    assert args[1].grad is None
+    got = reference.dense_gradient(args[1].t().shape, None, args[1].row_grads).t()
     torch.testing.assert_close(got, want)
 
 
@@ -279,9 +287,9 @@ def test_gradient_of_W_enc_in_parts_equals_the_dense_one(backend):
 def test_two_runs_give_the_same_bits(backend):
     runs = []
     for _ in range(2):
-        at = leaves(*problem(7, 20, 70)[:3], dtype=torch.float32, device=device(backend))
-        codes = encode_batch_topk(*at, 2, backend=backend)
-        grads = torch.autograd.grad(codes.values, at, codes.values)
+        args = leaves(*problem(7, 20, 70)[:3], dtype=torch.float32, device=device(backend))
+        codes = encode_batch_topk(*args, 2, backend=backend)
+        grads = torch.autograd.grad(codes.values, args, codes.values)
         runs.append([codes.values, codes.indices, codes.offsets, *grads])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 

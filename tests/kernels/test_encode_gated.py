@@ -51,14 +51,18 @@ def dense(outputs) -> list[Tensor]:
 def test_values_and_gradients_of_every_input(backend, dtype, shape):
     inputs = gated_problem(*shape[:3])
     results = []
-    for which, as_dtype in ((backend, dtype), ("reference", dtype), ("reference", torch.float64)):
-        at = leaves(*inputs, dtype=as_dtype, device=device(which))
-        codes, gates = encode_gated(*at, backend=which)
+    for implementation, as_dtype in (
+        (backend, dtype),
+        ("reference", dtype),
+        ("reference", torch.float64),
+    ):
+        args = leaves(*inputs, dtype=as_dtype, device=device(implementation))
+        codes, gates = encode_gated(*args, backend=implementation)
         for either in (codes, gates):
             assert_well_formed(either, as_dtype)
         acts = dense((codes, gates))
-        results.append([*acts, *gradients(acts, at)])
-        if which == backend:
+        results.append([*acts, *gradients(acts, args)])
+        if implementation == backend:
             assert codes.by_latent() is gates.by_latent()
             assert codes.indices is gates.indices and codes.offsets is gates.offsets
             assert results[0][3].t().is_contiguous(), "W_enc's gradient must be latent-major"
@@ -67,16 +71,18 @@ def test_values_and_gradients_of_every_input(backend, dtype, shape):
     d_b_gate, d_b_mag = results[2][4:6]
     d_pre = d_b_gate + inputs[4].exp() * d_b_mag
     results[1][-1] = [results[1][-1], tokens_first(inputs[1], d_pre, dtype)]
-    for name, got, same, true in zip(["codes", "gates", *NAMES], *results, strict=True):
-        assert_as_accurate(got, same, true, name)
+    for name, got, plain_value, true_value in zip(
+        ["codes", "gates", *NAMES], *results, strict=True
+    ):
+        assert_as_accurate(got, plain_value, true_value, name)
 
 
 @each_backend
 def test_values_and_gradients_computed_by_hand(backend):
     """h = 1; an open gate with a negative magnitude is a slot that is empty in codes alone."""
-    place = device(backend)
-    make = lambda *values: torch.tensor(values, device=place, requires_grad=True)
-    x, W_enc = torch.ones(1, 1, device=place), torch.ones(1, 4, device=place, requires_grad=True)
+    dev = device(backend)
+    make = lambda *values: torch.tensor(values, device=dev, requires_grad=True)
+    x, W_enc = torch.ones(1, 1, device=dev), torch.ones(1, 4, device=dev, requires_grad=True)
     b_gate, b_mag = make(1.0, 1.0, -1.0, -2.0), make(3.0, -5.0, 3.0, 3.0)
     r_mag = make(*[torch.tensor(2.0).log().item()] * 4)
     codes, gates = encode_gated(x, W_enc, b_gate, b_mag, r_mag, backend=backend)
@@ -91,16 +97,16 @@ def test_values_and_gradients_computed_by_hand(backend):
 
 
 @each_backend
-@pytest.mark.parametrize("which", ["codes", "gates"])
-def test_gradients_of_one_output_equal_the_reference(backend, which):
+@pytest.mark.parametrize("output", ["codes", "gates"])
+def test_gradients_of_one_output_equal_the_reference(backend, output):
     """The loss may use one of the two: what does not depend on it gets zeros, not None."""
     grads = []
     for kind in (backend, "reference"):
-        at = leaves(*gated_problem(7, 5, 33), dtype=torch.float64, device=device(kind))
-        codes, gates = encode_gated(*at, backend=kind)
-        acts = (codes if which == "codes" else gates).to_dense()
+        args = leaves(*gated_problem(7, 5, 33), dtype=torch.float64, device=device(kind))
+        codes, gates = encode_gated(*args, backend=kind)
+        acts = (codes if output == "codes" else gates).to_dense()
         cotangent = normal(*acts.shape, seed=1).to(acts.device)
-        grads.append(torch.autograd.grad(acts, at, cotangent, materialize_grads=True))
+        grads.append(torch.autograd.grad(acts, args, cotangent, materialize_grads=True))
     for name, got, want in zip(NAMES, *grads, strict=True):
         assert_as_accurate(got, want, want, name)
 
@@ -109,9 +115,9 @@ def test_gradients_of_one_output_equal_the_reference(backend, which):
 def test_no_b_dec_and_a_W_enc_that_is_not_latent_major(backend):
     x, W_enc, *biases, _ = gated_problem(9, 20, 61)
     grads = []
-    for which, W in ((backend, W_enc.contiguous()), ("reference", W_enc)):
-        at = leaves(x, W, *biases, dtype=torch.float64, device=device(which))
-        grads.append(gradients(dense(encode_gated(*at, backend=which)), at))
+    for implementation, W in ((backend, W_enc.contiguous()), ("reference", W_enc)):
+        args = leaves(x, W, *biases, dtype=torch.float64, device=device(implementation))
+        grads.append(gradients(dense(encode_gated(*args, backend=implementation)), args))
     for name, got, want in zip(NAMES, *grads, strict=False):
         assert_as_accurate(got, want, want, name)
 
@@ -119,30 +125,30 @@ def test_no_b_dec_and_a_W_enc_that_is_not_latent_major(backend):
 @each_backend
 @pytest.mark.parametrize("batch", [0, 5])
 def test_without_slots_all_gradients_are_zero(backend, batch):
-    at = leaves(*gated_problem(batch, 4, 30), dtype=torch.float32, device=device(backend))
+    args = leaves(*gated_problem(batch, 4, 30), dtype=torch.float32, device=device(backend))
     with torch.no_grad():
-        at[2] -= 100
-    codes, gates = encode_gated(*at, backend=backend)
+        args[2] -= 100
+    codes, gates = encode_gated(*args, backend=backend)
     assert codes.offsets.tolist() == [0] * (batch + 1)
-    grads = torch.autograd.grad(codes.values.sum() + gates.values.sum(), at)
+    grads = torch.autograd.grad(codes.values.sum() + gates.values.sum(), args)
     assert all((g == 0).all() for g in grads)
 
 
 @each_backend
 def test_nan_and_inf(backend):
-    at = leaves(*gated_problem(4, 5, 70), dtype=torch.float32, device=device(backend))
+    args = leaves(*gated_problem(4, 5, 70), dtype=torch.float32, device=device(backend))
     with torch.no_grad():
-        at[0][1, 2] = float("nan")
-        at[2][7], at[2][8] = float("inf"), float("-inf")
-    codes, gates = encode_gated(*at, backend=backend)
-    acts, opened = dense((codes, gates))
-    assert acts[1, :7].isnan().all() and opened[1, :7].isnan().all()
+        args[0][1, 2] = float("nan")
+        args[2][7], args[2][8] = float("inf"), float("-inf")
+    codes, gates = encode_gated(*args, backend=backend)
+    acts, gate_acts = dense((codes, gates))
+    assert acts[1, :7].isnan().all() and gate_acts[1, :7].isnan().all()
     for row in (0, 2, 3):
-        assert opened[row, 7] == float("inf") and opened[row, 8] == acts[row, 8] == 0
+        assert gate_acts[row, 7] == float("inf") and gate_acts[row, 8] == acts[row, 8] == 0
         assert acts[row].isfinite().all()
     cotangents = [torch.ones_like(codes.values), torch.ones_like(gates.values)]
-    grads = torch.autograd.grad([codes.values, gates.values], at[2:5], cotangents)
-    assert grads[0].tolist() == (opened > 0).sum(0).tolist(), "NaN has gradient 0"
+    grads = torch.autograd.grad([codes.values, gates.values], args[2:5], cotangents)
+    assert grads[0].tolist() == (gate_acts > 0).sum(0).tolist(), "NaN has gradient 0"
     assert grads[1].tolist() == (acts > 0).sum(0).tolist()
     assert grads[2].isfinite().all()
 
@@ -151,59 +157,59 @@ def test_nan_and_inf(backend):
 @pytest.mark.parametrize("capacity", [37, 500])
 def test_capacity_drops_the_end_of_the_batch(backend, capacity, monkeypatch):
     set_chunk_rows(2, 33, torch.float32, backend, monkeypatch)
-    at = leaves(*gated_problem(7, 5, 33), dtype=torch.float32, device=device(backend))
-    want = encode_gated(*at, backend=backend)
+    args = leaves(*gated_problem(7, 5, 33), dtype=torch.float32, device=device(backend))
+    want = encode_gated(*args, backend=backend)
     nnz = len(want[0].values)
     fits = min(capacity, nnz)
     assert 37 < nnz < 500
     with forbid_sync():
-        got = encode_gated(*at, capacity=capacity, backend=backend)
-    for some, every in zip(got, want, strict=True):
-        assert some.dropped.item() == nnz - fits and every.dropped is None
-        assert_well_formed(some, torch.float32)
-        assert torch.equal(some.values[:fits], every.values[:fits])
-        assert torch.equal(some.indices[:fits], every.indices[:fits])
+        got = encode_gated(*args, capacity=capacity, backend=backend)
+    for limited, full in zip(got, want, strict=True):
+        assert limited.dropped.item() == nnz - fits and full.dropped is None
+        assert_well_formed(limited, torch.float32)
+        assert torch.equal(limited.values[:fits], full.values[:fits])
+        assert torch.equal(limited.indices[:fits], full.indices[:fits])
     outputs = [codes.values for codes in want]
     cotangents = [normal(nnz, seed=i).to(outputs[0]) for i in (0, 1)]
     grads = torch.autograd.grad(
-        [values[:fits] for values in outputs], at, [c[:fits] for c in cotangents]
+        [values[:fits] for values in outputs], args, [c[:fits] for c in cotangents]
     )
     padded = [torch.nn.functional.pad(c, (0, capacity), value=3.0)[:capacity] for c in cotangents]
-    with_padding = torch.autograd.grad([codes.values for codes in got], at, padded)
-    for name, some, every in zip(NAMES, with_padding, grads, strict=True):
-        torch.testing.assert_close(some, every, msg=name)
+    with_padding = torch.autograd.grad([codes.values for codes in got], args, padded)
+    for name, limited, full in zip(NAMES, with_padding, grads, strict=True):
+        torch.testing.assert_close(limited, full, msg=name)
 
 
 @each_backend
 def test_chunks_do_not_change_the_result(backend, monkeypatch):
-    at = [t.to(device(backend)) for t in gated_problem(11, 9, 40)]
-    whole = encode_gated(*at, backend=backend)
+    args = [t.to(device(backend)) for t in gated_problem(11, 9, 40)]
+    whole = encode_gated(*args, backend=backend)
     set_chunk_rows(4, 40, torch.float64, backend, monkeypatch)
-    for some, every in zip(encode_gated(*at, backend=backend), whole, strict=True):
+    for limited, full in zip(encode_gated(*args, backend=backend), whole, strict=True):
         for name in ("values", "indices", "offsets"):
-            assert torch.equal(getattr(some, name), getattr(every, name)), name
+            assert torch.equal(getattr(limited, name), getattr(full, name)), name
 
 
 @each_backend
 def test_autocast_changes_nothing(backend, monkeypatch):
     monkeypatch.setattr("sae_kernels.matmul._has_onednn", lambda: False)  # it ignores autocast
-    at = [t.to(device(backend), torch.float32) / 3 for t in gated_problem(6, 50, 70)]
-    want = dense(encode_gated(*at, backend=backend))
+    args = [t.to(device(backend), torch.float32) / 3 for t in gated_problem(6, 50, 70)]
+    want = dense(encode_gated(*args, backend=backend))
     with torch.autocast(device(backend), dtype=torch.bfloat16):
-        got = dense(encode_gated(*at, backend=backend))
+        got = dense(encode_gated(*args, backend=backend))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 @each_backend
 def test_gradient_of_W_enc_in_parts_equals_the_dense_one(backend):
-    at = leaves(*gated_problem(9, 6, 30), dtype=torch.float64, device=device(backend))
-    want = gradients(dense(encode_gated(*at, backend=backend)), at)[1]
-    at[1].row_grads = RowGrads()
-    acts = dense(encode_gated(*at, backend=backend))
+    args = leaves(*gated_problem(9, 6, 30), dtype=torch.float64, device=device(backend))
+    want = gradients(dense(encode_gated(*args, backend=backend)), args)[1]
+    args[1].row_grads = RowGrads()
+    acts = dense(encode_gated(*args, backend=backend))
     cotangents = [normal(*a.shape, seed=7 + i).to(a.device) for i, a in enumerate(acts)]
     torch.autograd.backward(acts, cotangents)
-    assert at[1].grad is None
-    got = reference.dense_gradient(at[1].t().shape, None, at[1].row_grads).t()
+    assert args[1].grad is None
+    got = reference.dense_gradient(args[1].t().shape, None, args[1].row_grads).t()
     torch.testing.assert_close(got, want)
 
 
@@ -211,10 +217,10 @@ def test_gradient_of_W_enc_in_parts_equals_the_dense_one(backend):
 def test_two_runs_give_the_same_bits(backend):
     runs = []
     for _ in range(2):
-        at = leaves(*gated_problem(7, 20, 37), dtype=torch.float32, device=device(backend))
-        codes, gates = encode_gated(*at, backend=backend)
+        args = leaves(*gated_problem(7, 20, 37), dtype=torch.float32, device=device(backend))
+        codes, gates = encode_gated(*args, backend=backend)
         values = [codes.values, gates.values]
-        runs.append([*values, codes.indices, *torch.autograd.grad(values, at, values)])
+        runs.append([*values, codes.indices, *torch.autograd.grad(values, args, values)])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
@@ -227,18 +233,22 @@ def test_two_runs_give_the_same_bits(backend):
     seed=st.integers(0, 99),
 )
 def test_any_shape_and_any_density(batch, d_in, d_sae, shift, seed):
-    at = [normal(batch, d_in, seed=seed), normal(d_sae, d_in, seed=seed + 1).t()]
-    at += [normal(d_sae, seed=seed + 2) + shift, *normal(2, d_sae, seed=seed + 3)]
+    args = [normal(batch, d_in, seed=seed), normal(d_sae, d_in, seed=seed + 1).t()]
+    args += [normal(d_sae, seed=seed + 2) + shift, *normal(2, d_sae, seed=seed + 3)]
     for got, want in zip(
-        *(dense(encode_gated(*at, backend=which)) for which in ("torch", "reference")), strict=True
+        *(
+            dense(encode_gated(*args, backend=implementation))
+            for implementation in ("torch", "reference")
+        ),
+        strict=True,
     ):
         torch.testing.assert_close(got, want)
 
 
 def test_second_derivatives_raise():
-    at = leaves(*gated_problem(4, 5, 30), dtype=torch.float64)
-    codes, _ = encode_gated(*at)
-    first = torch.autograd.grad(codes.values.square().sum(), at[0], create_graph=True)[0]
+    args = leaves(*gated_problem(4, 5, 30), dtype=torch.float64)
+    codes, _ = encode_gated(*args)
+    first = torch.autograd.grad(codes.values.square().sum(), args[0], create_graph=True)[0]
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
 

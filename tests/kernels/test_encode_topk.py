@@ -74,10 +74,10 @@ def test_values_and_gradients_of_every_input(backend, dtype, shape):
     plain[-1] = [plain[-1], tokens_first(inputs[1], truth[3], dtype)]
     weights = weights.to(fast.values.device, dtype)
     grads = torch.autograd.grad((fast.values * weights).sum(), fast_in)
-    for name, got, same, true in zip(
+    for name, got, plain_value, true_value in zip(
         ["values", *NAMES], [fast.values, *grads], plain, truth, strict=True
     ):
-        assert_as_accurate(got, same, true, name)
+        assert_as_accurate(got, plain_value, true_value, name)
     assert grads[1].t().is_contiguous(), "W_enc's gradient must be latent-major"
 
 
@@ -94,8 +94,8 @@ def test_ties_go_to_the_lowest_index(backend, k, monkeypatch):
     x[5] = x[4]  # duplicated rows
     W_enc[:, 200:250] = W_enc[:, 100:150]  # duplicated latents
     want = reference.encode_topk(x, W_enc, b_enc, k)
-    place = device(backend)
-    got = encode_topk(x.to(place), W_enc.to(place), b_enc.to(place), k, backend=backend)
+    dev = device(backend)
+    got = encode_topk(x.to(dev), W_enc.to(dev), b_enc.to(dev), k, backend=backend)
     assert active_sets(got) == active_sets(want)
     assert torch.equal(got.to_dense().cpu(), want.to_dense())
 
@@ -103,10 +103,8 @@ def test_ties_go_to_the_lowest_index(backend, k, monkeypatch):
 @each_backend
 def test_equal_values_select_the_lowest_indices(backend):
     x, W_enc = torch.ones(3, 2), torch.ones(700, 2).t()
-    place = device(backend)
-    codes = encode_topk(
-        x.to(place), W_enc.to(place), torch.zeros(700, device=place), 9, backend=backend
-    )
+    dev = device(backend)
+    codes = encode_topk(x.to(dev), W_enc.to(dev), torch.zeros(700, device=dev), 9, backend=backend)
     assert codes.indices.sort(1).values.tolist() == [list(range(9))] * 3
     assert (codes.values == 2).all()
 
@@ -141,17 +139,17 @@ def test_nan_and_inf(backend):
     codes = encode_topk(x, W_enc, b_enc, 3, b_dec, backend=backend)
     assert codes.values[1].isnan().all()
     for row in (0, 2, 3, 4, 5):
-        found = dict(zip(codes.indices[row].tolist(), codes.values[row].tolist(), strict=True))
-        assert found[77] == float("inf") and found[79] != found[79] and 78 not in found
+        value_of = dict(zip(codes.indices[row].tolist(), codes.values[row].tolist(), strict=True))
+        assert value_of[77] == float("inf") and value_of[79] != value_of[79] and 78 not in value_of
 
 
 @each_backend
 def test_nan_takes_one_slot_beside_ties(backend):
     """A NaN takes a slot of its own and leaves the tie rule of the others as it is."""
-    place = device(backend)
-    b_enc = torch.ones(100, device=place)
+    dev = device(backend)
+    b_enc = torch.ones(100, device=dev)
     b_enc[60] = float("nan")
-    x, W_enc = torch.zeros(2, 3, device=place), torch.zeros(100, 3, device=place).t()
+    x, W_enc = torch.zeros(2, 3, device=dev), torch.zeros(100, 3, device=dev).t()
     codes = encode_topk(x, W_enc, b_enc, 5, backend=backend)
     assert codes.indices.sort(1).values.tolist() == [[0, 1, 2, 3, 60]] * 2
 
@@ -170,11 +168,11 @@ def test_autocast_changes_nothing(backend, monkeypatch):
 def test_no_b_dec_and_a_W_enc_that_is_not_latent_major(backend):
     x, W_enc, b_enc, _ = problem((9, 20, 101, 7))
     grads = []
-    for which, W in ((backend, W_enc.contiguous()), ("reference", W_enc)):
-        place = device(which)
-        at = leaves(x, W, b_enc, dtype=torch.float64, device=place)
-        codes = encode_topk(*at, 7, backend=which)
-        cotangent = normal(9, 101, seed=4).to(place).gather(1, codes.indices)
+    for implementation, W in ((backend, W_enc.contiguous()), ("reference", W_enc)):
+        dev = device(implementation)
+        at = leaves(x, W, b_enc, dtype=torch.float64, device=dev)
+        codes = encode_topk(*at, 7, backend=implementation)
+        cotangent = normal(9, 101, seed=4).to(dev).gather(1, codes.indices)
         grads.append(torch.autograd.grad((codes.values * cotangent).sum(), at))
     for name, got, want in zip(NAMES[:3], *grads, strict=True):
         assert_as_accurate(got, want.detach(), want, name)
@@ -183,15 +181,15 @@ def test_no_b_dec_and_a_W_enc_that_is_not_latent_major(backend):
 @each_backend
 def test_chunks_do_not_change_the_result(backend, monkeypatch):
     inputs = [t.to(device(backend), torch.float64) for t in problem((11, 9, 40, 3))]
-    whole = encode_topk(*inputs[:3], 3, inputs[3], backend=backend)
+    one_chunk = encode_topk(*inputs[:3], 3, inputs[3], backend=backend)
     if backend == "torch":
         monkeypatch.setattr("sae_kernels.cpu.pre_acts.CHUNK_ELEMENTS", 1)
         monkeypatch.setattr("sae_kernels.cpu.pre_acts.CHUNK_MIN_ROWS", 4)
     else:
         monkeypatch.setattr("sae_kernels.gpu.pre_acts.CHUNK_BYTES", 4 * 40 * 8)  # 4 rows
-    parts = encode_topk(*inputs[:3], 3, inputs[3], backend=backend)
-    assert active_sets(parts) == active_sets(whole)
-    torch.testing.assert_close(parts.to_dense(), whole.to_dense())
+    chunked = encode_topk(*inputs[:3], 3, inputs[3], backend=backend)
+    assert active_sets(chunked) == active_sets(one_chunk)
+    torch.testing.assert_close(chunked.to_dense(), one_chunk.to_dense())
 
 
 @each_backend
@@ -219,20 +217,22 @@ def test_empty_batch(backend):
 def test_two_threads_give_the_results_of_one():
     inputs = [[t.float() for t in problem((200, 16, 900, 8), seed=s)] for s in (10, 20)]
     want = [encode_topk(*i[:3], 8, i[3]).to_dense() for i in inputs]
-    wrong = []
+    mismatches = []
 
-    def work(which: int) -> None:
+    def work(implementation: int) -> None:
         for _ in range(10):
-            x, W_enc, b_enc, b_dec = inputs[which]
-            if not torch.equal(encode_topk(x, W_enc, b_enc, 8, b_dec).to_dense(), want[which]):
-                wrong.append(which)
+            x, W_enc, b_enc, b_dec = inputs[implementation]
+            if not torch.equal(
+                encode_topk(x, W_enc, b_enc, 8, b_dec).to_dense(), want[implementation]
+            ):
+                mismatches.append(implementation)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert not mismatches
 
 
 def test_second_derivatives_raise():

@@ -57,12 +57,12 @@ def test_codes_and_gradients_of_every_input(backend, missing):
     names = [n for n in NAMES if n != missing]
     cotangent = normal(BATCH, D_SAE, seed=9)
     results = []
-    for run in (lambda at: encoded(at, backend).to_dense(), dense):
-        at = leaves(*inputs, dtype=torch.float64)
-        wanted = [t for t, n in zip(at, NAMES, strict=True) if n != missing]
-        at = [None if n == missing else t for t, n in zip(at, NAMES, strict=True)]
-        z = run(at)
-        results.append([z, *torch.autograd.grad((z * cotangent).sum(), wanted)])
+    for run in (lambda args: encoded(args, backend).to_dense(), dense):
+        args = leaves(*inputs, dtype=torch.float64)
+        needed = [t for t, n in zip(args, NAMES, strict=True) if n != missing]
+        args = [None if n == missing else t for t, n in zip(args, NAMES, strict=True)]
+        z = run(args)
+        results.append([z, *torch.autograd.grad((z * cotangent).sum(), needed)])
     assert 0.1 < (results[1][0] > 0).double().mean() < 0.7
     for name, got, want in zip(["codes", *names], *results, strict=True):
         assert want.abs().max() > 1e-3, name
@@ -75,25 +75,25 @@ def test_narrow_dtypes_are_as_accurate_as_plain_torch(dtype):
     cotangent = normal(BATCH, D_SAE, seed=9)
     results = []
     for kind, run in (
-        (dtype, lambda at: encoded(at).to_dense()),
-        (dtype, lambda at: encoded(at, "reference").to_dense()),
+        (dtype, lambda args: encoded(args).to_dense()),
+        (dtype, lambda args: encoded(args, "reference").to_dense()),
         (torch.float64, dense),
     ):
-        at = leaves(*inputs, dtype=kind)
-        z = run(at)
-        results.append([z, *torch.autograd.grad((z * cotangent.to(kind)).sum(), at)])
-    for name, *three in zip(["codes", *NAMES], *results, strict=True):
-        assert_as_accurate(*three, name)
+        args = leaves(*inputs, dtype=kind)
+        z = run(args)
+        results.append([z, *torch.autograd.grad((z * cotangent.to(kind)).sum(), args)])
+    for name, *tensors in zip(["codes", *NAMES], *results, strict=True):
+        assert_as_accurate(*tensors, name)
 
 
 def test_shared_step_gets_the_gradients_of_all_layers():
     inputs = problem()
     grads = []
-    for run in (lambda at: encoded(at).to_dense(), dense):
-        at = leaves(*inputs, dtype=torch.float64)
-        at[6], at[8] = at[5], at[7]
-        z = run(at)
-        grads.append([z, *torch.autograd.grad(z.square().sum(), [at[5], at[7]])])
+    for run in (lambda args: encoded(args).to_dense(), dense):
+        args = leaves(*inputs, dtype=torch.float64)
+        args[6], args[8] = args[5], args[7]
+        z = run(args)
+        grads.append([z, *torch.autograd.grad(z.square().sum(), [args[5], args[7]])])
     for got, want in zip(*grads, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
@@ -104,8 +104,8 @@ def test_slots_are_the_positive_entries_in_order():
     assert (codes.values > 0).all()
     assert codes.l0().tolist() == (want > 0).sum(1).tolist()
     for row in range(BATCH):
-        some = slice(*codes.offsets[row : row + 2].tolist())
-        assert codes.indices[some].tolist() == want[row].nonzero().squeeze(1).tolist()
+        row_slots = slice(*codes.offsets[row : row + 2].tolist())
+        assert codes.indices[row_slots].tolist() == want[row].nonzero().squeeze(1).tolist()
 
 
 def test_only_a_chunk_of_rows_is_ever_dense(monkeypatch):
@@ -118,8 +118,8 @@ def test_only_a_chunk_of_rows_is_ever_dense(monkeypatch):
         return last(x, *others)
 
     monkeypatch.setattr(module, "_dense_code", spy)
-    at = leaves(*problem(), dtype=torch.float64)
-    loss = encoded(at).values.sum()
+    args = leaves(*problem(), dtype=torch.float64)
+    loss = encoded(args).values.sum()
     assert rows == [4, 4, 3]
     loss.backward()
     assert rows == [4, 4, 3] * 2, "the backward pass computes each chunk again"
@@ -128,45 +128,45 @@ def test_only_a_chunk_of_rows_is_ever_dense(monkeypatch):
 def test_two_runs_give_the_same_bits():
     runs = []
     for _ in range(2):
-        at = leaves(*problem(), dtype=torch.float32)
-        codes = encoded(at)
+        args = leaves(*problem(), dtype=torch.float32)
+        codes = encoded(args)
         runs.append(
-            [codes.values, codes.indices, *torch.autograd.grad(codes.values.square().sum(), at)]
+            [codes.values, codes.indices, *torch.autograd.grad(codes.values.square().sum(), args)]
         )
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 def test_empty_batch_and_no_active_latent():
-    at = leaves(*problem(batch=0), dtype=torch.float64)
-    codes = encoded(at)
+    args = leaves(*problem(batch=0), dtype=torch.float64)
+    codes = encoded(args)
     assert codes.batch == 0 and codes.values.shape == (0,)
-    assert all((g == 0).all() for g in torch.autograd.grad(codes.values.sum(), at))
-    at = leaves(*problem(), dtype=torch.float64)
+    assert all((g == 0).all() for g in torch.autograd.grad(codes.values.sum(), args))
+    args = leaves(*problem(), dtype=torch.float64)
     with torch.no_grad():
-        at[2] -= 1000
-    codes = encoded(at)
+        args[2] -= 1000
+    codes = encoded(args)
     assert codes.offsets.tolist() == [0] * (BATCH + 1)
-    assert all((g == 0).all() for g in torch.autograd.grad(codes.values.sum(), at))
+    assert all((g == 0).all() for g in torch.autograd.grad(codes.values.sum(), args))
 
 
 def test_zero_layers_equal_relu():
-    x, W_enc, b_enc, W_dict, *_ = at = leaves(*problem(), dtype=torch.float64)
+    x, W_enc, b_enc, W_dict, *_ = args = leaves(*problem(), dtype=torch.float64)
     codes = encode_unrolled(x, W_enc, b_enc, W_dict, [], [])
     want = (x @ W_enc + b_enc).relu()
     torch.testing.assert_close(codes.to_dense(), want)
-    got = torch.autograd.grad(codes.values.sum(), at[:4])
-    true = torch.autograd.grad(want.sum(), at[:3])
-    for mine, other in zip(got, [*true, torch.zeros_like(W_dict)], strict=True):
-        torch.testing.assert_close(mine, other)
+    got = torch.autograd.grad(codes.values.sum(), args[:4])
+    true_value = torch.autograd.grad(want.sum(), args[:3])
+    for got_value, other in zip(got, [*true_value, torch.zeros_like(W_dict)], strict=True):
+        torch.testing.assert_close(got_value, other)
 
 
 def test_autocast_changes_nothing():
     runs = []
     for enabled in (False, True):
-        at = leaves(*problem(), dtype=torch.float32)
+        args = leaves(*problem(), dtype=torch.float32)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            codes = encoded(at)
-            runs.append([codes.values, *torch.autograd.grad(codes.values.sum(), at)])
+            codes = encoded(args)
+            runs.append([codes.values, *torch.autograd.grad(codes.values.sum(), args)])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 

@@ -24,12 +24,12 @@ def poison() -> None:
 
 
 B, D, S, K = 6, 5, 20, 3
-PLACE = "cuda" if CUDA else "cpu"  # and the backend is "auto"
+DEVICE = "cuda" if CUDA else "cpu"  # and the backend is "auto"
 OPS = torch.ops.sae_kernels
 
 
 def leaf(*shape: int, seed: int) -> torch.Tensor:
-    return normal(*shape, seed=seed, dtype=torch.float32).to(PLACE).requires_grad_()
+    return normal(*shape, seed=seed, dtype=torch.float32).to(DEVICE).requires_grad_()
 
 
 def parameters() -> list[torch.Tensor]:
@@ -43,8 +43,8 @@ def codes(kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """values, indices, offsets."""
     generator = torch.Generator().manual_seed(0)
     shape = (B, K) if kind == "fixed" else (17,)
-    indices = torch.randint(S, shape, generator=generator).to(PLACE)
-    offsets = None if kind == "fixed" else torch.tensor([0, 3, 3, 4, 10, 12, 15], device=PLACE)
+    indices = torch.randint(S, shape, generator=generator).to(DEVICE)
+    offsets = None if kind == "fixed" else torch.tensor([0, 3, 3, 4, 10, 12, 15], device=DEVICE)
     return leaf(*shape, seed=6), indices, offsets
 
 
@@ -52,18 +52,18 @@ def codes(kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
 @pytest.mark.parametrize("name", ["encode_topk", "encode_batch_topk", "encode_threshold"])
 def test_encoders(name, with_b_dec):
     x, W_enc, b_enc, _, b_dec = parameters()
-    how = (leaf(S, seed=7).detach().abs(), None) if name.endswith("old") else (K,)
-    opcheck(getattr(OPS, name), (x, W_enc, b_enc, b_dec if with_b_dec else None, *how, "auto"))
+    layout = (leaf(S, seed=7).detach().abs(), None) if name.endswith("old") else (K,)
+    opcheck(getattr(OPS, name), (x, W_enc, b_enc, b_dec if with_b_dec else None, *layout, "auto"))
 
 
 @pytest.mark.parametrize("kind", ["fixed", "ragged"])
 def test_decoders(kind):
     values, indices, offsets = codes(kind)
     x, _, _, W_dec, b_dec = parameters()
-    how = indices, offsets
-    opcheck(OPS.decode, (values, W_dec, b_dec, *how, "auto"))
-    opcheck(OPS.decode_error, (values, W_dec, b_dec, x, *how, "auto"))
-    opcheck(OPS.decode_prefixes, (values, W_dec, b_dec, x, *how, indices % 2, 2, "auto"))
+    layout = indices, offsets
+    opcheck(OPS.decode, (values, W_dec, b_dec, *layout, "auto"))
+    opcheck(OPS.decode_error, (values, W_dec, b_dec, x, *layout, "auto"))
+    opcheck(OPS.decode_prefixes, (values, W_dec, b_dec, x, *layout, indices % 2, 2, "auto"))
 
 
 @pytest.mark.parametrize("kind", ["fixed", "ragged"])
@@ -71,15 +71,15 @@ def test_decoders(kind):
 def test_backward_ops(kind, needed):
     x, W_enc, _, W_dec, b_dec = (each.detach() for each in parameters())
     values, indices, offsets = codes(kind)
-    values, how = values.detach(), (indices, offsets)
+    values, layout = values.detach(), (indices, offsets)
     needs = [i in needed for i in range(4)]
-    grad, errors = torch.ones((), device=PLACE), torch.ones(2, device=PLACE)
-    opcheck(OPS.encode_backward, (values, x, W_enc, b_dec, values, *how, "auto", needs))
-    opcheck(OPS.decode_backward, (x, values, W_dec, *how, "auto", needs[:3]))
-    opcheck(OPS.decode_error_backward, (grad, values, W_dec, x, *how, "auto", needs))
+    grad, errors = torch.ones((), device=DEVICE), torch.ones(2, device=DEVICE)
+    opcheck(OPS.encode_backward, (values, x, W_enc, b_dec, values, *layout, "auto", needs))
+    opcheck(OPS.decode_backward, (x, values, W_dec, *layout, "auto", needs[:3]))
+    opcheck(OPS.decode_error_backward, (grad, values, W_dec, x, *layout, "auto", needs))
     opcheck(
         OPS.decode_prefixes_backward,
-        (errors, values, W_dec, b_dec, x, *how, indices % 2, "auto", needs),
+        (errors, values, W_dec, b_dec, x, *layout, indices % 2, "auto", needs),
     )
 
 
@@ -93,23 +93,23 @@ def error(x, W_enc, b_enc, W_dec, b_dec):
 
 
 def matryoshka(x, W_enc, b_enc, W_dec, b_dec):
-    found = encode_topk(x, W_enc, b_enc, K)
-    return decode_prefixes(found, matryoshka_levels(found, [4, S]), 2, W_dec, b_dec, x)
+    encoded = encode_topk(x, W_enc, b_enc, K)
+    return decode_prefixes(encoded, matryoshka_levels(encoded, [4, S]), 2, W_dec, b_dec, x)
 
 
 def ranked(x, W_enc, b_enc, W_dec, b_dec):
-    found = encode_topk(x, W_enc, b_enc, K, b_dec)
-    return decode_prefixes(found, rank_levels(found), K, W_dec, b_dec, x)
+    encoded = encode_topk(x, W_enc, b_enc, K, b_dec)
+    return decode_prefixes(encoded, rank_levels(encoded), K, W_dec, b_dec, x)
 
 
 def batch_topk(x, W_enc, b_enc, W_dec, b_dec):
-    found = encode_batch_topk(x, W_enc, b_enc, K, b_dec)
-    return decode(found, W_dec, b_dec)
+    encoded = encode_batch_topk(x, W_enc, b_enc, K, b_dec)
+    return decode(encoded, W_dec, b_dec)
 
 
 def relu(x, W_enc, b_enc, W_dec, b_dec):
-    found = encode_threshold(x, W_enc, b_enc, b_dec)
-    return decode_error(found, W_dec, b_dec, x)[::-1]
+    encoded = encode_threshold(x, W_enc, b_enc, b_dec)
+    return decode_error(encoded, W_dec, b_dec, x)[::-1]
 
 
 def results(step) -> list[torch.Tensor]:
@@ -120,12 +120,12 @@ def results(step) -> list[torch.Tensor]:
     return [first, *rest, *torch.autograd.grad(first.square().sum(), at)]
 
 
-def compiled_gives_the_same_bits(step, **how) -> None:
+def compiled_gives_the_same_bits(step, **layout) -> None:
     torch.compiler.reset()
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
-        got = results(torch.compile(step, fullgraph=True, **how))
-    for mine, eager in zip(got, results(step), strict=True):
-        assert torch.equal(mine, eager) and mine.stride() == eager.stride()
+        got = results(torch.compile(step, fullgraph=True, **layout))
+    for got_value, eager in zip(got, results(step), strict=True):
+        assert torch.equal(got_value, eager) and got_value.stride() == eager.stride()
 
 
 STEPS = [reconstruct, error, matryoshka, ranked, batch_topk, relu]
@@ -141,9 +141,9 @@ def test_another_batch_size_does_not_recompile():
     step = torch.compile(reconstruct, fullgraph=True, dynamic=True, backend="aot_eager")
     x, *rest = parameters()
     for rows in (6, 5, 3):
-        some = x[:rows].clone()
+        batch = x[:rows].clone()
         with torch.compiler.set_stance("default" if rows == 6 else "fail_on_recompile"):
-            assert torch.equal(step(some, *rest), reconstruct(some, *rest))
+            assert torch.equal(step(batch, *rest), reconstruct(batch, *rest))
 
 
 @pytest.mark.slow
@@ -168,8 +168,8 @@ def test_reference_backend_compiles_without_custom_ops():
     x, W_enc, b_enc, W_dec, b_dec = parameters()
 
     def step(x):
-        found = encode_topk(x, W_enc, b_enc, K, b_dec, backend="reference")
-        return decode_error(found, W_dec, b_dec, x, backend="reference")[1]
+        encoded = encode_topk(x, W_enc, b_enc, K, b_dec, backend="reference")
+        return decode_error(encoded, W_dec, b_dec, x, backend="reference")[1]
 
     torch.compiler.reset()
     assert torch.equal(torch.compile(step, backend="aot_eager")(x), step(x))

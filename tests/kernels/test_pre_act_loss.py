@@ -20,12 +20,12 @@ def problem(batch: int, d_in: int, d_sae: int, listed: int):
 
 def run(case, dtype: torch.dtype, backend: str, centred: bool = True):
     weights, x, latents = case
-    W_enc, b_enc, b_dec, theta = at = leaves(*weights, dtype=dtype)
-    short = pre_act_loss(
+    W_enc, b_enc, b_dec, theta = args = leaves(*weights, dtype=dtype)
+    loss = pre_act_loss(
         x.to(dtype), W_enc, b_enc, theta, latents, b_dec=b_dec if centred else None, backend=backend
     )
-    cotangent = torch.linspace(-1, 2, len(latents), dtype=short.dtype)
-    return [short.detach(), *torch.autograd.grad(short @ cotangent, at, materialize_grads=True)]
+    cotangent = torch.linspace(-1, 2, len(latents), dtype=loss.dtype)
+    return [loss.detach(), *torch.autograd.grad(loss @ cotangent, args, materialize_grads=True)]
 
 
 @each_dtype
@@ -38,8 +38,8 @@ def test_equals_the_reference(shape, centred, dtype):
     fast = run(case, dtype, "torch", centred)
     plain = run(case, dtype, "reference", centred)
     truth = run(case, torch.float64, "reference", centred)
-    for name, *three in zip(["short", *NAMES], fast, plain, truth, strict=True):
-        assert_as_accurate(*three, name)
+    for name, *tensors in zip(["short", *NAMES], fast, plain, truth, strict=True):
+        assert_as_accurate(*tensors, name)
 
 
 def test_pre_act_at_its_threshold_adds_nothing():
@@ -48,16 +48,16 @@ def test_pre_act_at_its_threshold_adds_nothing():
     x = torch.tensor([[1.0, 2.0, 3.0], [1.5, 0.5, 2.0]], dtype=torch.float64)
     theta = torch.tensor([1.5, 2.0], dtype=torch.float64, requires_grad=True)
     for backend in ("torch", "reference"):
-        short = pre_act_loss(x, eye, zeros, theta, latents, backend=backend)
-        assert short.tolist() == [0.5, 1.5]
-        assert torch.autograd.grad(short.sum(), theta)[0].tolist() == [1.0, 1.0]
+        loss = pre_act_loss(x, eye, zeros, theta, latents, backend=backend)
+        assert loss.tolist() == [0.5, 1.5]
+        assert torch.autograd.grad(loss.sum(), theta)[0].tolist() == [1.0, 1.0]
 
 
 def test_chunks_do_not_change_the_result(monkeypatch):
     case = problem(400, 9, 50, 11)
-    whole = run(case, torch.float64, "torch")
+    dense = run(case, torch.float64, "torch")
     monkeypatch.setattr("sae_kernels.listed_latents.CHUNK_ELEMENTS", {"cpu": 1})  # 160 rows
-    for a, b in zip(run(case, torch.float64, "torch"), whole, strict=True):
+    for a, b in zip(run(case, torch.float64, "torch"), dense, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
@@ -66,11 +66,11 @@ def test_gradient_in_parts_equals_the_dense_one():
     want = run(problem(30, 9, 50, 11), torch.float64, "torch")[1]
     W_enc, b_enc, b_dec, theta = leaves(W, *others, dtype=torch.float64)
     W_enc.row_grads = RowGrads()
-    short = pre_act_loss(x, W_enc, b_enc, theta, latents, b_dec=b_dec)
-    (short @ torch.linspace(-1, 2, 11, dtype=torch.float64)).backward()
+    loss = pre_act_loss(x, W_enc, b_enc, theta, latents, b_dec=b_dec)
+    (loss @ torch.linspace(-1, 2, 11, dtype=torch.float64)).backward()
     assert W_enc.grad is None
-    whole = reference.dense_gradient(W_enc.t().shape, None, W_enc.row_grads)
-    torch.testing.assert_close(whole, want.t(), rtol=1e-12, atol=1e-12)
+    dense = reference.dense_gradient(W_enc.t().shape, None, W_enc.row_grads)
+    torch.testing.assert_close(dense, want.t(), rtol=1e-12, atol=1e-12)
 
 
 def test_a_theta_of_another_length_is_refused():

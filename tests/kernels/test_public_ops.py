@@ -28,6 +28,7 @@ SHARED = {
     "reference",
     "row_grads",
     "slots",
+    "thread_invariance",
 }
 
 

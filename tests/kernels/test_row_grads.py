@@ -28,7 +28,7 @@ D_SAE, WIDTH = 37, 50
 HYPER = {"lr": 3e-2, "beta1": 0.9, "beta2": 0.98, "eps": 1e-8}
 
 
-def parts(dtype: torch.dtype, place: str, seed: int = 0) -> RowGrads:
+def parts(dtype: torch.dtype, dev: str, seed: int = 0) -> RowGrads:
     """A fixed k, a ragged part with empty rows and repeats, and rows that are already summed."""
     fixed = torch.stack(
         [
@@ -37,20 +37,22 @@ def parts(dtype: torch.dtype, place: str, seed: int = 0) -> RowGrads:
         ]
     )
     fixed[:, 0] = 3  # one latent on every token
-    some = Codes(normal(9, 5, seed=seed + 1, dtype=dtype), fixed, D_SAE)
+    fixed_k = Codes(normal(9, 5, seed=seed + 1, dtype=dtype), fixed, D_SAE)
     other = ragged([0, 3, 0, 7, 1], D_SAE, seed=seed + 2, dtype=dtype)
     grads = RowGrads()
-    for codes, tokens in ((some, 9), (other, 5)):
+    for codes, tokens in ((fixed_k, 9), (other, 5)):
         codes = Codes(
-            codes.values.to(place),
-            codes.indices.to(place),
+            codes.values.to(dev),
+            codes.indices.to(dev),
             D_SAE,
-            None if codes.offsets is None else codes.offsets.to(place),
+            None if codes.offsets is None else codes.offsets.to(dev),
         )
-        table = normal(tokens, WIDTH, seed=seed + tokens, dtype=dtype).to(place)
+        table = normal(tokens, WIDTH, seed=seed + tokens, dtype=dtype).to(dev)
         grads.pair_parts.append(PairPart(codes.by_latent(), codes.values.flatten(), table))
-    listed = torch.tensor([0, 3, 36], device=place)
-    grads.row_parts.append(RowPart(listed, normal(3, WIDTH, seed=seed + 3, dtype=dtype).to(place)))
+    latents_of_rows = torch.tensor([0, 3, 36], device=dev)
+    grads.row_parts.append(
+        RowPart(latents_of_rows, normal(3, WIDTH, seed=seed + 3, dtype=dtype).to(dev))
+    )
     return grads
 
 
@@ -61,31 +63,31 @@ def as_double(grads: RowGrads) -> RowGrads:
     )
 
 
-def start(dtype: torch.dtype, place: str, unit_norm: bool) -> torch.Tensor:
-    param = normal(D_SAE, WIDTH, seed=40).to(place)
+def start(dtype: torch.dtype, dev: str, unit_norm: bool) -> torch.Tensor:
+    param = normal(D_SAE, WIDTH, seed=40).to(dev)
     if unit_norm:
         param = param / param.norm(dim=1, keepdim=True)
     return param.to(torch.bfloat16).to(dtype)
 
 
 def updated(dtype: torch.dtype, backend: str, unit_norm: bool, dense: bool, latent_major: bool):
-    place = device(backend)
-    param = start(dtype, place, unit_norm)
+    dev = device(backend)
+    param = start(dtype, dev, unit_norm)
     state = [param, torch.zeros_like(param), torch.zeros_like(param)]
     if latent_major:
         state = [t.t() for t in state]
-    scale = torch.tensor(0.37, dtype=torch.promote_types(dtype, torch.float32), device=place)
+    scale = torch.tensor(0.37, dtype=torch.promote_types(dtype, torch.float32), device=dev)
     for step in (1, 2, 3):
-        grads = parts(torch.bfloat16, place, seed=100 * step)
+        grads = parts(torch.bfloat16, dev, seed=100 * step)
         grads = RowGrads(
             [PairPart(p, w.to(dtype), t.to(dtype)) for p, w, t in grads.pair_parts],
             [RowPart(latents, rows.to(dtype)) for latents, rows in grads.row_parts],
         )
-        whole = normal(D_SAE, WIDTH, seed=step, dtype=dtype).to(place) if dense else None
+        dense_grad = normal(D_SAE, WIDTH, seed=step, dtype=dtype).to(dev) if dense else None
         if latent_major and dense:
-            whole = whole.t()
+            dense_grad = dense_grad.t()
         adam_rows_(
-            state[0], whole, *state[1:], step=step, unit_norm=unit_norm, row_grads=grads,
+            state[0], dense_grad, *state[1:], step=step, unit_norm=unit_norm, row_grads=grads,
             scale=scale, backend=backend, **HYPER,
         )  # fmt: skip
     return state
@@ -102,8 +104,8 @@ def test_update_from_parts_equals_the_reference(backend, dtype, case, monkeypatc
     fast = updated(dtype, backend, *options)
     plain = updated(dtype, "reference", *options)
     truth = updated(torch.float64, "reference", *options)
-    for name, *three in zip(["param", "exp_avg", "exp_avg_sq"], fast, plain, truth, strict=True):
-        assert_as_accurate(*three, name)
+    for name, *tensors in zip(["param", "exp_avg", "exp_avg_sq"], fast, plain, truth, strict=True):
+        assert_as_accurate(*tensors, name)
 
 
 @each_backend
@@ -111,13 +113,13 @@ def test_update_from_parts_equals_the_reference(backend, dtype, case, monkeypatc
 @pytest.mark.parametrize("dense", [False, True], ids=["parts", "and-dense"])
 def test_square_norm(backend, dtype, dense, monkeypatch):
     monkeypatch.setattr("sae_kernels.cpu.row_grads.CHUNK_ELEMENTS", 8 * WIDTH)
-    place = device(backend)
-    grads = parts(dtype, place)
-    param = start(dtype, place, False)
-    whole = normal(D_SAE, WIDTH, seed=1, dtype=dtype).to(place) if dense else None
-    got = square_norm(param, whole, grads, backend=backend)
+    dev = device(backend)
+    grads = parts(dtype, dev)
+    param = start(dtype, dev, False)
+    dense_grad = normal(D_SAE, WIDTH, seed=1, dtype=dtype).to(dev) if dense else None
+    got = square_norm(param, dense_grad, grads, backend=backend)
     truth = reference.dense_gradient(
-        param.shape, None if whole is None else whole.double(), as_double(grads)
+        param.shape, None if dense_grad is None else dense_grad.double(), as_double(grads)
     )
     eps = torch.finfo(dtype).eps
     assert got.dim() == 0 and got.item() == pytest.approx(
@@ -127,25 +129,25 @@ def test_square_norm(backend, dtype, dense, monkeypatch):
 
 @each_backend
 def test_ops_hand_over_parts_that_sum_to_the_gradient(backend):
-    place = device(backend)
-    x, W_enc = normal(9, 12, seed=0).to(place), normal(30, 12, seed=1).t().to(place)
+    dev = device(backend)
+    x, W_enc = normal(9, 12, seed=0).to(dev), normal(30, 12, seed=1).t().to(dev)
     rest = [normal(30, seed=2), normal(30, 12, seed=3), normal(12, seed=4)]
     grads = []
-    for deferring in (False, True):
-        W, b_enc, W_dec, b_dec = leaves(W_enc, *rest, dtype=torch.float64, device=place)
-        if deferring:
+    for in_parts in (False, True):
+        W, b_enc, W_dec, b_dec = leaves(W_enc, *rest, dtype=torch.float64, device=dev)
+        if in_parts:
             W.row_grads, W_dec.row_grads = RowGrads(), RowGrads()
         for seed in (5, 6):  # two backward passes add up
             codes = encode_topk(x * seed, W, b_enc, 4, b_dec, backend=backend)
-            cotangent = normal(9, 12, seed=seed).to(place)
+            cotangent = normal(9, 12, seed=seed).to(dev)
             (decode(codes, W_dec, b_dec, backend=backend) * cotangent).sum().backward()
-        if deferring:
+        if in_parts:
             assert W.grad is None and W_dec.grad is None
-            whole = [
+            dense_grad = [
                 reference.dense_gradient(t.shape, None, p.row_grads)
                 for t, p in ((W.t(), W), (W_dec, W_dec))
             ]
-            grads.append([whole[0], b_enc.grad, whole[1], b_dec.grad])
+            grads.append([dense_grad[0], b_enc.grad, dense_grad[1], b_dec.grad])
         else:
             grads.append([W.grad.t(), b_enc.grad, W_dec.grad, b_dec.grad])
     for want, got in zip(*grads, strict=True):
@@ -154,10 +156,10 @@ def test_ops_hand_over_parts_that_sum_to_the_gradient(backend):
 
 @each_backend
 def test_lazy_does_not_change_untouched_rows(backend):
-    place = device(backend)
-    state = [start(torch.float64, place, False), *[torch.ones(D_SAE, WIDTH).double().to(place)] * 2]
+    dev = device(backend)
+    state = [start(torch.float64, dev, False), *[torch.ones(D_SAE, WIDTH).double().to(dev)] * 2]
     lazy, dense = copy.deepcopy(state), copy.deepcopy(state)
-    grads = parts(torch.float64, place)
+    grads = parts(torch.float64, dev)
     adam_rows_(
         *lazy[:1], None, *lazy[1:], step=1, row_grads=grads, lazy=True, backend=backend, **HYPER
     )
@@ -172,13 +174,13 @@ def test_lazy_does_not_change_untouched_rows(backend):
 @each_backend
 @pytest.mark.parametrize("unit_norm", [False, True])
 def test_master_accumulates_updates_below_bf16_precision(backend, unit_norm):
-    place = device(backend)
-    master = start(torch.float32, place, unit_norm)
+    dev = device(backend)
+    master = start(torch.float32, dev, unit_norm)
     param = master.to(torch.bfloat16)
     want = [master.clone(), torch.zeros_like(master), torch.zeros_like(master)]
     moments = [torch.zeros_like(master), torch.zeros_like(master)]
     for step in range(1, 6):
-        grads = parts(torch.bfloat16, place, seed=step)
+        grads = parts(torch.bfloat16, dev, seed=step)
         adam_rows_(
             param, None, *moments, step=step, unit_norm=unit_norm, row_grads=grads, master=master,
             backend=backend, **{**HYPER, "lr": 1e-4},
@@ -195,9 +197,9 @@ def test_master_accumulates_updates_below_bf16_precision(backend, unit_norm):
 @each_backend
 @mark_slow_in_interpreter
 def test_bf16_moments_are_unbiased_and_reproducible(backend):
-    place = device(backend)
+    dev = device(backend)
     steps, hyper = 200, {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-    rows = torch.full((8, 64), 1.0, device=place)
+    rows = torch.full((8, 64), 1.0, device=dev)
     runs = []
     for seed in (1, 1, 2):
         param = rows.clone()

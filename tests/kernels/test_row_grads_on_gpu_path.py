@@ -35,7 +35,7 @@ from sae_kernels.gpu import adam as gpu_adam
 from sae_kernels.gpu import row_grads as gpu_row_grads
 from sae_kernels.gpu import spmm as gpu_spmm
 
-PLACE = "cuda" if CUDA else "cpu"
+DEVICE = "cuda" if CUDA else "cpu"
 HYPER = {"lr": 3e-2, "beta1": 0.9, "beta2": 0.98, "eps": 1e-8}
 
 
@@ -46,8 +46,8 @@ def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pairs_of(latents: list[int], d_sae: int, lengths: list[int], padding: int = 0) -> Pairs:
     """Ragged pairs: `latents` cut into rows of `lengths`, and some slots of no row behind them."""
-    indices = torch.tensor(latents + [d_sae - 1] * padding, dtype=torch.int64, device=PLACE)
-    return Pairs(indices, torch.tensor([0, *lengths], device=PLACE).cumsum(0), d_sae)
+    indices = torch.tensor(latents + [d_sae - 1] * padding, dtype=torch.int64, device=DEVICE)
+    return Pairs(indices, torch.tensor([0, *lengths], device=DEVICE).cumsum(0), d_sae)
 
 
 def sums(pairs: Pairs, weights: torch.Tensor, left: torch.Tensor, table: torch.Tensor) -> list:
@@ -67,14 +67,14 @@ def plain_sums(pairs: Pairs, weights: torch.Tensor, left: torch.Tensor, table: t
     wide = torch.promote_types(weights.dtype, torch.float32)
     rows = left.new_zeros(pairs.d_sae, width)
     rows.index_add_(0, latents, weights[:, None] * left[tokens])
-    totals = torch.zeros(pairs.d_sae, dtype=wide, device=PLACE)
+    totals = torch.zeros(pairs.d_sae, dtype=wide, device=DEVICE)
     totals.index_add_(0, latents, weights.to(wide))
     return [rows, totals, (left[tokens] * table[latents]).sum(1)]
 
 
 def check_sums(pairs: Pairs, width: int, dtype: torch.dtype) -> None:
     inputs = [
-        normal(*shape, seed=seed).to(PLACE)
+        normal(*shape, seed=seed).to(DEVICE)
         for seed, shape in enumerate(
             [(pairs.indices.numel(),), (pairs.batch, width), (pairs.d_sae, width)]
         )
@@ -127,7 +127,7 @@ def test_sums_over_lists_of_any_length(counts, padding, width, piece):
 
 def test_padding_gets_no_gradient():
     pairs = pairs_of([0, 1, 1], 3, [2, 1], padding=5)
-    ones = torch.ones(3, 2, device=PLACE)
+    ones = torch.ones(3, 2, device=DEVICE)
     assert gpu_spmm.dot_rows(pairs, ones[:2], ones).tolist() == [2.0] * 3 + [0.0] * 5
 
 
@@ -139,17 +139,17 @@ def parts(
     for n in range(n_pairs):
         indices = torch.randint(d_sae - 1, (9, 3), generator=torch.Generator().manual_seed(n))
         indices[:, 0] = n
-        weights = normal(27, seed=seed + n, dtype=dtype).to(PLACE)
-        table = normal(9, width, seed=seed + 50 + n, dtype=dtype).to(PLACE)
-        grads.pair_parts.append(PairPart(Pairs(indices.to(PLACE), None, d_sae), weights, table))
+        weights = normal(27, seed=seed + n, dtype=dtype).to(DEVICE)
+        table = normal(9, width, seed=seed + 50 + n, dtype=dtype).to(DEVICE)
+        grads.pair_parts.append(PairPart(Pairs(indices.to(DEVICE), None, d_sae), weights, table))
     for n in range(n_rows):
-        latents = torch.arange(n, d_sae, 3, device=PLACE)
-        rows = normal(len(latents), width, seed=seed + 90 + n, dtype=dtype).to(PLACE)
+        latents = torch.arange(n, d_sae, 3, device=DEVICE)
+        rows = normal(len(latents), width, seed=seed + 90 + n, dtype=dtype).to(DEVICE)
         grads.row_parts.append(RowPart(latents, rows))
     return grads
 
 
-def doubled(grads: RowGrads) -> RowGrads:
+def in_float64(grads: RowGrads) -> RowGrads:
     return RowGrads(
         [PairPart(p, w.double(), t.double()) for p, w, t in grads.pair_parts],
         [RowPart(latents, rows.double()) for latents, rows in grads.row_parts],
@@ -161,15 +161,15 @@ def doubled(grads: RowGrads) -> RowGrads:
 @pytest.mark.parametrize("dense", [False, True], ids=["parts", "and-dense"])
 def test_square_norm_of_any_number_of_parts(n_pairs, n_rows, dense, monkeypatch):
     monkeypatch.setattr(gpu_row_grads, "BLOCK_WIDTH", 4)  # several blocks, the last one ragged
-    rows = torch.zeros(7, 9, device=PLACE)
+    rows = torch.zeros(7, 9, device=DEVICE)
     grads = parts(n_pairs, n_rows, 7, 9, torch.float32)
-    whole = normal(7, 9, seed=5, dtype=torch.float32).to(PLACE) if dense else None
+    whole = normal(7, 9, seed=5, dtype=torch.float32).to(DEVICE) if dense else None
     squares = [gpu_row_grads.square_norm(rows, whole, grads) for _ in range(2)]
     if not (n_pairs or n_rows or dense):
         assert squares[0].item() == 0
         return
     wide = None if whole is None else whole.double()
-    truth = reference.dense_gradient(rows.shape, wide, doubled(grads)).square().sum()
+    truth = reference.dense_gradient(rows.shape, wide, in_float64(grads)).square().sum()
     torch.testing.assert_close(squares[0], truth, rtol=1e-6, atol=0)
     assert squares[0].ndim == 0 and torch.equal(*squares)
 
@@ -178,8 +178,8 @@ def state(
     d_sae: int, width: int, dtype: torch.dtype, moments: torch.dtype | None = None
 ) -> list[torch.Tensor]:
     """param with rows of length 1, and moments that have seen something."""
-    param = torch.nn.functional.normalize(normal(d_sae, width, seed=3), dim=1).to(PLACE, dtype)
-    mean = normal(d_sae, width, seed=4).to(PLACE) / 8
+    param = torch.nn.functional.normalize(normal(d_sae, width, seed=3), dim=1).to(DEVICE, dtype)
+    mean = normal(d_sae, width, seed=4).to(DEVICE) / 8
     return [param, mean.to(moments or dtype), mean.square().to(moments or dtype)]
 
 
@@ -188,8 +188,8 @@ def state(
 @pytest.mark.parametrize(("n_pairs", "n_rows"), [(0, 1), (1, 0), (2, 1)])
 def test_update_from_any_number_of_parts(n_pairs, n_rows, unit_norm, dtype):
     grads = parts(n_pairs, n_rows, 7, 9, dtype)
-    dense = normal(7, 9, seed=5, dtype=dtype).to(PLACE)
-    scale = torch.tensor(0.3, dtype=torch.promote_types(dtype, torch.float32), device=PLACE)
+    dense = normal(7, 9, seed=5, dtype=dtype).to(DEVICE)
+    scale = torch.tensor(0.3, dtype=torch.promote_types(dtype, torch.float32), device=DEVICE)
     runs = []
     for kind, update in (
         (dtype, gpu_adam.adam_rows),
@@ -198,7 +198,7 @@ def test_update_from_any_number_of_parts(n_pairs, n_rows, unit_norm, dtype):
         (torch.float64, reference.adam_rows),
     ):
         tensors = [t.to(kind) for t in state(7, 9, dtype)]
-        given = grads if kind == dtype else doubled(grads)
+        given = grads if kind == dtype else in_float64(grads)
         options = {"unit_norm": unit_norm, "parts": given, "scale": scale.to(kind)}
         update(tensors[0], dense.to(kind), *tensors[1:], step=3, **options, **HYPER)
         runs.append(tensors)
@@ -225,7 +225,7 @@ def test_hyperparameters_on_the_device(kind):
             unit_norm=True,
             parts=grads,
             seed=7,
-            hyper=torch.tensor(values, dtype=kind, device=PLACE) if device_step else None,
+            hyper=torch.tensor(values, dtype=kind, device=DEVICE) if device_step else None,
             **scalars,
         )
         results.append(tensors)
@@ -238,18 +238,27 @@ def test_hyperparameters_on_the_device(kind):
 
 def test_lazy_does_not_change_rows_without_a_part():
     grads = parts(1, 0, 7, 9, torch.float32)  # latent 0 in all 9 rows: its list is cut
-    grads.row_parts.append(RowPart(torch.tensor([5], device=PLACE), torch.ones(1, 9, device=PLACE)))
+    grads.row_parts.append(
+        RowPart(torch.tensor([5], device=DEVICE), torch.ones(1, 9, device=DEVICE))
+    )
     touched = reference.dense_gradient(torch.Size([7, 9]), None, grads).abs().sum(1) > 0
     assert touched[0] and touched[5] and not touched[6]
     before, lazy, dense = (state(7, 9, torch.float32) for _ in range(3))
-    for tensors, only in ((lazy, True), (dense, False)):
+    for tensors, is_lazy in ((lazy, True), (dense, False)):
         gpu_adam.adam_rows(
-            tensors[0], None, *tensors[1:], step=2, unit_norm=True, parts=grads, lazy=only, **HYPER
+            tensors[0],
+            None,
+            *tensors[1:],
+            step=2,
+            unit_norm=True,
+            parts=grads,
+            lazy=is_lazy,
+            **HYPER,
         )
-    for old, some, every in zip(before, lazy, dense, strict=True):
-        assert torch.equal(some[~touched], old[~touched])
-        assert torch.equal(some[touched], every[touched])
-        assert not torch.equal(every[~touched], old[~touched])
+    for old, lazy_result, dense_result in zip(before, lazy, dense, strict=True):
+        assert torch.equal(lazy_result[~touched], old[~touched])
+        assert torch.equal(lazy_result[touched], dense_result[touched])
+        assert not torch.equal(dense_result[~touched], old[~touched])
 
 
 @pytest.mark.parametrize("unit_norm", [False, True])
@@ -276,9 +285,9 @@ def _round_kernel(out_ptr, x_ptr, random_ptr, BLOCK: tl.constexpr):
 
 
 def rounded(x: torch.Tensor, random: int) -> torch.Tensor:
-    out = torch.empty(len(x), dtype=torch.bfloat16, device=PLACE)
-    bits = torch.full((len(x),), random, dtype=torch.int32, device=PLACE)
-    _round_kernel[(1,)](out_ptr=out, x_ptr=x.to(PLACE), random_ptr=bits, BLOCK=len(x))
+    out = torch.empty(len(x), dtype=torch.bfloat16, device=DEVICE)
+    bits = torch.full((len(x),), random, dtype=torch.int32, device=DEVICE)
+    _round_kernel[(1,)](out_ptr=out, x_ptr=x.to(DEVICE), random_ptr=bits, BLOCK=len(x))
     return out.float().cpu()
 
 
@@ -303,13 +312,13 @@ def _bits_kernel(out_ptr, seed, step, BLOCK: tl.constexpr):
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     o_d = tl.arange(0, BLOCK)
     b_bits = gpu_adam._random_bits(seed, tl.full((), step, tl.int64), row, block, o_d)
-    place = (row * tl.num_programs(1) + block) * BLOCK
-    tl.store(out_ptr + place + o_d, b_bits.to(tl.int64))
+    dev = (row * tl.num_programs(1) + block) * BLOCK
+    tl.store(out_ptr + dev + o_d, b_bits.to(tl.int64))
 
 
 def bits(seed: int, step: int) -> torch.Tensor:
     """[rows, blocks, 1024]."""
-    out = torch.empty(6, 2, 1024, dtype=torch.int64, device=PLACE)
+    out = torch.empty(6, 2, 1024, dtype=torch.int64, device=DEVICE)
     _bits_kernel[6, 2](out_ptr=out, seed=seed, step=step, BLOCK=1024)
     return out.cpu()
 
@@ -333,7 +342,7 @@ def test_random_bits_are_uniform_and_uncorrelated():
 
 def test_bf16_moments_move_on_average():
     """beta2 = 0.999 moves exp_avg_sq by an eighth of bf16's last place here; on average it must."""
-    param, v = torch.zeros(64, 128, device=PLACE), torch.ones(64, 128, device=PLACE).bfloat16()
+    param, v = torch.zeros(64, 128, device=DEVICE), torch.ones(64, 128, device=DEVICE).bfloat16()
     m = torch.zeros_like(v)
     for step in range(1, 21):
         gpu_adam.adam_rows(
@@ -352,11 +361,11 @@ def test_decode_backward_over_cut_lists_equals_the_reference():
     codes = ragged([3, 0, 9, 1], 6, seed=2, dtype=torch.float64)
     indices = torch.where(torch.arange(13) % 3 == 0, codes.indices, 4)
     results = []
-    for which, place in (("triton", PLACE), ("reference", "cpu")):
-        at = [codes.values.to(place), normal(6, 5, seed=1).to(place), normal(5, seed=2).to(place)]
-        at = [t.clone().requires_grad_() for t in at]
-        moved = Codes(at[0], indices.to(place), 6, codes.offsets.to(place))
-        x_hat = decode(moved, *at[1:], backend=which)
-        results.append(torch.autograd.grad(x_hat, at, normal(4, 5, seed=3).to(place)))
+    for implementation, dev in (("triton", DEVICE), ("reference", "cpu")):
+        args = [codes.values.to(dev), normal(6, 5, seed=1).to(dev), normal(5, seed=2).to(dev)]
+        args = [t.clone().requires_grad_() for t in args]
+        codes_on_device = Codes(args[0], indices.to(dev), 6, codes.offsets.to(dev))
+        x_hat = decode(codes_on_device, *args[1:], backend=implementation)
+        results.append(torch.autograd.grad(x_hat, args, normal(4, 5, seed=3).to(dev)))
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got.cpu(), want, rtol=1e-12, atol=1e-12)

@@ -8,13 +8,13 @@ from sae_kernels.decode import decode
 from sae_kernels.encode_topk import encode_topk
 
 
-def train(backend: str, place: str) -> list[torch.Tensor]:
-    W_dec = torch.nn.functional.normalize(normal(60, 12, seed=1), dim=1).to(place)
+def train(backend: str, dev: str) -> list[torch.Tensor]:
+    W_dec = torch.nn.functional.normalize(normal(60, 12, seed=1), dim=1).to(dev)
     params = [W_dec.clone().t(), torch.zeros(60).to(W_dec), W_dec, torch.zeros(12).to(W_dec)]
     params = [p.requires_grad_() for p in params]
     moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in params]
     for step in (1, 2, 3):
-        x = normal(10, 12, seed=10 + step).to(place)
+        x = normal(10, 12, seed=10 + step).to(dev)
         W_enc, b_enc, W_dec, b_dec = params
         codes = encode_topk(x, W_enc, b_enc, 4, b_dec, backend=backend)
         (decode(codes, W_dec, b_dec, backend=backend) - x).square().sum(1).mean().backward()

@@ -17,16 +17,16 @@ from sae_kernels.gpu.encoder_matmul import encode
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 HALVES = DTYPES[2:]
-PLACE = device("triton")
+DEVICE = device("triton")
 NAN, INF = float("nan"), float("inf")
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 each_half = pytest.mark.parametrize("dtype", HALVES, ids=lambda d: str(d).removeprefix("torch."))
 
 
 def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    pre = pre.to(PLACE)
+    pre = pre.to(DEVICE)
     values, indices = pre.new_empty(len(pre), k), torch.empty(len(pre), k, dtype=torch.int64)
-    indices = indices.to(PLACE)
+    indices = indices.to(DEVICE)
     grouped = k < -(-pre.shape[1] // select.GROUP)
     select.top_k(pre, select.group_maxima(pre) if grouped else None, k, values, indices)
     return values.cpu(), indices.cpu()
@@ -107,9 +107,9 @@ def test_any_shape(d_sae, share, distinct, dtype, seed):
 
 
 def fused(centred: Tensor, W_rows: Tensor, b_enc: Tensor, tma: bool | None) -> list[Tensor]:
-    inputs = [t.to(PLACE) for t in (centred, W_rows, b_enc)]
-    acts = torch.empty(len(centred), len(W_rows), dtype=centred.dtype, device=PLACE)
-    maxima = torch.empty(len(centred), len(W_rows) // 32, dtype=centred.dtype, device=PLACE)
+    inputs = [t.to(DEVICE) for t in (centred, W_rows, b_enc)]
+    acts = torch.empty(len(centred), len(W_rows), dtype=centred.dtype, device=DEVICE)
+    maxima = torch.empty(len(centred), len(W_rows) // 32, dtype=centred.dtype, device=DEVICE)
     encode(*inputs, acts, maxima, 32, tma=tma)
     return [acts.cpu(), maxima.cpu()]
 
@@ -154,14 +154,14 @@ def test_fused_product_propagates_nan_and_inf(tma, dtype):
 
 
 @each_half
-@pytest.mark.parametrize("which", ["fused", "vendor", None])
-def test_forward_of_integers_equals_a_stable_sort(dtype, which, monkeypatch):
+@pytest.mark.parametrize("implementation", ["fused", "vendor", None])
+def test_forward_of_integers_equals_a_stable_sort(dtype, implementation, monkeypatch):
     """Integers below 256 are exact in bf16 and fp16, and full of ties. Two chunks, one not full."""
     monkeypatch.setattr(product, "CHUNK_BYTES", 1)
     monkeypatch.setattr(product, "CHUNK_MIN_ROWS", 3)
     inputs = small_integers(5, 16, 0), small_integers(416, 16, 1), small_integers(1, 416, 2)[0]
-    placed = [t.to(PLACE, dtype) for t in inputs]
-    runs = [select.forward(*placed, 7, product=which) for _ in range(2)]
+    on_device = [t.to(DEVICE, dtype) for t in inputs]
+    runs = [select.forward(*on_device, 7, product=implementation) for _ in range(2)]
     pre = inputs[0] @ inputs[1].T + inputs[2]
     assert pre.abs().max() < 256
     assert_exact(*(t.cpu() for t in runs[0]), pre.to(dtype), 7)
@@ -180,18 +180,18 @@ def test_forward_of_integers_equals_a_stable_sort(dtype, which, monkeypatch):
 )
 def test_inputs_the_fused_product_cannot_take_use_the_vendor_product(d_in, d_sae, k, dtype):
     inputs = small_integers(3, d_in, 0), small_integers(d_sae, d_in, 1), small_integers(1, d_sae, 2)
-    placed = [t.to(PLACE, dtype) for t in (*inputs[:2], inputs[2][0])]
+    on_device = [t.to(DEVICE, dtype) for t in (*inputs[:2], inputs[2][0])]
     with pytest.raises(ValueError, match="product='fused' cannot take these inputs"):
-        select.forward(*placed, k, product="fused")
+        select.forward(*on_device, k, product="fused")
     pre = (inputs[0] @ inputs[1].T + inputs[2]).to(dtype)
-    assert_exact(*(t.cpu() for t in select.forward(*placed, k)), pre, k)
+    assert_exact(*(t.cpu() for t in select.forward(*on_device, k)), pre, k)
 
 
 def test_unaligned_inputs_use_the_vendor_product():
     """One element into a buffer: two bytes off, which no descriptor takes."""
-    x = small_integers(1, 65, 0).to(PLACE, torch.bfloat16)[0, 1:].view(4, 16)
-    W_rows = small_integers(64, 16, 1).to(PLACE, torch.bfloat16)
-    b_enc = torch.zeros(64, device=PLACE, dtype=torch.bfloat16)
+    x = small_integers(1, 65, 0).to(DEVICE, torch.bfloat16)[0, 1:].view(4, 16)
+    W_rows = small_integers(64, 16, 1).to(DEVICE, torch.bfloat16)
+    b_enc = torch.zeros(64, device=DEVICE, dtype=torch.bfloat16)
     values, indices = select.forward(x, W_rows, b_enc, 1)
     pre = (x.double() @ W_rows.double().T).bfloat16().cpu()
     assert_exact(values.cpu(), indices.cpu(), pre, 1)
@@ -200,11 +200,11 @@ def test_unaligned_inputs_use_the_vendor_product():
 def test_pre_acts_chunks_share_one_buffer(monkeypatch):
     monkeypatch.setattr(product, "CHUNK_BYTES", 4 * 50 * 8)
     inputs = normal(10, 6, seed=0), normal(50, 6, seed=1), normal(50, seed=2)
-    inputs = [t.to(PLACE, torch.float32) for t in inputs]
-    whole = torch.addmm(inputs[2], inputs[0], inputs[1].T)
+    inputs = [t.to(DEVICE, torch.float32) for t in inputs]
+    all_pre_acts = torch.addmm(inputs[2], inputs[0], inputs[1].T)
     seen, where = [], set()
     for rows, pre in product.pre_acts_chunks(*inputs):
-        torch.testing.assert_close(pre, whole[rows])
+        torch.testing.assert_close(pre, all_pre_acts[rows])
         assert (pre < 0).any() and pre.dtype == torch.float32 and pre.is_contiguous()
         seen += range(10)[rows]
         where.add(pre.data_ptr())
