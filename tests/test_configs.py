@@ -1,4 +1,4 @@
-"""Every shipped config parses and builds, and says what the CLI needs to know of a class."""
+"""Every shipped config parses and builds, and every setting of a class has a type."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sae.cli.main import main
 from sae.training.train_config import TrainConfig
 
 REPO = Path(__file__).resolve().parent.parent
-# sweeps/ holds what Weights & Biases reads: tests/cli/test_wandb_sweep.py
+# The files in sweeps/ are for Weights & Biases: tests/cli/test_wandb_sweep.py
 CONFIGS = sorted(f for f in (REPO / "configs").rglob("*.yaml") if f.parent.name != "sweeps")
 
 
@@ -28,13 +28,13 @@ def test_config_parses_and_builds(file):
     assert recipe.seed == settings.run.data.seed == 0
 
 
-def test_names_of_runs_differ():
+def test_configs_have_different_run_names():
     names = [parse_config(["--config", str(f)]).run.name for f in CONFIGS]
     assert len(set(names)) == len(names)
 
 
-def test_a_resolved_config_is_a_page_and_a_config(capsys, tmp_path):
-    """Whoever prints the settings of the default run sees all of them at once."""
+def test_print_config_prints_one_page_that_is_a_config(capsys, tmp_path):
+    """The settings of the default run fit on one page, and parse to the same settings."""
     with pytest.raises(SystemExit) as done:
         main(["fit", "--print_config"])
     printed = capsys.readouterr().out
@@ -52,8 +52,8 @@ CLASSES += [*leaves(Source), *leaves(Text), TrainConfig, DataConfig, TrainerConf
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
-def test_the_command_line_knows_the_type_of_every_setting(cls):
-    """Where it cannot resolve an annotation it keeps the string, and then accepts anything."""
+def test_every_setting_has_a_type_that_the_parser_resolves(cls):
+    """jsonargparse keeps an annotation it cannot resolve as text, and then accepts any value."""
     for parameter in get_signature_parameters(cls):
         assert not isinstance(parameter.annotation, str), (
             f"{parameter.name}: {parameter.annotation}"

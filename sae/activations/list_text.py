@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from sae.activations.text import Text
+from sae.configurable import NotNameable
 from sae.errors import UserError
+
+MOST_CHARACTERS = 100_000
+"""The most that a config file repeats; a run on more text is resumed from Python."""
 
 
 class ListText(Text):
@@ -20,6 +25,11 @@ class ListText(Text):
         self._documents = list(documents)
         if not self._documents:
             raise UserError("text=[] holds no document; give at least two")
+
+    def init_args(self) -> dict[str, Any]:
+        if sum(map(len, self._documents)) > MOST_CHARACTERS:
+            raise NotNameable(f"more than {MOST_CHARACTERS:,} characters of text")
+        return super().init_args()
 
     def __repr__(self) -> str:
         return f"text=<{len(self._documents)} documents>"

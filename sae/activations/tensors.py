@@ -47,12 +47,6 @@ class TensorActivations(Source):
             raise UserError(
                 f"activations has {self.rows} rows; at least 2 are needed to hold one out"
             )
-        for hook, acts in self.activations.items():
-            if not (finite := acts.isfinite().all(dim=1)).all():
-                broken = int((~finite).sum())
-                raise UserError(
-                    f"activations has {broken} rows in {hook} that are NaN or infinite; remove them"
-                )
         self._device = torch.device("cpu")
         self._orders: dict[int, Tensor] = {}
 
@@ -141,7 +135,8 @@ class IterableActivations(Source):
         self._lock = threading.Lock()
         self._stream: Iterator[dict[str, Tensor]] | None = None
         self._started = False
-        self._next_block = (0, 0)
+        self._widths: dict[str, int] | None = None
+        self._next_row = 0
         self._rest: dict[str, Tensor] | None = None
         self._held_out: dict[str, Tensor] | None = None
 
@@ -170,22 +165,18 @@ class IterableActivations(Source):
                 part = slice(index * size, (index + 1) * size)
                 return self._batch({h: acts[part] for h, acts in self._held_out.items()})
             start = index * size
-            at, _ = self._next_block
-            if start < at:
+            if start < self._next_row:
                 self._restart()
-                at = 0
-            while at < start:  # after a resume: read up to where the run stopped
-                at += len(next(iter(self._take(min(size, start - at)).values())))
-            rows = self._take(size)
-            self._next_block = (start + size, 0)
-            return self._batch(rows)
+            while self._next_row < start:  # after a resume: read up to where the run stopped
+                self._take(min(size, start - self._next_row))
+            return self._batch(self._take(size))
 
     def _batch(self, rows: dict[str, Tensor]) -> Batch:
         return Batch({hook: acts.to(self._device) for hook, acts in rows.items()})
 
     def _restart(self) -> None:
         """Go to the first training row of the stream."""
-        self._stream, self._rest, self._next_block = self._open(), None, (0, 0)
+        self._stream, self._rest, self._next_row = self._open(), None, 0
         held_out = self._read(self.held_out_tokens)
         if self._held_out is None:
             self._held_out = held_out
@@ -211,7 +202,19 @@ class IterableActivations(Source):
                     "give a function that returns a new iterator, or lower steps"
                 )
         self._started = True
-        return (_by_hook(tensors) for tensors in stream)
+        return (self._checked(_by_hook(tensors)) for tensors in stream)
+
+    def _checked(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the rows of one tensor if they have the hooks and widths of the first."""
+        widths = {hook: acts.shape[1] for hook, acts in rows.items()}
+        if self._widths is None:
+            self._widths = widths
+        if widths != self._widths:
+            raise UserError(
+                f"activations with hooks and widths {widths} differ from the first, which have "
+                f"{self._widths}; give the same for all"
+            )
+        return rows
 
     def _read(self, size: int) -> dict[str, Tensor]:
         """Return the next rows of the stream: `size` of them, or fewer at its end."""
@@ -239,8 +242,11 @@ class IterableActivations(Source):
         """Return the next `size` training rows, from as many passes as it takes."""
         parts = [self._read(size)]
         while (missing := size - sum(len(next(iter(p.values()), ())) for p in parts)) > 0:
+            row = self._next_row
             self._restart()
+            self._next_row = row
             parts.append(self._read(missing))
+        self._next_row += size
         parts = [part for part in parts if part]
         return {hook: torch.cat([part[hook] for part in parts]) for hook in parts[0]}
 
@@ -258,6 +264,10 @@ def _by_hook(activations: Acts) -> dict[str, Tensor]:
             )
         acts = acts.float() if acts.dtype == torch.float64 else acts
         flat[hook] = acts.detach().reshape(-1, acts.shape[-1])
+        if broken := int((~flat[hook].isfinite().all(dim=1)).sum()):
+            raise UserError(
+                f"activations has {broken} rows in {hook} that are NaN or infinite; remove them"
+            )
     rows = {hook: len(acts) for hook, acts in flat.items()}
     if len(set(rows.values())) > 1:
         counts = ", ".join(f"{hook} {n}" for hook, n in rows.items())

@@ -43,8 +43,8 @@ def readable(
     keys = _KEY.findall(text)
     setting = ".".join(keys)
     if prefix:
-        flags = {action.dest: action.option_strings for action in parser._actions}
-        setting = flags.get(setting, [])[-1] if flags.get(setting) else setting.upper()
+        flags = {a.dest: a.option_strings[0] for a in parser._actions if a.option_strings}
+        setting = flags.get(setting, setting.upper())
     equals = " " if prefix else "="
     if match := _UNKNOWN_IN_CLASS.search(text):
         name = match[1].rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""What a run makes of input that cannot work: one line, exit code 2, nothing lost."""
+"""Input that cannot work: `fit` prints one line, exits with code 2, and loses nothing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def config(tmp_path, write_config, monkeypatch) -> Path:
 
 
 def fails(capsys, *args: str) -> str:
+    """Run `fit`, check that it fails with one line and code 2, and return the line."""
     capsys.readouterr()
     assert main(["fit", *map(str, args)]) == 2
     error = capsys.readouterr().err
@@ -32,25 +33,25 @@ CASES = {
     "no-hook": (["--data.source.hooks", "[layers.9]"], "layers.2"),
     "no-usable-token": (["--data.source.text.paths", "[special.txt]"], "no usable token"),
     "context-too-long": (["--data.source.context_size", "4096"], "context_size=4096"),
-    "calls-of-no-step": (["--trainer.steps_per_call", "0"], "trainer.steps_per_call=0"),
-    "calls-across-a-log": (
+    "no-steps-per-call": (["--trainer.steps_per_call", "0"], "trainer.steps_per_call=0"),
+    "log-between-calls": (
         ["--trainer.steps_per_call", "3", "--checkpoint_every", "12"],
         "trainer.log_every_n_steps=4",
     ),
-    "no-gpu-to-record-for": (["--model.cuda_graph", "true"], "model.cuda_graph=true"),
-    "site-elsewhere": (["--model.site", "Autoencoder", "--model.site.hook", "x"], "layers.1"),
+    "cuda-graph-without-gpu": (["--model.cuda_graph", "true"], "model.cuda_graph=true"),
+    "site-of-another-hook": (["--model.site", "Autoencoder", "--model.site.hook", "x"], "layers.1"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_data(case, config, tmp_path, capsys):
+def test_bad_data_is_refused(case, config, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "special.txt").write_text("<|endoftext|>".join(["[SEP] [CLS]"] * 50))
     args, named = CASES[case]
     assert named in fails(capsys, "--config", config, *args)
 
 
-def test_activations_that_are_nan_stop_the_run(config, tmp_path, capsys, tiny_folders):
+def test_nan_activations_stop_the_run(config, tmp_path, capsys, tiny_folders):
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModel.from_pretrained(tiny_folders["bert"])
     with torch.no_grad():
@@ -65,13 +66,13 @@ def test_activations_that_are_nan_stop_the_run(config, tmp_path, capsys, tiny_fo
 
 @pytest.fixture
 def stopped(config, tmp_path) -> Path:
-    """A run with checkpoints at steps 13 and 20, whose summary is gone: as after a crash."""
+    """Return a run with checkpoints at steps 13 and 20 and no summary, as after a crash."""
     assert main(["fit", "--config", str(config), "--trainer.max_steps", "20"]) == 0
     (tmp_path / "runs/tiny/summary.json").unlink()
     return tmp_path / "runs/tiny"
 
 
-def test_damaged_checkpoints(stopped, config, capsys):
+def test_resume_refuses_other_settings_and_a_damaged_checkpoint(stopped, config, capsys):
     error = fails(capsys, "--config", config)
     assert "runs/tiny holds an unfinished run at step 20" in error and "--resume runs/tiny" in error
 
@@ -100,11 +101,11 @@ def test_a_checkpoint_is_never_unpickled(stopped, capsys, tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-def test_nothing_to_resume(stopped, capsys):
+def test_resume_needs_a_checkpoint(stopped, capsys):
     for file in (stopped / "checkpoints").iterdir():
         file.unlink()
     assert "before its first checkpoint" in fails(capsys, "--resume", "runs/tiny")
 
 
-def test_resume_and_config_exclude_each_other(config, capsys):
+def test_resume_refuses_config(config, capsys):
     assert "leave out --config" in fails(capsys, "--resume", "runs/tiny", "--config", config)

@@ -1,10 +1,16 @@
-"""Bad settings: one line that names the setting and the value, exit code 2, nothing loaded."""
+"""Bad settings end with one line that names the setting and the value, and exit code 2."""
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+
 import pytest
 
-from sae.cli.main import main
+from sae.cli.config import parse_config
+from sae.cli.fit import with_config
+from sae.cli.main import COMMANDS, main
 
 CASES = {
     "misspelt-in-class": (
@@ -28,21 +34,19 @@ CASES = {
     "no-steps": (["--trainer.max_steps", "-1"], "trainer.max_steps=-1"),
     "no-such-accelerator": (["--trainer.accelerator", "gpuu"], "trainer: .*gpuu"),
     "no-config": (["--config", "nothere.yaml"], "config=.*nothere.yaml does not exist"),
-    "no-command": (["fitt"], "command 'fitt' is not known"),
+    "no-command": (["fitt"], "command 'fitt' is not known; did you mean fit?"),
     "no-run": (["fit", "--resume", "nothere"], "--resume nothere: no config.yaml"),
     "no-report": (["report", "nothere"], "nothere is not the folder of a run"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_settings(case, tmp_path, monkeypatch, capsys):
+def test_bad_settings_are_refused(case, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     args, message = CASES[case]
     assert main(args) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("error: ")
-    import re
-
     assert re.search(message, error), error
     assert not list(tmp_path.iterdir()), "a refused run leaves nothing"
 
@@ -59,7 +63,7 @@ def test_bad_settings(case, tmp_path, monkeypatch, capsys):
     ],
     ids=["not-yaml", "k-missing", "misspelt"],
 )
-def test_bad_config_files(text, message, tmp_path, monkeypatch, capsys):
+def test_bad_config_files_are_refused(text, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text(text)
     assert main(["fit", "--config", "c.yaml"]) == 2
@@ -72,7 +76,60 @@ def test_debug_shows_the_traceback(tmp_path, monkeypatch):
         main(["--model.sae.k", "9000", "--debug"])
 
 
-def test_help_is_an_overview(capsys):
+def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) < 30 and max(map(len, lines)) <= 100
+    assert len(lines) < 35 and max(map(len, lines)) <= 100
+    for command in COMMANDS.values():
+        assert any(command.usage in line and command.summary in line for line in lines)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_has_a_description_and_an_example(name, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([name, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert done.value.code == 0
+    assert f"train.py {name} " in text and "xample: python train.py" in text
+
+
+def test_help_loads_no_heavy_library():
+    """Only `fit --help` does: its flags are those of classes."""
+    code = (
+        "import sys, importlib\n"
+        "from sae.cli.main import COMMANDS\n"
+        "for command in COMMANDS.values():\n"
+        "    importlib.import_module(command.module).parser()\n"
+        "print([m for m in ('torch', 'lightning', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("args", "overwrite"),
+    [([], False), (["--overwrite"], True), (["--overwrite", "true"], True)]
+    + [(["--overwrite=false"], False), (["--overwrite", "--seed", "1"], True)],
+)
+def test_a_bare_boolean_flag_means_true(args, overwrite):
+    settings, _ = with_config(args)
+    assert parse_config(settings).options.overwrite is overwrite
+
+
+def test_a_bare_boolean_flag_of_a_group_and_of_a_class_means_true():
+    flags = ["--model.cuda_graph", "--model.optim.unit_norm", "false", "--model.sae.k", "3"]
+    settings, _ = with_config([*flags, "--trainer.deterministic"])
+    run = parse_config(settings).run
+    (member,) = run.members.values()
+    assert member.cuda_graph and run.deterministic and not member.optim.unit_norm
+    assert member.sparsity.k == 3
+
+
+def test_bare_resume_continues_the_run_that_the_settings_name(tmp_path):
+    (tmp_path / "mine").mkdir()
+    config = tmp_path / "mine" / "config.yaml"
+    config.write_text("{}")
+    flags = ["--name=mine", "--runs", str(tmp_path), "--trainer.max_steps", "9"]
+    settings, folder = with_config(flags, resume="")
+    assert folder == tmp_path / "mine"
+    assert settings == ["--config", str(config), "--trainer.max_steps", "9"]

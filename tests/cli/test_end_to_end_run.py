@@ -1,4 +1,4 @@
-"""Runs whose loss is what the language model makes of the prediction, from the command line."""
+"""Runs with an end-to-end loss, for which the language model runs on the reconstruction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from sae import SAE
 from sae.cli.main import main
 
-OBJECTIVE = """[{class_path: FVU, init_args: {coefficient: 0.1}},
+LOSSES = """[{class_path: FVU, init_args: {coefficient: 0.1}},
     {class_path: EndToEnd, init_args: {downstream: 0.5}}]"""
 WAYS = {
     "plain": [],
@@ -41,21 +41,21 @@ def arguments(config: Path, *more: str) -> list[str]:
         "data.source.hooks": "[layers.0, layers.1, layers.2]",
         "model.site": "Autoencoder",
         "model.site.hook": "layers.0",
-        "model.losses": OBJECTIVE,
+        "model.losses": LOSSES,
     }
     words = [word for key, value in settings.items() for word in (f"--{key}", value)]
     return ["fit", "--config", str(config), *words, *more]
 
 
 def rows(run: Path) -> list[dict[str, str]]:
-    """Of metrics.csv, without what the clock says."""
+    """Return the rows of metrics.csv without the columns that depend on the clock."""
     names, *lines = (line.split(",") for line in (run / "metrics.csv").read_text().splitlines())
     table = [dict(zip(names, line, strict=True)) for line in lines]
     return [{name: cell for name, cell in row.items() if "second" not in name} for row in table]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_it_learns_and_a_resumed_run_ends_with_the_same_bits(config, tmp_path, way):
+def test_a_run_learns_and_resumes_to_the_same_bits(config, tmp_path, way):
     assert main(arguments(config, "--name", "one", *WAYS[way])) == 0
     run, resumed = tmp_path / "runs/one", tmp_path / "runs/two"
     shutil.copytree(run, resumed)
@@ -90,13 +90,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_run_to_its_end(config, capsys, case):
+def test_a_run_without_the_models_output_is_refused(config, capsys, case):
     more, named = REFUSED[case]
     assert main(arguments(config, *more)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and named in error
 
 
-def test_a_model_without_a_head(config, capsys, tiny_folders):
+def test_a_model_without_a_head_is_refused(config, capsys, tiny_folders):
     assert main(arguments(config, "--data.source.model", str(tiny_folders["bert"]))) == 2
     assert "predicts no tokens; use a model with a next-token head" in capsys.readouterr().err

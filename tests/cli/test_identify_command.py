@@ -1,4 +1,4 @@
-"""`identify` on the command line."""
+"""The command `identify`: its table, its JSON file and its errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def config(tmp_path, monkeypatch):
     return file
 
 
-def test_prints_a_table_and_writes_json(config, tmp_path, capsys):
+def test_identify_prints_a_table_and_writes_json(config, tmp_path, capsys):
     out = tmp_path / "found.json"
     line = ["identify", "--config", str(config), "--samples=400", "--json", str(out)]
     assert main([*line, "--data.source.classes", "4"]) == 0
@@ -58,13 +58,13 @@ def test_prints_a_table_and_writes_json(config, tmp_path, capsys):
         (["--config", "CONFIG", "--data.source.steps", "0"], "steps=0"),
     ],
 )
-def test_bad_input_is_one_line(config, capsys, flags, named):
+def test_identify_refuses_bad_input_with_one_line(config, capsys, flags, named):
     assert main(["identify", *(str(config) if f == "CONFIG" else f for f in flags)]) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1 and said[0].startswith("error: ") and named in said[0]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and named in lines[0]
 
 
-def test_help_ends_well(capsys):
+def test_help_lists_the_flags_of_identify(capsys):
     with pytest.raises(SystemExit) as done:
         main(["identify", "--help"])
     assert done.value.code == 0 and "--samples" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Runs as real processes: killed, interrupted, resumed, and started where they must not be."""
+"""Runs as real processes: killed, interrupted, resumed, and refused where one exists."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from sae import SAE
 
 REPO = Path(__file__).resolve().parent.parent.parent
 STEPS = 90  # as in the config of conftest.py
-# Wall-clock figures are the only ones that may differ between two runs.
+# Only these columns depend on the clock and may differ between two runs.
 CLOCK = {"seconds", "tokens_per_second"}
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, write_config) -> Path:
-    """AuxK at work, and blocks, logs, checkpoints and validations out of step with each other."""
+    """Write a config with AuxK whose blocks, logs, checkpoints and validations never coincide."""
     return write_config(tmp_path_factory.mktemp("config"))
 
 
@@ -54,7 +54,7 @@ def environment() -> dict[str, str]:
 
 
 def stop_at(cwd: Path, step: int, number: signal.Signals, *args: str | Path) -> tuple[int, str]:
-    """Start a run, send it a signal once metrics.csv shows `step`; its exit code and stderr."""
+    """Start a run, send it a signal at `step` of metrics.csv; return its exit code and stderr."""
     process = subprocess.Popen(
         command(*args), cwd=cwd, env=environment(), stderr=subprocess.PIPE, text=True
     )
@@ -80,7 +80,7 @@ def read_rows(file: Path) -> list[dict[str, str]]:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Every tensor of the last checkpoint and of the SAE, and every row of metrics."""
+    """Compare every tensor of the last checkpoint and of the SAE, and every row of metrics."""
     rows, others = (
         [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(f / "metrics.csv")]
         for f in (one, other)
@@ -122,7 +122,7 @@ def uninterrupted(tmp_path_factory, config) -> Path:
     return cwd / "runs" / "tiny"
 
 
-def test_a_run_leaves_what_is_promised(uninterrupted):
+def test_a_run_leaves_its_files_and_a_complete_summary(uninterrupted):
     names = {p.name for p in uninterrupted.iterdir()}
     assert names == {
         "config.yaml",
@@ -145,14 +145,12 @@ def test_a_run_leaves_what_is_promised(uninterrupted):
     rows = read_rows(uninterrupted / "metrics.csv")
     assert float(rows[-1]["fvu"]) < float(rows[0]["fvu"])
     assert any(float(row["dead_fraction"]) > 0 for row in rows if row["dead_fraction"]), (
-        "no latent died: AuxK was never at work, so resuming it was not tested"
+        "no latent died, so this does not test resuming AuxK"
     )
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_killed_and_resumed_is_the_run_that_was_never_stopped(
-    tmp_path, config, uninterrupted, seed
-):
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, config, uninterrupted, seed):
     step = random.Random(seed).randint(16, STEPS - 8)
     code, _ = stop_at(tmp_path, step, signal.SIGKILL, "fit", "--config", config)
     assert code == -signal.SIGKILL
@@ -161,7 +159,7 @@ def test_killed_and_resumed_is_the_run_that_was_never_stopped(
     assert_same_run(tmp_path / "runs/tiny", uninterrupted)
 
 
-def test_steps_handed_over_in_twos_are_the_same_run(tmp_path, config, uninterrupted):
+def test_steps_per_call_does_not_change_the_run(tmp_path, config, uninterrupted):
     twos = ("--trainer.steps_per_call", "2", "--checkpoint_every", "14")
     code, _ = stop_at(tmp_path, 37, signal.SIGKILL, "fit", "--config", config, *twos)
     assert code == -signal.SIGKILL
@@ -169,7 +167,7 @@ def test_steps_handed_over_in_twos_are_the_same_run(tmp_path, config, uninterrup
     assert_same_run(tmp_path / "runs/tiny", uninterrupted)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, config, uninterrupted):
+def test_ctrl_c_saves_and_prints_how_to_continue(tmp_path, config, uninterrupted):
     code, error = stop_at(tmp_path, 24, signal.SIGINT, "fit", "--config", config)
     assert code == 130, error
     assert "go on with" in error and "fit --resume runs/tiny" in error
@@ -182,8 +180,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, config, uninterrupted):
     assert_same_run(tmp_path / "runs/tiny", uninterrupted)
 
 
-def test_killed_while_the_figures_were_made(tmp_path, uninterrupted):
-    """All steps are done and nothing else is: resuming only makes the rest."""
+def test_a_run_killed_during_the_final_metrics_resumes(tmp_path, uninterrupted):
+    """All steps are done, so resuming only computes the final metrics."""
     shutil.copytree(uninterrupted, tmp_path / "runs/tiny")
     before = json.loads((tmp_path / "runs/tiny/summary.json").read_text())
     for name in ("summary.json", "report.html", "examples.jsonl", "density.json"):
@@ -196,7 +194,7 @@ def test_killed_while_the_figures_were_made(tmp_path, uninterrupted):
     assert {k: after[k] for k in same} == {k: before[k] for k in same}
 
 
-def test_an_existing_run_is_not_written_over(config, uninterrupted):
+def test_an_existing_run_is_not_overwritten(config, uninterrupted):
     before = {p: p.stat().st_mtime_ns for p in uninterrupted.rglob("*")}
     done = run(uninterrupted.parents[1], "fit", "--config", config, code=2)
     assert done.stderr.count("\n") == 1
@@ -204,8 +202,8 @@ def test_an_existing_run_is_not_written_over(config, uninterrupted):
     assert {p: p.stat().st_mtime_ns for p in uninterrupted.rglob("*")} == before
 
 
-def test_a_full_disk_costs_nothing_but_the_rest_of_the_run(tmp_path, config, uninterrupted):
-    """Files above 20 kB are refused by the system, as everything is on a full disk."""
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, config, uninterrupted):
+    """The system refuses files above 20 kB, as a full disk refuses all."""
     stop_at(tmp_path, 30, signal.SIGINT, "fit", "--config", config)
     run_folder = tmp_path / "runs/tiny"
     before = {p.name: p.read_bytes() for p in (run_folder / "checkpoints").iterdir()}
