@@ -1,4 +1,4 @@
-"""`plan`: what a run or a sweep takes, before anything starts."""
+"""The command `plan`: predict the memory and time of a run or a sweep before it starts."""
 
 from __future__ import annotations
 
@@ -43,35 +43,37 @@ def parser() -> CommandParser:
 
 
 def run(options: Namespace, settings: list[str]) -> int:
-    """Print what a run would take, and write it to a file if asked; returns the exit code."""
-    from sae.cli.plan_table import tables
-    from sae.planner.cost_model import named_gpu
-    from sae.planner.estimate import planned
-    from sae.planner.memory import waves_for
+    """Print the plan of a run, and write it to a file if asked; return the exit code."""
+    from sae.cli.plan_table import plan_tables
+    from sae.planner.cost_model import find_gpu
+    from sae.planner.estimate import make_plan
+    from sae.planner.memory import pack_waves
+    from sae.progress import progress
 
     if options.gpu is not None:
-        named_gpu(options.gpu)
+        find_gpu(options.gpu)
     if options.json is not None and not options.json.absolute().parent.is_dir():
         raise UserError(
             f"--json {options.json}: there is no folder {options.json.absolute().parent}"
         )
-    sweeps = bool(options.grid) or options.seeds > 1
-    planned_run = _settings(options, settings, sweeps)
-    waves, says = None, None
-    if options.gpu is None:  # waves are of this machine's memory, and so is what does not fit
-        waves, says = waves_for(planned_run, options.memory)
-    found = planned(planned_run, options.gpu, waves if sweeps else None)
+    is_sweep = bool(options.grid) or options.seeds > 1
+    planned_run = _settings(options, settings, is_sweep)
+    waves, waves_line = None, None
+    with progress("planning" if options.gpu else "planning with a short pilot"):
+        if options.gpu is None:  # with a GPU, the memory of this machine does not matter
+            waves, waves_line = pack_waves(planned_run, options.memory)
+        plan = make_plan(planned_run, options.gpu, waves if is_sweep else None)
     if options.json is not None:
-        write_text(options.json, json.dumps(found.figures(), indent=2) + "\n")
+        write_text(options.json, json.dumps(plan.to_dict(), indent=2) + "\n")
     console = Console(file=sys.stdout, highlight=False)
-    for table in tables(planned_run.name, found):
+    for table in plan_tables(planned_run.name, plan):
         console.print(table)
-    for note in [*([says] if says else []), *notes(found, planned_run)]:
+    for note in [*([waves_line] if waves_line else []), *notes(plan, planned_run)]:
         sys.stdout.write(f"{note}\n")
     return 0
 
 
-def _settings(options: Namespace, flags: list[str], sweeps: bool) -> RunSettings:
+def _settings(options: Namespace, flags: list[str], is_sweep: bool) -> RunSettings:
     """Return the settings of the run, or of a run of all members of the sweep."""
     from sae.cli.config import parse_config
     from sae.cli.fit import with_config
@@ -81,27 +83,31 @@ def _settings(options: Namespace, flags: list[str], sweeps: bool) -> RunSettings
         raise UserError("plan is for a run that has not started; give its --config, not --resume")
     flags, _ = with_config(flags)
     run = parse_config(flags).run
-    if not sweeps:
+    if not is_sweep:
         return run
     if run.several:
-        raise UserError("a sweep makes its own members; take `members` out of the config")
+        raise UserError("a sweep makes its own members; remove `members` from the config")
     axes = grid.parse_axes(options.grid, options.seeds, run.data.seed)
     members = grid.expand_members(axes, at_random=options.random, seed=run.data.seed)
     return parse_config([*flags, "--members", json.dumps(members)]).run
 
 
 def notes(plan: Plan, settings: RunSettings) -> list[str]:
-    """What to know beside the tables."""
-    found = []
+    """Return the assumptions behind the numbers in the tables."""
+    notes = []
     if plan.harvest.flops:
-        found.append(f"one activation takes the model {plan.harvest.flops / 1e6:.0f} MFLOP")
+        notes.append(f"the model takes {plan.harvest.flops / 1e6:.0f} MFLOP per activation")
     if plan.gpu is not None:
-        found.append(
-            f"times are a floor by {plan.gpu}'s data sheet, and unmeasured: no launches, no "
-            "figures at the end"
+        notes.append(
+            f"times are lower bounds from the data sheet of {plan.gpu}, not measured: without "
+            "launch overhead, and without the final metrics"
         )
     else:
-        found.append("times are of this machine as busy as it is now, with no latent dead")
+        notes.append(
+            "times assume that this machine stays as busy as it is now, and no dead latents"
+        )
     if any(recipe.sparsity.needs_penalty for recipe in settings.members.values()):
-        found.append("of a penalised rule, as long as half of its latents fire: an upper bound")
-    return found
+        notes.append(
+            "a rule with a penalty is counted with half of its latents active: an upper bound"
+        )
+    return notes

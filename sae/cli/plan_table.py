@@ -1,4 +1,4 @@
-"""A plan as tables for a terminal."""
+"""Show a plan as tables on a terminal."""
 
 from __future__ import annotations
 
@@ -9,40 +9,42 @@ from sae.planner.estimate import MIB, Plan
 from sae.planner.memory import GIB
 
 
-def tables(title: str, plan: Plan) -> list[Table]:
-    """A row a member, then memory and time by part."""
-    each = Table(title=f"{title}: {plan.tokens:,} tokens", title_justify="left")
-    each.add_column("")
-    for column in ("parameters", "memory", "GFLOP a step", "GB a step", "ms a step"):
-        each.add_column(column, justify="right")
+def plan_tables(title: str, plan: Plan) -> list[Table]:
+    """Return a table of the members, one of memory and one of time by part."""
+    members = Table(title=f"{title}: {plan.tokens:,} tokens", title_justify="left")
+    members.add_column("")
+    for column in ("parameters", "memory", "GFLOP/step", "GB/step", "ms/step"):
+        members.add_column(column, justify="right")
     rows = [
-        (name, m.needs.count, m.needs.kept, m.step_work, m.timed.step)
+        (name, m.memory.parameter_count, m.memory.persistent, m.step_work, m.times.step)
         for name, m in plan.members.items()
     ]
     if len(rows) > 1:
-        _, counts, kept, work, step = zip(*rows, strict=True)
-        rows.append(("all", sum(counts), sum(kept), sum(work, Work(0, 0)), sum(step)))
-    for name, count, kept, work, step in rows:
+        _, counts, sizes, work, step = zip(*rows, strict=True)
+        rows.append(("all", sum(counts), sum(sizes), sum(work, Work(0, 0)), sum(step)))
+    for name, count, size, work, step in rows:
         numbers = f"{work.flops / 1e9:.2f}", f"{work.bytes / 1e9:.3f}", f"{1e3 * step:.2f}"
-        each.add_row(name, f"{count:,}", shown_bytes(kept), *numbers)
-    memory = Table(title=f"memory: {shown_bytes(plan.peak)} at the most", title_justify="left")
+        members.add_row(name, f"{count:,}", show_bytes(size), *numbers)
+    memory = Table(title=f"memory: {show_bytes(plan.peak)} at most", title_justify="left")
     memory.add_column("")
     memory.add_column("", justify="right")
     for part, size in plan.memory.items():
-        memory.add_row(part, shown_bytes(size))
-    spent = Table(title=f"time: {duration(plan.total)}", title_justify="left")
-    spent.add_column("")
-    spent.add_column("", justify="right")
+        memory.add_row(part, show_bytes(size))
+    time = Table(title=f"time: {show_seconds(plan.total)}", title_justify="left")
+    time.add_column("")
+    time.add_column("", justify="right")
     for part, seconds in plan.seconds.items():
-        spent.add_row(part, duration(seconds))
-    return [each, memory, spent]
+        time.add_row(part, show_seconds(seconds))
+    return [members, memory, time]
 
 
-def shown_bytes(size: float) -> str:
+def show_bytes(size: float) -> str:
+    """Return a number of bytes with a unit."""
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"
 
 
-def duration(seconds: float) -> str:
+def show_seconds(seconds: float) -> str:
+    """Return a duration with a unit."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""`sweep`: a grid of autoencoders on one stream, in as many waves as memory asks for."""
+"""The command `sweep`: train a grid of SAEs on one stream, in waves that fit into memory."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ def add_sweep_flags(parser: CommandParser) -> None:
 
 
 def run(options: Namespace, settings: list[str]) -> int:
-    """Train every member, write `sweep.csv`, its page and pictures; returns the exit code."""
+    """Train every member and write the results; return the exit code."""
     from sae.cli.sweep_summary import write_results
 
-    folder, asked = begin(options, settings)
-    for number, members in enumerate(asked.waves, 1):
+    folder, spec = begin(options, settings)
+    for number, members in enumerate(spec.waves, 1):
         run = RunDir(folder / f"wave-{number}")
         if run.summary.is_file():
             continue
-        names = f"wave {number} of {len(asked.waves)}: {len(members)} members\n"
-        sys.stdout.write(names if len(asked.waves) > 1 else "")
-        code = wave(run, folder, members, asked.stop_early)
+        title = f"wave {number} of {len(spec.waves)}: {len(members)} members\n"
+        sys.stdout.write(title if len(spec.waves) > 1 else "")
+        code = train_wave(run, folder, members, spec.stop_early)
         if code or not run.summary.is_file():
             return code
-    sys.stdout.write(write_results(folder, asked))
+    sys.stdout.write(write_results(folder, spec))
     return 0
 
 
@@ -83,12 +83,13 @@ def begin(
         options: The values of the sweep's own flags.
         settings: The flags that set up a run.
         pack: Given the settings of a run of all members and `--memory`, returns the names of the
-            members of each wave and what to print about them; by default as memory allows.
+            members of each wave and a line to print; `pack_waves` by default.
     """
     from sae.cli.config import parse_config
     from sae.cli.fit import with_config
     from sae.lightning.runner import yaml_of
-    from sae.planner.memory import waves_for
+    from sae.planner.memory import pack_waves
+    from sae.progress import progress
 
     if options.resume is not None:
         if settings or options.grid or options.seeds != 1:
@@ -97,52 +98,65 @@ def begin(
     settings, _ = with_config(settings)
     base = parse_config(settings)
     if base.run.several:
-        raise UserError("sweep makes its own members; take `members` out of the config")
+        raise UserError("sweep makes its own members; remove `members` from the config")
     named = any(arg.split("=")[0] == "--name" for arg in settings)
     name = base.run.name if named else f"{base.run.name}-sweep"
     axes = grid.parse_axes(options.grid, options.seeds, base.run.data.seed)
     members = grid.expand_members(axes, at_random=options.random, seed=base.run.data.seed)
     every = parse_config([*settings, "--members", json.dumps(members)])
-    waves, says = (pack or waves_for)(every.run, options.memory)
+    with progress("planning memory"):
+        waves, waves_line = (pack or pack_waves)(every.run, options.memory)
     folder = base.run.runs / name
-    _claim(folder, overwrite=base.options.overwrite)
-    sys.stdout.write(f"{says}\n")
+    _make_way(folder, overwrite=base.options.overwrite)
+    sys.stdout.write(f"{waves_line}\n")
     sys.stdout.flush()
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", yaml_of(base.run.config | {"name": name}))
-    asked = SweepSpec(
+    spec = SweepSpec(
         list(axes), [{n: members[n] for n in wave} for wave in waves], options.stop_early
     )
-    asked.write(folder)
-    return folder, asked
+    spec.write(folder)
+    return folder, spec
 
 
-def _claim(folder: Path, *, overwrite: bool) -> None:
-    """Refuse to write over what is there, or with `overwrite` remove it."""
+def _make_way(folder: Path, *, overwrite: bool) -> None:
+    """Remove an existing sweep if `overwrite`, else raise UserError for it."""
     if not (folder / "config.yaml").exists():
         return
     if not overwrite:
         raise UserError(
-            f"{folder} is there already; go on with `sweep --resume {folder}`, choose another "
-            "--name, or --overwrite it"
+            f"{folder} exists already; continue it with `sweep --resume {folder}`, choose another "
+            "--name, or replace it with --overwrite"
         )
     shutil.rmtree(folder)
 
 
-def wave(
+def train_wave(
     run: RunDir,
     folder: Path,
     members: dict[str, Any],
     stop_early: bool,
     callbacks: Sequence[Callback] = (),
 ) -> int:
-    """One run; from its last checkpoint where it has one. Returns the exit code."""
+    """Train the members of a wave in one run, and return its exit code.
+
+    A run that has a checkpoint continues from its last one.
+
+    Args:
+        run: Folder of the run.
+        folder: Folder of the sweep.
+        members: The members of the wave: name to {setting: value}.
+        stop_early: Whether the worse half stops during the run.
+        callbacks: Further Lightning callbacks.
+    """
     from sae.cli.fit import train_from_flags
     from sae.lightning.halving import Halving
 
-    others = lambda changes: json.dumps({k: v for k, v in changes.items() if k != grid.SEED})
+    without_seed = lambda changes: json.dumps(
+        {key: value for key, value in changes.items() if key != grid.SEED}
+    )
     if stop_early:
-        callbacks = [*callbacks, Halving({n: others(c) for n, c in members.items()})]
+        callbacks = [*callbacks, Halving({n: without_seed(c) for n, c in members.items()})]
     options = {"sweep": folder, "callbacks": callbacks}
     if run.checkpoints():
         return train_from_flags(["--config", str(run.config)], resume=run.path, **options)

@@ -1,4 +1,4 @@
-"""`tune`: a sweep whose waves are trials of Ray Tune, side by side on all machines of a cluster."""
+"""The command `tune`: a sweep whose waves are trials of Ray Tune, in parallel on a cluster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from sae.cli.command import CommandParser
 from sae.cli.fit import STOPPED
-from sae.cli.sweep import add_sweep_flags, begin, wave
+from sae.cli.sweep import add_sweep_flags, begin, train_wave
 from sae.errors import UserError
 from sae.files import write_text
 from sae.runs.run_dir import RunDir
@@ -25,7 +25,7 @@ from sae.sweep.spec import SweepSpec
 if TYPE_CHECKING:
     from sae.training.run_settings import RunSettings
 
-# Last words of the settings that decide L0.
+# Last words of the settings that determine L0.
 _SETS_L0 = ("sae", "k", "target_l0", "coefficient", "losses")
 
 
@@ -78,31 +78,35 @@ def run(options: Namespace, settings: list[str]) -> int:
     for key in (flag.partition("=")[0] for flag in options.grid if options.stop_early):
         if key.rpartition(".")[2] in _SETS_L0:
             raise UserError(
-                f"--stop-early compares FVU whatever the L0, so that with {key} the least sparse "
-                "would stay; leave one of the two out (`sweep --stop-early` compares at like L0)"
+                f"--stop-early compares FVU at any L0, so with --grid {key} the trials with the "
+                "highest L0 would win; remove one of the two (`sweep --stop-early` compares at "
+                "the same L0)"
             )
-    folder, asked = begin(options, settings, partial(_packed, size=options.members_per_trial))
-    place, code = folder.resolve(), 0
-    if left := _left(place, asked):
-        code = _settle(place, asked, left, _run(place, asked, options, left))
+    folder, spec = begin(options, settings, partial(_pack_trials, size=options.members_per_trial))
+    path, code = folder.resolve(), 0
+    if trials := _unfinished_trials(path, spec):
+        code = _record_stopped(path, spec, trials, _run_trials(path, spec, options, trials))
     if code == STOPPED:
-        sys.stderr.write(f"stopped; go on with:\n  python train.py tune --resume {folder}\n")
+        sys.stderr.write(f"stopped; continue with:\n  python train.py tune --resume {folder}\n")
     else:
-        sys.stdout.write(write_results(folder, asked))
+        sys.stdout.write(write_results(folder, spec))
     return code
 
 
-def _packed(settings: RunSettings, gib: float | None, *, size: int) -> tuple[list[list[str]], str]:
+def _pack_trials(
+    settings: RunSettings, gib: float | None, *, size: int
+) -> tuple[list[list[str]], str]:
+    """Return the members of each trial, and a line to print."""
     names = list(settings.members)
-    waves = [names[at : at + size] for at in range(0, len(names), size)]
+    waves = [names[start : start + size] for start in range(0, len(names), size)]
     return waves, f"{len(waves)} trials of Ray Tune"
 
 
-def _left(folder: Path, asked: SweepSpec) -> dict[str, int]:
-    """The waves that are not there yet: what a trial is called, and its number."""
+def _unfinished_trials(folder: Path, spec: SweepSpec) -> dict[str, int]:
+    """Return the trials without a summary: name of the trial to number of its wave."""
     return {
         next(iter(members)) if len(members) == 1 else f"wave-{number}": number
-        for number, members in enumerate(asked.waves, 1)
+        for number, members in enumerate(spec.waves, 1)
         if not _wave_folder(folder, number).summary.is_file()
     }
 
@@ -111,62 +115,68 @@ def _wave_folder(folder: Path, number: int) -> RunDir:
     return RunDir(folder / f"wave-{number}")
 
 
-def _run(folder: Path, asked: SweepSpec, own: Namespace, left: dict[str, int]) -> Any:
-    """Let Ray train what is left; its results, in that order."""
+def _run_trials(folder: Path, spec: SweepSpec, options: Namespace, trials: dict[str, int]) -> Any:
+    """Let Ray run trials; return its results in their order."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     import torch
-    from ray import tune as rt
+    from ray import tune as ray_tune
 
     trainer = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["trainer"]
     steps, every = trainer["max_steps"], trainer["val_check_interval"]
-    gpus = own.gpus_per_trial
+    gpus = options.gpus_per_trial
     resources = {
-        "cpu": own.cpus_per_trial,
+        "cpu": options.cpus_per_trial,
         "gpu": float(torch.cuda.is_available()) if gpus is None else gpus,
     }
-    # Not stopped at the last step: the figures on held-out activations come after it.
-    asha = partial(rt.schedulers.ASHAScheduler, time_attr="step", stop_last_trials=False)
+    # Do not stop trials at the last step, because the final metrics come after it.
+    asha = partial(ray_tune.schedulers.ASHAScheduler, time_attr="step", stop_last_trials=False)
     scheduler = asha(max_t=steps, grace_period=max(every, steps // 4), reduction_factor=2)
-    trial = rt.with_parameters(_trial, folder=str(folder), numbers=left, cwd=str(Path.cwd()))
+    trial = ray_tune.with_parameters(
+        _trial, folder=str(folder), numbers=trials, cwd=str(Path.cwd())
+    )
     ray.init(address=os.environ.get("RAY_ADDRESS", "local"))
     try:
-        return rt.Tuner(
-            rt.with_resources(trial, resources),
-            param_space={"trial": rt.grid_search(list(left))},
-            tune_config=rt.TuneConfig(
+        return ray_tune.Tuner(
+            ray_tune.with_resources(trial, resources),
+            param_space={"trial": ray_tune.grid_search(list(trials))},
+            tune_config=ray_tune.TuneConfig(
                 metric="held_out_fvu",
                 mode="min",
-                scheduler=scheduler if asked.stop_early else None,
+                scheduler=scheduler if spec.stop_early else None,
             ),
-            run_config=rt.RunConfig(name="ray", storage_path=str(folder), verbose=1),
+            run_config=ray_tune.RunConfig(name="ray", storage_path=str(folder), verbose=1),
         ).fit()
     finally:
         ray.shutdown()
 
 
-def _settle(folder: Path, asked: SweepSpec, left: dict[str, int], results: Any) -> int:
-    """Of trials that did not reach the end, say so in the summaries of their members; returns the
-    exit code. One that failed is tried again when the sweep goes on; one that Ray stopped is not.
+def _record_stopped(folder: Path, spec: SweepSpec, trials: dict[str, int], results: Any) -> int:
+    """Write summaries for the members of trials that did not reach the end.
+
+    A trial that failed runs again when the sweep is resumed; one that Ray stopped does not.
+
+    Returns:
+        The exit code.
     """
     unfinished = [
         (number, result)
-        for number, result in zip(left.values(), results, strict=True)
+        for number, result in zip(trials.values(), results, strict=True)
         if not _wave_folder(folder, number).summary.is_file()
     ]
-    # What ASHA ends has a last report that says `done`; what a Ctrl-C ends has not.
+    # The last report of a trial says `done` if ASHA stopped it, but not if Ctrl-C did.
     if any(not (r.error or (r.metrics or {}).get("done")) for _, r in unfinished):
         return STOPPED
     for number, result in unfinished:
-        why = "stopped early by Ray"
+        reason = "stopped early by Ray"
         if result.error is not None:
-            why = f"failed: {' '.join(str(result.error.args[0]).split())[-200:]}"
+            reason = f"failed: {' '.join(str(result.error.args[0]).split())[-200:]}"
         run, step = _wave_folder(folder, number), (result.metrics or {}).get("step", 0)
-        summaries = [{"name": n, "stopped": why, "steps": step} for n in asked.waves[number - 1]]
+        summaries = [{"name": n, "stopped": reason, "steps": step} for n in spec.waves[number - 1]]
         for summary in summaries:
-            place = run.member(summary["name"])
-            place.path.mkdir(parents=True, exist_ok=True)
-            write_text(place.summary, json.dumps(summary, indent=2) + "\n")
+            member = run.member(summary["name"])
+            member.path.mkdir(parents=True, exist_ok=True)
+            write_text(member.summary, json.dumps(summary, indent=2) + "\n")
         if result.error is None:
             text = json.dumps({"name": run.path.name, "members": summaries}) + "\n"
             write_text(run.summary, text)
@@ -174,12 +184,16 @@ def _settle(folder: Path, asked: SweepSpec, left: dict[str, int], results: Any) 
 
 
 def _trial(config: dict[str, str], *, folder: str, numbers: dict[str, int], cwd: str) -> None:
-    """In a process of Ray's: one wave of the sweep in `folder`."""
+    """Train one wave of the sweep in `folder`, in a process of Ray."""
     from sae.lightning.ray_report import RayReport
 
-    os.chdir(cwd)  # Ray's own is a folder of the trial; paths in a config are the user's
+    os.chdir(
+        cwd
+    )  # Ray changes to a folder of the trial, but paths in configs are relative to this one
     number = numbers[config["trial"]]
     members = SweepSpec.read(Path(folder)).waves[number - 1]
-    code = wave(_wave_folder(Path(folder), number), Path(folder), members, False, [RayReport()])
+    code = train_wave(
+        _wave_folder(Path(folder), number), Path(folder), members, False, [RayReport()]
+    )
     if code:
         raise RuntimeError(f"the run of {config['trial']} ended with exit code {code}")

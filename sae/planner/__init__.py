@@ -1,1 +1,1 @@
-"""What a run or a sweep takes, said before it starts: `python train.py plan`."""
+"""Predict the memory and time of a run or a sweep before it starts (`python train.py plan`)."""

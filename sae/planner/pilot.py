@@ -1,4 +1,4 @@
-"""A short pilot of a run on this machine: what each part of it takes, and the process itself."""
+"""Time the parts of a run on this machine with a short pilot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # every optimiser imports it at its first step: part of the process
+import torch._dynamo  # every optimizer imports it at its first step
 
 from sae.activations import Batch, Stream
 from sae.evaluation.evaluate import evaluate
@@ -26,19 +26,25 @@ from sae.training import Learner
 from sae.training.run_settings import RunSettings
 from sae.training.train_config import TrainConfig
 
-ROWS = 8192  # harvested, to learn from and to extrapolate from
-FEW, MORE = 1024, 4096  # held-out activations, two points of a line
-STEPS_SECONDS = 0.7
+ROWS = 8192  # number of activations to harvest
+FEW, MORE = 1024, 4096  # held-out activations at which to time, for extrapolation
+STEPS_SECONDS = 0.7  # time spent on steps of each shape
 DOWNSTREAM_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
-class Timed:
-    """Seconds of one member: of a step, in the first part of a run that has two and in the rest; of
-    judging all held-out activations once; of its share of a checkpoint; of all that follows the
-    last step."""
+class MemberTimes:
+    """Times of one member in seconds.
 
-    first: float
+    Attributes:
+        first_step: A step in the first phase of a run with two phases (sparse coding).
+        step: A step otherwise.
+        validation: One validation on all held-out activations.
+        checkpoint: Its share of a checkpoint.
+        finish: Everything after the last step.
+    """
+
+    first_step: float
     step: float
     validation: float
     checkpoint: float
@@ -46,14 +52,15 @@ class Timed:
 
 
 class Pilot:
-    """Harvests part of a block and trains some steps of each distinct shape.
+    """A pilot of a run: it harvests part of a block and takes some steps of each distinct shape.
 
     Args:
-        settings: of the run. Its source is set up, and left as it was but for caches.
+        settings: Settings of the run. Its source is set up, and not changed except for caches.
 
     Attributes:
-        batch_seconds: to harvest and hand out one batch.
-        sample: bytes of activations it holds.
+        batches: The harvested batches.
+        batch_seconds: Time to harvest and shuffle one batch.
+        sample: Bytes of the harvested activations.
     """
 
     def __init__(self, settings: RunSettings) -> None:
@@ -61,7 +68,6 @@ class Pilot:
         self.device = settings.device
         self.source = self.data.source
         self.source.setup(self.device)
-        whole = next(iter(settings.members.values())).full_contexts
         size = self.data.batch_size
         self.count = min(self.data.block_batches, max(2, math.ceil(ROWS / size)))
         stream = Stream(
@@ -70,18 +76,18 @@ class Pilot:
             batch_size=size,
             block_batches=self.count,
             seed=self.data.seed,
-            full_contexts=whole,
+            full_contexts=settings.full_contexts,
         )
-        self.source.block("train", 0, min(size, 256), self.data.seed)  # warms up
-        found: list[Batch] = []
-        seconds = self.time(lambda: found.extend(itertools.islice(stream, self.count)))
-        self.batches, self.batch_seconds = found, seconds / self.count
-        self.sample = sum(t.numel() * t.itemsize for b in found for t in b.acts.values())
-        self._finishes: dict[Any, float] = {}
-        self._shapes: dict[Any, Timed] = {}
+        self.source.block("train", 0, min(size, 256), self.data.seed)  # warm up
+        batches: list[Batch] = []
+        seconds = self.time(lambda: batches.extend(itertools.islice(stream, self.count)))
+        self.batches, self.batch_seconds = batches, seconds / self.count
+        self.sample = sum(t.numel() * t.itemsize for b in batches for t in b.acts.values())
+        self._finish_seconds: dict[Any, float] = {}
+        self._times_by_shape: dict[str, MemberTimes] = {}
 
     def time(self, call: Callable[[], Any]) -> float:
-        """Seconds of a call, the device's work included."""
+        """Return the seconds of a call, including its work on the device."""
         self._wait()
         start = time.perf_counter()
         call()
@@ -94,70 +100,73 @@ class Pilot:
 
     @cached_property
     def held_out(self) -> int:
-        """Held-out activations that there are, up to as many as anyone asks for."""
-        most = max(self.data.held_out_tokens, EXAMPLE_TOKENS)
+        """Number of held-out activations, counted up to the largest number that is used."""
+        limit = max(self.data.held_out_tokens, EXAMPLE_TOKENS)
         if (text := self.source.text_model()) is None:
-            return most
-        found = 0
+            return limit
+        count = 0
         for contexts in text.contexts("held_out"):
-            found += int(contexts.position_mask.sum())
-            if found >= most:
+            count += int(contexts.position_mask.sum())
+            if count >= limit:
                 break
-        return min(found, most)
+        return min(count, limit)
 
-    def member(self, recipe: TrainConfig) -> Timed:
-        """Measured once for each shape: what a rate or a seed differs in takes no other time."""
-        optim = recipe.optim
+    def measure(self, config: TrainConfig) -> MemberTimes:
+        """Return the times of a member, measured once for each shape.
+
+        Members that differ only in settings such as learning rate and seed take the same time.
+        """
+        optim = config.optim
         shape = repr(
             (
-                recipe.sparsity,
-                recipe.site,
-                [type(term) for term in recipe.losses],
+                config.sparsity,
+                config.site,
+                [type(term) for term in config.losses],
                 (optim.name, optim.moments, optim.clip_norm is None, optim.unit_norm),
-                (recipe.sae_dtype, recipe.ema is None, recipe.accumulate, recipe.sparse_coding),
+                (config.sae_dtype, config.ema is None, config.accumulate, config.sparse_coding),
             )
         )
-        if shape not in self._shapes:
-            self._shapes[shape] = self._measured(recipe)
-        return self._shapes[shape]
+        if shape not in self._times_by_shape:
+            self._times_by_shape[shape] = self._measure_shape(config)
+        return self._times_by_shape[shape]
 
-    def _measured(self, recipe: TrainConfig) -> Timed:
+    def _measure_shape(self, config: TrainConfig) -> MemberTimes:
         data, steps = self.data, self.settings.steps
-        learner = recipe.build_learner(self.source.widths, data.batch_size, steps).to(self.device)
+        learner = config.build_learner(self.source.widths, data.batch_size, steps).to(self.device)
         hooks = self.batches[0].acts
         learner.initialise({h: torch.cat([b.acts[h] for b in self.batches]) for h in hooks})
-        # Schedules stand where they are half-way, and sparse coding also in its first part.
-        step = first = self._step(learner, recipe, learner.start_step + learner.total_steps // 2)
+        # Time a step halfway through the schedules, and one of the first phase of sparse coding.
+        step = first = self._step(learner, config, learner.start_step + learner.total_steps // 2)
         if learner.start_step:
-            first = self._step(learner, recipe, learner.start_step // 2)
-        judged = learner.judged()
+            first = self._step(learner, config, learner.start_step // 2)
+        model = learner.judged()
         fvu = FVU(learner.sae.d_out, self.device)
-        counted = Firing(learner.sae.d_sae, self.device)
+        firing = Firing(learner.sae.d_sae, self.device)
 
-        def judge() -> None:
+        def validate() -> None:
             for batch in self.batches[:2]:
-                y, y_hat, codes = learner.predict(batch.acts, sae=judged)
+                y, y_hat, codes = learner.predict(batch.acts, sae=model)
                 fvu.update(y, y_hat)
-                counted.update(codes)
+                firing.update(codes)
 
         rows = sum(map(len, self.batches[:2]))
-        validation = self.time(judge) * min(data.held_out_tokens, self.held_out) / rows
-        key = (learner.sae.d_sae, type(recipe.sparsity))
-        if key not in self._finishes:
-            self._finishes[key] = self._finish(learner)
+        validation = self.time(validate) * min(data.held_out_tokens, self.held_out) / rows
+        key = (learner.sae.d_sae, type(config.sparsity))
+        if key not in self._finish_seconds:
+            self._finish_seconds[key] = self._finish(learner)
         saved = {"learner": learner.state_dict(), "optimiser": learner.optimizer.state_dict()}
         folder = self.settings.runs
         with tempfile.TemporaryDirectory(dir=folder if folder.is_dir() else None) as folder:
             checkpoint = self.time(lambda: save_checkpoint(saved, Path(folder) / "pilot.ckpt"))
-        return Timed(first, step, validation, checkpoint, self._finishes[key])
+        return MemberTimes(first, step, validation, checkpoint, self._finish_seconds[key])
 
-    def _step(self, learner: Learner, recipe: TrainConfig, at: int) -> float:
-        """Mean seconds of step `at`, again and again, after two."""
+    def _step(self, learner: Learner, config: TrainConfig, number: int) -> float:
+        """Return the mean seconds of repeating step `number`, after two to warm up."""
         batches = itertools.cycle(self.batches)
 
         def step() -> None:
-            learner.steps = at
-            micro = list(itertools.islice(batches, recipe.accumulate))
+            learner.steps = number
+            micro = list(itertools.islice(batches, config.accumulate))
             learner.step(*[b.acts for b in micro], runs=[b.run for b in micro])
 
         for _ in range(2):
@@ -165,40 +174,40 @@ class Pilot:
         seconds: list[float] = []
         while len(seconds) < 5 or sum(seconds) < STEPS_SECONDS:
             seconds.append(self.time(step))
-        learner.steps = at
+        learner.steps = number
         return sum(seconds) / len(seconds)
 
     @torch.no_grad()
     def _finish(self, learner: Learner) -> float:
-        """Export, figures on held-out activations, the model spliced, examples."""
+        """Return the seconds of export, held-out metrics, downstream metrics and examples."""
         sae, source = learner.export(), self.source
-        most = min(self.data.held_out_tokens, self.held_out)
+        limit = min(self.data.held_out_tokens, self.held_out)
         if (text := source.text_model()) is None:
-            return self.time(lambda: evaluate(sae, source, max_tokens=most))
+            return self.time(lambda: evaluate(sae, source, max_tokens=limit))
         mean = torch.zeros(sae.d_out, device=self.device)
-        found = []
+        latents = []
 
-        def figures(tokens: int) -> None:
+        def held_out_metrics(tokens: int) -> None:
             evaluate(sae, source, max_tokens=tokens, downstream_tokens=0)
 
-        def spliced(tokens: int) -> None:
+        def downstream_metrics(tokens: int) -> None:
             downstream(sae, text, mean=mean, max_tokens=tokens)
 
         def examples(tokens: int) -> None:
-            found[:] = top_examples(sae, text, max_tokens=tokens)
+            latents[:] = top_examples(sae, text, max_tokens=tokens)
 
         parts = (
-            (figures, most),
-            (spliced, min(DOWNSTREAM_TOKENS, self.held_out)),
+            (held_out_metrics, limit),
+            (downstream_metrics, min(DOWNSTREAM_TOKENS, self.held_out)),
             (examples, min(EXAMPLE_TOKENS, self.held_out)),
         )
-        seconds = sum(self._line(call, tokens) for call, tokens in parts)
+        seconds = sum(self._extrapolate(call, tokens) for call, tokens in parts)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "examples.jsonl"
-            return seconds + self.time(lambda: write_examples(found, file))
+            return seconds + self.time(lambda: write_examples(latents, file))
 
-    def _line(self, call: Callable[[int], Any], tokens: int) -> float:
-        """Seconds of call(tokens), from those of two smaller ones."""
+    def _extrapolate(self, call: Callable[[int], Any], tokens: int) -> float:
+        """Return the seconds of call(tokens), extrapolated from two smaller calls."""
         if tokens <= MORE:
             return self.time(lambda: call(tokens))
         few = self.time(lambda: call(FEW))

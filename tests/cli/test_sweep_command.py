@@ -1,4 +1,4 @@
-"""`sweep`: a grid on one stream, killed and resumed, and what it leaves."""
+"""The command `sweep`: its results, resumes, waves, early stopping and errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sae.browser.sweep_page import write_sweep_report
 from sae.cli.config import parse_config
 from sae.cli.fit import fit
 from sae.cli.main import main
-from sae.planner.memory import GIB, needs_of, shared_of
+from sae.planner.memory import GIB, estimate_memory, shared_memory
 from sae.sweep import grid
 from sae.sweep.results import SweepResults
 
@@ -44,8 +44,7 @@ SETTINGS = {
         "val_check_interval": 12,
         "accelerator": "cpu",
     },
-    # As often as held-out activations are looked at: where both fall on one step, the checkpoint
-    # comes first.
+    # Checkpoints and validations fall on the same steps; there the checkpoint comes first.
     "checkpoint_every": 6,
 }
 GRID = ["--grid", "model.sae.k=2,4", "--grid", "model.optim.lr=3e-3,1e-2", "--seeds", "2"]
@@ -68,7 +67,7 @@ def done(tmp_path_factory) -> Path:
     return swept(tmp_path_factory.mktemp("sweep"))
 
 
-def test_what_it_leaves(done):
+def test_sweep_writes_table_page_plots_and_best_configs(done):
     names = {file.name for file in done.iterdir()}
     pictures = {"fvu_over_l0.png", "downstream_over_l0.png", "settings.png"}
     best = {"best.yaml", "best-l0-2.yaml", "best-l0-4.yaml"}
@@ -99,7 +98,7 @@ def test_what_it_leaves(done):
     assert page.count("<svg") == 4 and all(member.name in page for member in table.members)
 
 
-def test_the_best_is_a_config_that_trains_to_the_same(done, tmp_path):
+def test_best_config_repeats_its_member_exactly(done, tmp_path):
     groups = SweepResults.read(done).best()
     assert [round(some[0].l0) for some in groups] == [2, 4]
     for some, file in zip(groups, ("best-l0-2.yaml", "best-l0-4.yaml"), strict=True):
@@ -116,8 +115,8 @@ def test_the_best_is_a_config_that_trains_to_the_same(done, tmp_path):
     assert best["model"]["sae"]["init_args"]["k"] == 4 and best["runs"] == str(done.parent)
 
 
-def test_killed_and_resumed_the_table_is_the_same(done, tmp_path):
-    """With SIGKILL, in a process of its own, at a step like any."""
+def test_killed_and_resumed_sweep_writes_the_same_table(done, tmp_path):
+    """Kill a process with SIGKILL at an arbitrary step."""
     config = write(tmp_path)
     command = [sys.executable, str(REPO / "train.py"), "sweep"]
     args = ["--config", str(config), "--runs", str(tmp_path), *GRID]
@@ -140,13 +139,13 @@ def test_killed_and_resumed_the_table_is_the_same(done, tmp_path):
     ).read_text().replace(str(done.parent), "")
 
 
-def test_in_waves_it_finds_the_same(done, tmp_path):
-    """Members do not enter each other, so how they are packed changes nothing but the folders."""
+def test_packing_into_waves_does_not_change_results(done, tmp_path):
+    """Members are independent, so packing changes only their folders."""
     settings = parse_config(["--config", str(write(tmp_path))]).run
     (recipe,), data = settings.members.values(), settings.data
     data.source.setup()
-    one = needs_of(recipe, data.source.widths, data.batch_size, STEPS)
-    room = shared_of(settings, whole=False).total + 3.5 * one.kept + one.passing
+    estimate = estimate_memory(recipe, data.source.widths, data.batch_size, STEPS)
+    room = shared_memory(settings, False).total + 3.5 * estimate.persistent + estimate.temporary
     folder = swept(tmp_path, "--memory", str(room / GIB))
     waves = json.loads((folder / "sweep.json").read_text())["waves"]
     assert [len(wave) for wave in waves] == [3, 3, 2]
@@ -158,7 +157,7 @@ def test_in_waves_it_finds_the_same(done, tmp_path):
         assert one.metrics == other.metrics
 
 
-def test_the_worse_half_stops_early(done, tmp_path, capsys):
+def test_stop_early_stops_the_worse_half_and_resumes_the_same(done, tmp_path, capsys):
     folder = swept(tmp_path, "--stop-early")
     assert "stopped early" in capsys.readouterr().out
     full, halved = SweepResults.read(done), SweepResults.read(folder)
@@ -177,7 +176,7 @@ def test_the_worse_half_stops_early(done, tmp_path, capsys):
         else:
             assert other.metrics["steps"] == 12 and "held_out_fvu" not in other.metrics
 
-    # Killed between the checkpoint of the rung's step and the look at held-out activations.
+    # A kill between the checkpoint of the rung's step and its validation.
     again = tmp_path / "again" / "r-sweep"
     shutil.copytree(folder, again)
     wave = again / "wave-1"
@@ -190,7 +189,7 @@ def test_the_worse_half_stops_early(done, tmp_path, capsys):
 
 
 def _checkpoint_of_step_12(tmp_path: Path) -> Path:
-    """From a sweep that ends its life there."""
+    """Return the checkpoint of step 12 of another sweep."""
     folder = tmp_path / "short"
     config = write(folder)
     args = ["sweep", "--config", str(config), "--runs", str(folder), *GRID, "--stop-early"]
@@ -210,13 +209,13 @@ def _checkpoint_of_step_12(tmp_path: Path) -> Path:
     return kept
 
 
-def test_a_folder_is_not_written_over(done, capsys):
+def test_an_existing_sweep_is_not_overwritten(done, capsys):
     args = ["--config", str(done / "config.yaml"), "--runs", str(done.parent), "--name", done.name]
     assert main(["sweep", *args, *GRID]) == 2
-    assert "is there already; go on with `sweep --resume" in capsys.readouterr().err
+    assert "exists already; continue it with `sweep --resume" in capsys.readouterr().err
 
 
-def test_what_a_name_holds_is_escaped(done, tmp_path):
+def test_member_names_are_escaped_on_the_page(done, tmp_path):
     folder = tmp_path / "s"
     shutil.copytree(done, folder)
     asked = json.loads((folder / "sweep.json").read_text())
@@ -254,14 +253,14 @@ def test_what_a_name_holds_is_escaped(done, tmp_path):
         (["--resume", "nowhere"], "--resume nowhere: no sweep.json there"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path, capsys, flags, words):
+def test_bad_input_gives_a_one_line_error(tmp_path, capsys, flags, words):
     config = ["--config", str(write(tmp_path)), "--runs", str(tmp_path)]
     assert main(["sweep", *([] if "--resume" in flags else config), *flags]) == 2
     error = capsys.readouterr().err
     assert words in error and error.startswith("error: ") and error.count("\n") == 1
 
 
-def test_grid():
+def test_grid_flags_become_named_members():
     axes = grid.parse_axes(
         ["model.sae.k=16,32", "model.losses=[FVU],[FVU, AuxK]"], seeds=2, first=5
     )
@@ -285,7 +284,7 @@ def test_grid():
     assert list(names) == ["a.k=1,b.k=2"]
 
 
-def test_at_random_counts_combinations_and_not_seeds():
+def test_random_draws_combinations_with_all_their_seeds():
     axes = grid.parse_axes(["model.sae.k=1,2,3,4,5", "model.optim.lr=1,2,3"], seeds=2)
     drawn = grid.expand_members(axes, at_random=4, seed=1)
     assert len(drawn) == 8 and drawn == grid.expand_members(axes, at_random=4, seed=1)

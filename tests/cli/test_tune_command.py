@@ -1,4 +1,4 @@
-"""A sweep through Ray Tune, on this machine."""
+"""The command `tune`: a sweep through Ray Tune on this machine."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ def write(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_groups_are_trials_of_which_the_worse_and_the_broken_end_early(
-    tmp_path, monkeypatch, capsys
-):
+def test_tune_stops_worse_trials_and_records_failed_ones(tmp_path, monkeypatch, capsys):
     ray = pytest.importorskip("ray", reason="needs ray[tune], which is not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -74,33 +72,33 @@ def test_groups_are_trials_of_which_the_worse_and_the_broken_end_early(
         assert summary["learning_rate"] == float(name.partition("=")[2])
     for name in ("lr=1e-09", "lr=2e-09"):
         assert table[name]["stopped"] == "stopped early by Ray" and table[name]["steps"] == "4"
-    assert (slow / "summary.json").is_file()  # and it is done with
+    assert (slow / "summary.json").is_file()  # so it does not run again
     for name in ("lr=1e+12", "lr=1e+13"):
         assert "failed" in table[name]["stopped"] and "diverged" in table[name]["stopped"]
-    assert not (broken / "summary.json").exists()  # it is tried again on `tune --resume`
+    assert not (broken / "summary.json").exists()  # so `tune --resume` runs it again
     best = yaml.safe_load((tmp_path / "runs/r-sweep/best.yaml").read_text())
     assert best["model"]["optim"]["lr"] == 0.01
 
-    # In a worker of Ray's as anywhere else, to the last bit.
+    # Training in a worker of Ray gives the same bits as anywhere else.
     assert fit(["--config", str(good / "lr=0.01/config.yaml"), "--runs", str(tmp_path)]) == 0
     assert rows(tmp_path / "lr=0.01/metrics.csv") == rows(good / "lr=0.01/metrics.csv")
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
-        (["--grid", "model.sae.k=2,4", "--stop-early"], "model.sae.k the least sparse would"),
+        (["--grid", "model.sae.k=2,4", "--stop-early"], "--grid model.sae.k the trials with the"),
         (["--grid", "model.sae.k=2,4", "--members-per-trial", "0"], "--members-per-trial 0; give"),
     ],
 )
-def test_bad_input(flags, says, tmp_path, capsys):
+def test_bad_input_is_refused(flags, message, tmp_path, capsys):
     pytest.importorskip("ray", reason="needs ray[tune], which is not installed")
     assert main(["tune", "--config", str(write(tmp_path)), "--runs", str(tmp_path), *flags]) == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["c.yaml"]
 
 
-def test_without_ray(tmp_path, monkeypatch, capsys):
+def test_missing_ray_is_reported_with_its_install_command(tmp_path, monkeypatch, capsys):
     import importlib.util
 
     find = importlib.util.find_spec
