@@ -69,7 +69,7 @@ def test_estimate_equals_the_tensors_of_the_real_learner(rule):
         assert estimate.parameters == bytes_of(real)
         assert estimate.average == bytes_of(learner.average.buffers())
         every = bytes_of(learner.parameters()) + bytes_of(learner.buffers())
-        assert estimate.parameter_counters == every - estimate.parameters - estimate.average
+        assert estimate.counters == every - estimate.parameters - estimate.average
 
 
 @pytest.mark.parametrize(
@@ -153,21 +153,21 @@ def test_a_member_that_does_not_fit_alone_is_refused():
         memory.pack_waves(settings(2, "--data.block_batches", "9999"), 1)
 
 
-def test_system_goes_by_the_limit_of_the_cgroup(tmp_path, monkeypatch):
+def test_free_memory_respects_the_cgroup_limit(tmp_path, monkeypatch):
     assert system.free_bytes() > 0
-    two, one, none = tmp_path / "v2", tmp_path / "v1", tmp_path / "none"
+    v2, v1, unlimited = tmp_path / "v2", tmp_path / "v1", tmp_path / "none"
     for folder, files in (
-        (two, {"memory.max": "1000", "memory.current": "700"}),
-        (one, {"memory.limit_in_bytes": "2000", "memory.usage_in_bytes": "900"}),
-        (none, {"memory.max": "max", "memory.current": "700"}),
+        (v2, {"memory.max": "1000", "memory.current": "700"}),
+        (v1, {"memory.limit_in_bytes": "2000", "memory.usage_in_bytes": "900"}),
+        (unlimited, {"memory.max": "max", "memory.current": "700"}),
     ):
         folder.mkdir()
         for name, text in files.items():
             (folder / name).write_text(text + "\n")
         (folder / "memory.stat").write_text("inactive_file 100\ntotal_inactive_file 50\n")
-    assert system._cgroup_free(two) == 400
-    assert system._cgroup_free(one) == 1150
-    assert system._cgroup_free(none) is None
+    assert system._cgroup_free(v2) == 400
+    assert system._cgroup_free(v1) == 1150
+    assert system._cgroup_free(unlimited) is None
     assert system._cgroup_free(tmp_path / "nowhere") is None
-    monkeypatch.setattr(system, "_cgroups", lambda: [none, one, two])
+    monkeypatch.setattr(system, "_cgroups", lambda: [unlimited, v1, v2])
     assert system.free_bytes() == 400
