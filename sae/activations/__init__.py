@@ -1,4 +1,7 @@
-"""Text to tokens to a frozen model to a stream of activations. Knows nothing of autoencoders."""
+"""Sources of activations, and the stream that shuffles them into batches.
+
+This package knows nothing about autoencoders.
+"""
 
 from sae.activations.activation_data import ActivationData, HeldOutBatches
 from sae.activations.builtin_text import BuiltinText

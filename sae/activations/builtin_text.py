@@ -1,4 +1,4 @@
-"""The text that every Python carries: its reference topics and its library's docstrings."""
+"""The text that comes with every Python: its help topics and the docstrings of its library."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SKIPPED = {
     "tests",
     "turtledemo",
 }
-"""Folders of the standard library whose text is tests, vendored wheels or an application."""
+"""Folders in the standard library with tests, vendored wheels or applications."""
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -31,9 +31,9 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 class BuiltinText(Text):
     """About 2 MB of English: `pydoc_data.topics`, then the docstrings of the standard library.
 
-    A document is one topic, or all docstrings of one source file in order of appearance (empty
-    when it has none, which keeps document n the n-th file). Sources are parsed, never imported.
-    Both orders are alphabetic, so the text is the same wherever the version of Python is.
+    A document is one topic, or all docstrings of one source file in their order (empty if the file
+    has none, so that document n is always the n-th file). Source files are parsed, never imported.
+    Topics and files are sorted by name, so the text depends only on the version of Python.
     """
 
     def __init__(self) -> None:
@@ -64,18 +64,18 @@ def _topics() -> list[str]:
 
 
 def _sources() -> list[Path]:
-    found: list[Path] = []
-    for folder, folders, files in os.walk(sysconfig.get_paths()["stdlib"]):
+    files: list[Path] = []
+    for folder, folders, names in os.walk(sysconfig.get_paths()["stdlib"]):
         folders[:] = sorted(x for x in folders if x not in SKIPPED and not x.startswith("config-"))
-        found += [Path(folder, name) for name in sorted(files) if name.endswith(".py")]
-    return found
+        files += [Path(folder, name) for name in sorted(names) if name.endswith(".py")]
+    return files
 
 
 def docstrings(path: Path) -> str:
-    """All docstrings of the source file at `path`, a blank line between two."""
+    """Return all docstrings of a source file, separated by blank lines."""
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # templates and the like, which lie among the sources
+    except (SyntaxError, ValueError):  # templates and the like
         return ""
     return "\n\n".join(_docstrings(tree))
 
@@ -83,7 +83,7 @@ def docstrings(path: Path) -> str:
 def _docstrings(node: ast.AST) -> Iterator[str]:
     if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node)):
         yield text
-    # Statements only: a walk that visits every expression as well takes twice as long as parsing.
+    # Visits statements only: visiting every expression too takes twice as long as parsing.
     for block in ("body", "handlers", "orelse", "finalbody", "cases"):
         for child in getattr(node, block, ()):
             yield from _docstrings(child)

@@ -1,4 +1,4 @@
-"""From documents to rows of tokens, starting anywhere."""
+"""Reads documents into contexts (rows of tokens), starting anywhere in the text."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from sae.activations.tokens import Contexts, Cursor, Layout, PositionRule
 from sae.errors import UserError
 
 START: Cursor = (0, 0, 0)
-GROUP = 200_000
-"""Characters tokenised at once: enough for the tokenizer's threads, little to throw away."""
+GROUP_CHARACTERS = 200_000
+"""Characters tokenised at once: enough for the tokenizer's threads, with little to throw away."""
+GROUP_DOCUMENTS = 256
+"""Most documents tokenised at once."""
 
 
 class ContextReader:
-    """Rows of one split from a cursor on: endless for "train", one pass for "held_out".
+    """Reads the contexts of one split from a cursor on.
 
-    Document n is held out if n % held_out_every is held_out_every - 1, and is then in no training
-    row. Rows follow from the text, the tokenizer, the layout and the cursor alone.
+    "train" is endless; "held_out" ends after one pass. Document n is held out if
+    n % held_out_every == held_out_every - 1, and then never appears in "train". The contexts depend
+    only on the text, the tokenizer, the layout and the cursor.
     """
 
     def __init__(
@@ -40,37 +43,47 @@ class ContextReader:
         self.rule = rule
         self.split = split
         self.held_out_every = held_out_every
-        flats = self._packed if layout.packing == "packed" else self._per_document
-        self._chunks = flats(cursor)
+        read = self._packed if layout.packing == "packed" else self._per_document
+        self._chunks = read(cursor)
         self._pending: Contexts | None = None
 
     @property
     def cursor(self) -> Cursor | None:
-        """Where the next row starts; None behind the last one."""
-        return tuple(self._pending.start[0].tolist()) if self._peek() else None
+        """The start of the next context, or None after the last one."""
+        pending = self._peek()
+        if pending is None:
+            return None
+        pass_, document, offset = pending.start[0].tolist()
+        return pass_, document, offset
 
     def take_rows(self, n: int) -> Contexts | None:
-        """The next rows, n or (where the reader's buffer ends) fewer; None behind the last one."""
-        if not self._peek():
+        """Return the next n contexts, or fewer at the end of the buffer; None after the last."""
+        pending = self._peek()
+        if pending is None:
             return None
-        taken, self._pending = self._pending.rows(slice(n)), self._pending.rows(slice(n, None))
-        return taken
+        self._pending = pending.rows(slice(n, None))
+        return pending.rows(slice(n))
 
     def take(self, size: int) -> Contexts | None:
-        """Rows until they hold `size` positions that count, or to the end; None for no row."""
+        """Return contexts until `size` of their positions are used, or the text ends.
+
+        Returns None if there is no context left.
+        """
         taken: list[Contexts] = []
         missing = size
-        while missing > 0 and self._peek():
-            held = self._pending.position_mask.sum(dim=1).cumsum(dim=0)
-            rows = int(torch.searchsorted(held, missing)) + 1
-            taken.append(self.take_rows(rows))
-            missing -= int(held[min(rows, len(held)) - 1])
+        while missing > 0 and (pending := self._peek()) is not None:
+            used = pending.position_mask.sum(dim=1).cumsum(dim=0)
+            rows = int(torch.searchsorted(used, missing)) + 1
+            taken.append(pending.rows(slice(rows)))
+            self._pending = pending.rows(slice(rows, None))
+            missing -= int(used[min(rows, len(used)) - 1])
         return Contexts.cat(taken) if taken else None
 
-    def _peek(self) -> bool:
+    def _peek(self) -> Contexts | None:
+        """Return the contexts in the buffer, refilled if it is empty; None after the last one."""
         if self._pending is None or len(self._pending) == 0:
             self._pending = next(self._chunks, None)
-        return self._pending is not None
+        return self._pending
 
     def _packed(self, cursor: Cursor) -> Iterator[Contexts]:
         body = self.layout.body
@@ -87,13 +100,13 @@ class ContextReader:
     def _per_document(self, cursor: Cursor) -> Iterator[Contexts]:
         body = self.layout.body
 
-        def used(flat: np.ndarray) -> bool:
-            return any(self._one_length(x).position_mask.any() for x in windows(flat))
+        def usable(flat: np.ndarray) -> bool:
+            return any(bool(self._one_length(x).position_mask.any()) for x in windows(flat))
 
         def windows(flat: np.ndarray) -> list[np.ndarray]:
-            return [flat[:, at : at + body] for at in range(0, flat.shape[1], body)]
+            return [flat[:, start : start + body] for start in range(0, flat.shape[1], body)]
 
-        for flats in self._tokens(cursor, None, used):
+        for flats in self._tokens(cursor, None, usable):
             rows = [window for flat in flats for window in windows(flat)]
             lengths = np.array([row.shape[1] for row in rows])
             cut = np.zeros((4, len(rows), body), dtype=np.int64)
@@ -113,33 +126,33 @@ class ContextReader:
     def _tokens(
         self, cursor: Cursor, separator: int | None, usable: Callable[[np.ndarray], bool]
     ) -> Iterator[list[np.ndarray]]:
-        """Groups of documents from the cursor on, each int64 [4, n] as `Layout.rows` wants them.
+        """Yield groups of documents from the cursor on, each int64 [4, n] (see `Layout.rows`).
 
-        Raises UserError when a whole pass holds nothing that is `usable`: no block would ever fill.
+        Raises UserError if a full pass has no `usable` document, because no block would ever fill.
         """
-        whole, found, now = cursor[1:] == (0, 0), False, cursor[0]
+        full_pass, any_usable, current_pass = cursor[1:] == (0, 0), False, cursor[0]
         for group in self._groups(cursor):
             flats = []
             for (pass_, index, _), ids in zip(
                 group, self.encode([text for _, _, text in group]), strict=True
             ):
-                if pass_ != now:
-                    self._require(found or not whole)
-                    whole, found, now = True, False, pass_
+                if pass_ != current_pass:
+                    self._require(any_usable or not full_pass)
+                    full_pass, any_usable, current_pass = True, False, pass_
                 offset = cursor[2] if (pass_, index) == cursor[:2] else 0
                 tokens = [*ids, separator] if separator is not None and ids else ids
                 flat = np.empty((4, len(tokens) - offset), dtype=np.int64)
                 flat[0], flat[1], flat[2] = tokens[offset:], pass_, index
                 flat[3] = np.arange(offset, len(tokens))
-                found = found or usable(flat)
+                any_usable = any_usable or usable(flat)
                 flats.append(flat)
             yield flats
-        self._require(found or not whole)
+        self._require(any_usable or not full_pass)
 
-    def _require(self, found: bool) -> None:
-        if not found:
+    def _require(self, any_usable: bool) -> None:
+        if not any_usable:
             raise UserError(
-                f"{self.text!r} gives no usable token in its {self.split} documents; give more "
+                f"{self.text!r} has no usable token in its {self.split} documents; give more "
                 f"text, or lower skip_first={self.rule.skip_first}"
             )
 
@@ -149,7 +162,7 @@ class ContextReader:
         for document in self._documents(cursor):
             group.append(document)
             length += len(document[2])
-            if length >= GROUP or len(group) >= 256:
+            if length >= GROUP_CHARACTERS or len(group) >= GROUP_DOCUMENTS:
                 yield group
                 group, length = [], 0
         if group:

@@ -1,4 +1,4 @@
-"""Batches of whole contexts, on which the model can run again with other activations in place."""
+"""Batches of full contexts, on which the model can run again with activations replaced."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class FullContextBatches:
-    """The "train" blocks of a source, each shared out in `block_batches` batches of contexts.
+    """The "train" blocks of a source, each split into `block_batches` batches of full contexts.
 
     Args:
-        source: a model with a next-token head, on text.
-        batch_size: positions of a batch, on average; at least as many as a context has.
-        block_batches: batches of a block.
+        source: A model with a next-token head, on text.
+        batch_size: Mean number of positions in a batch; at least as many as a context has.
+        block_batches: Batches per block.
     """
 
     def __init__(self, source: ModelActivations, batch_size: int, block_batches: int) -> None:
@@ -35,25 +35,26 @@ class FullContextBatches:
         self._shares: list[Contexts] = []
 
     def batch(self, block: int, share: int, generator: torch.Generator) -> Batch:
-        """One share of a block whose contexts are in an order drawn from `generator`."""
+        """Return one share of a block; the order of its contexts is drawn from `generator`."""
         if block != self._block:
             contexts = self.source.train_contexts(block, self.batch_size * self.block_batches)
             self._shares = split_contexts(contexts, self.batch_size, self.block_batches, generator)
             self._block = block
-        return self.source.run(self._shares[share], block, share)
+        return self.source.run_model(self._shares[share], block, share)
 
 
 def split_contexts(
     contexts: Contexts, size: int, parts: int, generator: torch.Generator
 ) -> list[Contexts]:
-    """`contexts`, shuffled, in `parts`: part i has those that begin behind i * size to (i + 1) *
-    size positions that count, and the last part all that is left.
+    """Shuffle contexts and split them into `parts`.
 
-    None is empty where no context has more than `size` positions and all have parts * size.
+    Part i has the contexts that start after at least i * size and fewer than (i + 1) * size used
+    positions; the last part has all that are left. No part is empty if no context uses more than
+    `size` positions and all together use at least parts * size.
     """
     contexts = contexts.rows(torch.randperm(len(contexts), generator=generator))
-    counted = contexts.position_mask.sum(dim=1)
-    part = ((counted.cumsum(0) - counted) // size).clamp(max=parts - 1)
+    used = contexts.position_mask.sum(dim=1)
+    part = ((used.cumsum(0) - used) // size).clamp(max=parts - 1)
     sizes = torch.bincount(part, minlength=parts).tolist()
     ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
     return [contexts.rows(slice(*ends[i : i + 2])) for i in range(parts)]
@@ -61,7 +62,10 @@ def split_contexts(
 
 @dataclass
 class ModelRun:
-    """What the model made of some contexts, and how to run it on them again."""
+    """A forward pass of the model on some contexts, which can be repeated with other activations.
+
+    Shapes: n positions used, m positions that predict a token.
+    """
 
     model: ActivationModel
     tokens: Tensor
@@ -69,22 +73,26 @@ class ModelRun:
     attention_mask: Tensor
     """int64 [rows, ctx]."""
     where: tuple[Tensor, Tensor]
-    """(row, column) of the positions that count, int64 [n] each."""
+    """(row, column) of the positions used, int64 [n] each."""
     acts: dict[str, Tensor]
-    """Hook -> [n, width] there."""
+    """Hook -> activations at the positions used, [n, width]."""
     predicts: tuple[Tensor, Tensor]
-    """(row, column) of the positions whose next token is real text, int64 [m] each."""
+    """(row, column) of the positions with real text as next token, int64 [m] each."""
     targets: Tensor
-    """int64 [m]: those next tokens."""
+    """The next tokens, int64 [m]."""
     logits: Tensor
-    """[m, vocab] there."""
+    """Logits at the positions that predict, [m, vocab]."""
 
     @classmethod
-    def clean(
+    def first_pass(
         cls, model: ActivationModel, rule: PositionRule, contexts: Contexts
     ) -> tuple[Batch, Tensor, Tensor]:
-        """The batch of all positions that count, with its run; and of those that do by their tokens
-        alone whether they do, and whether they are finite, bool [n] both."""
+        """Run the model on contexts, with nothing replaced.
+
+        Returns:
+            The batch of all positions used, with its `run`; and for each position that the rule
+            on tokens lets through, whether it is used and whether it is finite, bool [n] each.
+        """
         device = model.device
         longest = int(contexts.attention_mask.sum(dim=1).max())
         tokens, mask, used, document, position = (
@@ -97,20 +105,22 @@ class ModelRun:
                 contexts.position,
             )
         )
-        at = used.nonzero(as_tuple=True)
-        where = tuple(x.to(device) for x in at)
+        row, column = used.nonzero(as_tuple=True)
+        where = row.to(device), column.to(device)
         acts: dict[str, Tensor] = {}
-        look = {hook: partial(_keep, acts, hook) for hook in model.hooks}
-        output = model.outputs(tokens, mask, look, where)
+        record = {hook: partial(_record, acts, hook) for hook in model.hooks}
+        output = model.outputs(tokens, mask, record, where)
         finite, inlier = rule.activation_masks(acts)
         good = finite & inlier
-        provenance = text_provenance(*(x[at].to(device) for x in (document, position, tokens)))
+        columns = (x[row, column].to(device) for x in (document, position, tokens))
+        provenance = text_provenance(*columns)
         batch = Batch({hook: acts[hook] for hook in model.hooks}, provenance)
         if not bool(good.all()):
-            kept = good.nonzero().squeeze(1)
-            batch, where = batch.rows(kept), tuple(x[kept] for x in where)
-        predicts, targets = rule.next_tokens(tokens, mask)
-        predicts = tuple(x.to(device) for x in predicts)
+            rows = good.nonzero().squeeze(1)
+            batch, where = batch.rows(rows), (where[0][rows], where[1][rows])
+        (row, column), targets = rule.next_tokens(tokens, mask)
+        predicts = row.to(device), column.to(device)
+        assert output.logits is not None, "full contexts need a model with a next-token head"
         batch.run = cls(
             model,
             tokens,
@@ -124,29 +134,34 @@ class ModelRun:
         return batch, good, finite
 
     def __call__(self, predictions: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run the model with predictions {hook: [n, width]} in place where positions count.
+        """Run the model again with predictions in place of the activations at the positions used.
 
-        Gives `logits` and, of hooks that are not predicted and run behind one that is, `acts`, as
-        they then are; both differentiable in the predictions.
+        Args:
+            predictions: Hook -> [n, width].
+
+        Returns:
+            The new logits [m, vocab], and the new activations of the hooks that are not predicted
+            but run after one that is. Both are differentiable in the predictions.
         """
-        behind: dict[str, Tensor] = {}
-        begun = False
+        changed_acts: dict[str, Tensor] = {}
+        replaced_any = False
 
         def swap(hook: str, x: Tensor) -> Tensor | None:
-            nonlocal begun
+            nonlocal replaced_any
             if hook in predictions:
-                begun = True
+                replaced_any = True
                 return predictions[hook]
-            if begun:
-                behind.setdefault(hook, x)
+            if replaced_any:
+                changed_acts.setdefault(hook, x)
             return None
 
         replace = {hook: partial(swap, hook) for hook in self.model.hooks}
         output = self.model.outputs(
             self.tokens, self.attention_mask, replace, self.where, grad=True
         )
-        return output.logits[self.predicts], behind
+        assert output.logits is not None
+        return output.logits[self.predicts], changed_acts
 
 
-def _keep(acts: dict[str, Tensor], hook: str, x: Tensor) -> None:
+def _record(acts: dict[str, Tensor], hook: str, x: Tensor) -> None:
     acts.setdefault(hook, x)

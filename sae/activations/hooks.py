@@ -1,4 +1,4 @@
-"""From the name of a hook, as a user writes it, to one module of the model, or its input."""
+"""Resolves hook names, as users write them, to modules of the model or their inputs."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ ALIASES = {
     "attention": ("attention", "attn", "self_attn", "self_attention"),
     "mlp": ("mlp", "feed_forward", "ffn", "output.dense"),
 }
-"""Short name of a part of a layer -> what families call it, the first that exists counts.
+"""Short name of a part of a layer -> its names in model families; the first that exists is used.
 
 `output.dense` is BERT's: the last linear map of its feed-forward half, before the residual.
 """
 
 INPUT = ".in"
-"""What the name of a module's input ends with."""
+"""The suffix that stands for a module's input."""
 
 INPUT_ALIASES = {**ALIASES, "mlp": ("mlp", "feed_forward", "ffn", "intermediate.dense")}
-"""The same where inputs are meant: BERT's feed-forward half has no module of its own."""
+"""The same for inputs: BERT's feed-forward half has no module that is called with its input."""
 
 
 def resolve(model: nn.Module, hook: str) -> str:
-    """The full dotted name of the module that `hook` means, with `.in` behind it where `hook` has
-    that: then its input is meant, not its output.
+    """Return the full dotted name of the module that `hook` names.
 
-    Tried in order: the full name; the end of exactly one full name (`h.3` in GPT-2); the form that
-    fits all families, `layers.N` or `layers.N.part`, with N counted in the model's one stack of
-    layers and `part` a name inside the layer, where `attention` and `mlp` fit all families too.
+    The result ends with `.in` if `hook` does; it then names the module's input, not its output.
+
+    These are tried in order: the full name; the end of exactly one full name (`h.3` in GPT-2); the
+    form that fits all model families, `layers.N` or `layers.N.part`. N counts in the model's only
+    stack of layers, and `part` is a name inside the layer, where `attention` and `mlp` also fit all
+    families.
 
     Raises:
-        UserError: nothing or several modules match; names what exists near it.
+        UserError: No module or several modules match; the message lists similar names.
     """
     names = [name for name, _ in model.named_modules() if name]
     if hook not in names and hook.endswith(INPUT):
@@ -56,16 +58,16 @@ def _resolve(
         return name
     if ends:
         raise UserError(
-            f"hooks={hook!r} matches {len(ends)} modules: {', '.join(ends[:8])}; give one in full"
+            f"hooks={hook!r} matches {len(ends)} modules: {', '.join(ends[:8])}; give a full name"
         )
     raise UserError(f"hooks={hook!r} matches no module; {_nearest(model, hook, names)}")
 
 
 def attach(model: nn.Module, name: str, function: Callable[[Any], Any]) -> RemovableHandle:
-    """Call `function` with what the module `name` gives, or, of `<module>.in`, is given, whenever
-    it runs. What it returns takes the place of that, unless it is None.
+    """Call `function` with a module's output, or with its input for `<module>.in`, at every run.
 
-    A module's input is the first that it is given by position, or else its first tensor by name.
+    The value that `function` returns replaces the output or input, unless it is None. A module's
+    input is its first positional argument, or else its first keyword argument that is a tensor.
     """
     if name in dict(model.named_modules()):
         module = model.get_submodule(name)
@@ -83,7 +85,7 @@ def attach(model: nn.Module, name: str, function: Callable[[Any], Any]) -> Remov
 
 
 def stacks(model: nn.Module) -> list[str]:
-    """Names of the lists of layers: the longest module lists that lie in no other list."""
+    """Return the names of the stacks of layers: the longest module lists outside other lists."""
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
     outer = {n: m for n, m in lists.items() if not any(n.startswith(o + ".") for o in lists)}
     depth = max(map(len, outer.values()), default=0)
@@ -93,10 +95,10 @@ def stacks(model: nn.Module) -> list[str]:
 def _in_stack(model: nn.Module, hook: str, aliases: Mapping[str, tuple[str, ...]]) -> str | None:
     head, _, rest = hook.partition(".")
     number, _, part = rest.partition(".")
-    found = stacks(model)
-    if head != "layers" or not number.isdecimal() or len(found) != 1:
+    names = stacks(model)
+    if head != "layers" or not number.isdecimal() or len(names) != 1:
         return None
-    layer = f"{found[0]}.{int(number)}"
+    layer = f"{names[0]}.{int(number)}"
     inside = dict(model.named_modules())
     if layer not in inside:
         return None

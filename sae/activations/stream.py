@@ -1,4 +1,4 @@
-"""Blocks of activations, handed out as shuffled batches that are a pure function of their index."""
+"""Shuffles blocks of activations into batches that are a pure function of their index."""
 
 from __future__ import annotations
 
@@ -15,32 +15,42 @@ from torch import Tensor
 from sae.activations.full_contexts import FullContextBatches
 from sae.activations.source import Batch, Source, Split
 from sae.errors import UserError
+from sae.progress import progress
 
 
 class Stream:
-    """Batch t is rows perm[i * B : (i + 1) * B] of block n, where n, i = divmod(t, block_batches).
+    """An iterable of shuffled batches of activations that can resume at any batch.
 
-    B is `batch_size`; perm is drawn from (seed, n). So batch t depends on the configuration, the
-    seed and t alone, and a stream resumes from the number of batches it has handed out.
+    Batch t is rows perm[i * B : (i + 1) * B] of block n, where n, i = divmod(t, block_batches), B
+    is `batch_size`, and perm is a permutation drawn from (seed, n). Batch t therefore depends only
+    on the settings, the seed and t, and a stream resumes from the number of batches handed out.
 
-    "train" shuffles inside blocks and goes on from where it is with every `iter`; it never ends,
-    except that with `batches` an iteration stops whenever a multiple of it is reached. "held_out"
-    is not shuffled, starts again with every `iter`, and ends where the source does: at a block
-    without rows. Batches are full there except the last of a block that the source left short.
+    "train" is shuffled inside blocks, and every `iter` continues where the last one stopped. It
+    never ends; with `batches`, an iteration stops whenever a multiple of `batches` is reached.
+    "held_out" is not shuffled, starts again with every `iter`, and ends with the source, at a block
+    without rows. Its batches are full, except the last batch of a block that the source left short.
 
-    `len(stream)` is `batches`, and exists only when that is given. It matters under Lightning: for
-    a loader without a length it fetches one batch ahead, and the position in a checkpoint is then
-    one more than what was trained on.
+    Args:
+        source: The source, set up.
+        split: "train" or "held_out".
+        batch_size: Rows per batch.
+        block_batches: Batches per block.
+        seed: Seed of the shuffling.
+        batches: `len(stream)`; there is no length without it. Lightning fetches one batch ahead
+            from a loader without a length, and the position in a checkpoint would then be one more
+            than what was trained on.
+        overlap: Harvest block n + 1 in a background thread while block n is handed out. This helps
+            on a GPU, where both run on CUDA streams of their own; on a CPU they compete for the
+            same cores. Batches are the same either way. An error in the thread is raised when its
+            block is due.
+        full_contexts: Give "train" batches of full contexts, shuffled as such, for losses that run
+            the model on changed activations. Batch i of a block has the contexts that start among
+            positions i * B ... (i + 1) * B of the block in its shuffled order, and `Batch.run`. A
+            batch has about B rows, and a block a little more than B * block_batches, because no
+            context is cut. The model runs once per batch, and never ahead.
 
-    `overlap` harvests block n + 1 in a background thread while block n is handed out. That pays on
-    a GPU, where the two run on streams of their own; on a CPU they compete for the same cores.
-    Batches are the same either way, and an error in the thread is raised where its block is due.
-
-    `full_contexts` gives "train" batches of full contexts, shuffled as such, for losses that run
-    the model on changed activations: batch i of a block has the contexts that start among positions
-    i * B ... (i + 1) * B of the block in its shuffled order, and `Batch.run`. A batch has about B
-    rows, and a block a little more than B * block_batches, because no context is cut. The model
-    runs once per batch, not once per block, and never ahead.
+    Raises:
+        UserError: A setting is out of range, or the source has no full contexts.
     """
 
     def __init__(
@@ -75,7 +85,7 @@ class Stream:
 
     @property
     def block_size(self) -> int:
-        """Rows of a block."""
+        """Number of rows in a block."""
         return self.batch_size * self.block_batches
 
     def __len__(self) -> int:
@@ -97,25 +107,29 @@ class Stream:
 
     def _batches(self, blocks: _Direct) -> Iterator[Batch]:
         order: Tensor | None = None
-        current, rows = -1, None
+        current = -1
+        rows: Batch | None = None
         end = self._end()
         while self.position < end:
             index, i = divmod(self.position, self.block_batches)
             if index != current:
-                rows = None  # lets go of the old block before the next one is made
+                rows = None  # frees the old block before the next one is made
                 more = (index + 1) * self.block_batches < end
                 current, rows = index, blocks.get(index, more)
                 order = self._order(index, rows.device) if self.split == "train" else None
+            assert rows is not None
             if len(rows) == 0:
                 return
-            chosen = slice(i * self.batch_size, min((i + 1) * self.batch_size, len(rows)))
-            if chosen.start >= len(rows):
+            start, stop = i * self.batch_size, min((i + 1) * self.batch_size, len(rows))
+            if start >= len(rows):
                 self.position = (index + 1) * self.block_batches
                 continue
             self.position += 1
-            yield rows.rows(chosen if order is None else order[chosen])
+            part = slice(start, stop)
+            yield rows.rows(part if order is None else order[part])
 
     def _full_context_batches(self) -> Iterator[Batch]:
+        assert self._contexts is not None
         end = self._end()
         while self.position < end:
             index, i = divmod(self.position, self.block_batches)
@@ -129,9 +143,10 @@ class Stream:
         return (self.position // self.batches + 1) * self.batches
 
     def first_block(self) -> Batch:
-        """Block 0, in text order. It is kept for the iteration, which does not make it again."""
+        """Return block 0 in the order of the source; it is kept for the iteration."""
         if self._first is None:
-            block = self._block(0)
+            with progress("harvesting the first block of activations"):
+                block = self._block(0)
             if self._contexts is not None:
                 return block
             self._first = block
@@ -151,19 +166,19 @@ class Stream:
         return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
     def seek(self, position: int) -> None:
-        """Go on with batch `position`, also in an iteration under way."""
+        """Continue with batch `position`, also during an iteration."""
         self.position = position
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers: batches handed out, the seed, and hints that only save time."""
+        """Return the number of batches handed out, the seed, and hints that only save time."""
         hints = self.source.hints(self.split, self.block_size)
         return {"position": self.position, "seed": self.seed, "hints": list(hints)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the last batch handed out when `state` was taken.
+        """Continue after the last batch that was handed out when `state` was saved.
 
         Raises:
-            UserError: the state belongs to another seed.
+            UserError: The state belongs to another seed.
         """
         if state["seed"] != self.seed:
             raise UserError(
@@ -175,7 +190,7 @@ class Stream:
 
 
 class _Direct:
-    """Makes a block when it is asked for."""
+    """Makes a block when it is requested."""
 
     def __init__(self, make: Any) -> None:
         self.make = make
@@ -188,7 +203,7 @@ class _Direct:
 
 
 class _Overlapped(_Direct):
-    """Starts block n + 1 in a thread as soon as block n is fetched."""
+    """Starts making block n + 1 in a thread as soon as block n is fetched."""
 
     def __init__(self, make: Any) -> None:
         super().__init__(make)
@@ -201,8 +216,8 @@ class _Overlapped(_Direct):
             self.ahead = (index, self.pool.submit(self._make, index))
         block = self.ahead[1].result()
         if self.side is not None:
-            # Allocated on the side stream, read on this one: without this note its memory could be
-            # handed to block n + 2 while kernels queued here still read it.
+            # The block is allocated on the side stream and read on this one. Without record_stream
+            # its memory could go to block n + 2 while kernels queued here still read it.
             for tensor in block.tensors():
                 if tensor.is_cuda:
                     tensor.record_stream(torch.cuda.current_stream(tensor.device))

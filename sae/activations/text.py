@@ -1,4 +1,4 @@
-"""Text: documents in a fixed order, from files or from the Hugging Face hub."""
+"""Texts: documents in a fixed order, from files or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 from sae.configurable import Configurable
 from sae.errors import UserError
 
-PIECE = 2000
-"""Characters a piece of a .txt file without separators has at least."""
-CHUNK = 1 << 22
+MIN_PIECE_CHARACTERS = 2000
+"""Least length of a document cut from a .txt file without separators."""
+CHUNK_CHARACTERS = 1 << 22
 """Characters of a .txt file read at once."""
 
 
@@ -24,24 +24,24 @@ class Text(Configurable, ABC):
 
     @abstractmethod
     def documents(self, start: int = 0) -> Iterator[str]:
-        """Documents start, start + 1, ... to the end of one pass.
+        """Yield documents start, start + 1, ... to the end of one pass.
 
         Raises:
-            UserError: something in the text cannot be read; nothing is skipped silently.
+            UserError: Something in the text cannot be read; nothing is skipped silently.
         """
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A short string that differs for texts whose settings or files differ."""
+        """Return a short string that differs for texts with different settings or files."""
 
     def check(self, at_least: int) -> None:
-        """Raise UserError unless there are `at_least` documents."""
-        found = sum(1 for _ in islice(self.documents(), at_least))
-        if found == 0:
-            raise UserError(f"{self!r} holds no document; give it text")
-        if found < at_least:
+        """Raise UserError if there are fewer than `at_least` documents."""
+        count = sum(1 for _ in islice(self.documents(), at_least))
+        if count == 0:
+            raise UserError(f"{self!r} has no document; give it text")
+        if count < at_least:
             raise UserError(
-                f"{self!r} holds {found} documents, too few to hold any out with "
+                f"{self!r} has {count} documents, too few to hold any out with "
                 f"held_out_every={at_least}; give more, or lower held_out_every (to 2 at least)"
             )
 
@@ -49,15 +49,18 @@ class Text(Configurable, ABC):
 class FileText(Text):
     """Text from .txt, .jsonl and .parquet files, read as a stream.
 
-    A .txt file is split at `separator`; one in which it never occurs is split at blank lines into
-    pieces of at least 2,000 characters. Documents are stripped of white space at both ends; ones
-    with nothing left are no documents. A .jsonl file has one object a line (blank lines are
-    ignored), a .parquet file one row a document.
+    A .txt file is split at `separator`; a file without it is split at blank lines into documents of
+    at least 2,000 characters. White space is stripped from both ends of a document, and empty
+    documents are dropped. A .jsonl file has one document per line (blank lines are ignored), a
+    .parquet file one per row.
 
     Args:
-        paths: Files or globs (`**` reaches into folders). Matches of one glob are sorted.
-        separator: What stands between two documents of a .txt file.
-        field: Which key or column of .jsonl and .parquet holds the text.
+        paths: Files or globs (`**` matches nested folders). Matches of one glob are sorted.
+        separator: The string between two documents of a .txt file.
+        field: Name of the key or column of .jsonl and .parquet files that has the text.
+
+    Raises:
+        UserError: `paths` or `separator` is empty.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class FileText(Text):
             raise UserError("text.paths=[] names no file; give at least one path or glob")
         if not separator:
             raise UserError(
-                "text.separator='' cannot separate documents; give at least a character"
+                "text.separator='' cannot separate documents; give at least one character"
             )
 
     def __repr__(self) -> str:
@@ -94,17 +97,17 @@ class FileText(Text):
     def _files(self) -> list[Path]:
         files: list[Path] = []
         for pattern in self.paths:
-            plain = Path(pattern).expanduser()
-            names = sorted(glob.glob(str(plain), recursive=True))
-            found = [plain] if plain.is_file() else [Path(x) for x in names if Path(x).is_file()]
-            if not found:
-                what = "matches no file" if glob.has_magic(pattern) else "is not a file"
-                raise UserError(f"text.paths={pattern!r} {what} (looked from {Path.cwd()})")
-            files += found
+            path = Path(pattern).expanduser()
+            names = sorted(glob.glob(str(path), recursive=True))
+            matches = [path] if path.is_file() else [Path(x) for x in names if Path(x).is_file()]
+            if not matches:
+                problem = "matches no file" if glob.has_magic(pattern) else "is not a file"
+                raise UserError(f"text.paths={pattern!r} {problem} (looked from {Path.cwd()})")
+            files += matches
         for path in files:
             if path.suffix not in _READERS:
                 raise UserError(
-                    f"text.paths={str(path)!r} is of no known kind; accepted are "
+                    f"text.paths={str(path)!r} has an unknown file type; accepted are "
                     f"{', '.join(_READERS)}"
                 )
         return files
@@ -115,7 +118,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _chunks(path: Path) -> Iterator[str]:
-    yield from _guarded(path, lambda file: iter(lambda: file.read(CHUNK), ""))
+    yield from _guarded(path, lambda file: iter(lambda: file.read(CHUNK_CHARACTERS), ""))
 
 
 def _guarded(path: Path, read: Any) -> Iterator[str]:
@@ -147,8 +150,8 @@ def _occurs(path: Path, separator: str) -> bool:
 def _separated(path: Path, separator: str) -> Iterator[str]:
     rest = ""
     for chunk in _chunks(path):
-        *whole, rest = (rest + chunk).split(separator)
-        yield from whole
+        *documents, rest = (rest + chunk).split(separator)
+        yield from documents
     yield rest
 
 
@@ -156,7 +159,7 @@ def _paragraphs(path: Path, separator: str) -> Iterator[str]:
     piece: list[str] = []
     length = 0
     for line in _lines(path):
-        if length >= PIECE and not line.strip():
+        if length >= MIN_PIECE_CHARACTERS and not line.strip():
             yield "".join(piece)
             piece, length = [], 0
         piece.append(line)
@@ -176,7 +179,7 @@ def _jsonl(path: Path, text: FileText, skip: int) -> Iterator[str | None]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{where} is not JSON ({error}); mend or remove the line") from error
+            raise UserError(f"{where} is not JSON ({error}); fix or remove the line") from error
         yield _field(record if isinstance(record, dict) else {}, text.field, where)
 
 
@@ -191,7 +194,9 @@ def _parquet(path: Path, text: FileText, skip: int) -> Iterator[str | None]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"text.paths={str(path)!r} is no readable parquet: {error}") from error
+        raise UserError(
+            f"text.paths={str(path)!r} is not a readable parquet file: {error}"
+        ) from error
     names = file.schema_arrow.names
     _field(dict.fromkeys(names, ""), text.field, f"text.paths={str(path)!r}")
     row = 0
@@ -212,21 +217,21 @@ _READERS = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}
 
 def _field(record: dict[str, Any], field: str, where: str) -> str:
     if field not in record:
-        has = ", ".join(map(repr, record)) or "no fields"
-        raise UserError(f"text.field={field!r} is not in {where}, which has {has}")
+        fields = ", ".join(map(repr, record)) or "no fields"
+        raise UserError(f"text.field={field!r} is not in {where}, which has {fields}")
     if not isinstance(value := record[field], str):
         raise UserError(f"text.field={field!r} in {where} is {value!r:.40}, not text")
     return value
 
 
 class HuggingFaceText(Text):
-    """Text from a data set of the Hugging Face hub or a local folder, streamed, in its own order.
+    """Text from a data set of the Hugging Face hub or a local folder, streamed in its own order.
 
     Args:
         dataset: Hub id such as `roneneldan/TinyStories`, or a folder of data files.
-        split: Which split of it.
-        field: Which column holds the text.
-        config: Which configuration of the data set, for one that has several.
+        split: Name of the split.
+        field: Name of the column with the text.
+        config: Name of the configuration, for data sets that have several.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Sources of activations whose true features are known."""
+"""Worlds: synthetic sources of activations whose true features are known."""
 
 from sae.worlds.compositional import Compositional
 from sae.worlds.copula import DenseCopula, FirstCopula, LowRankCopula

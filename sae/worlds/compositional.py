@@ -1,4 +1,4 @@
-"""Combinations held back from training: what is learnt from parts, and what from their company."""
+"""Compositional features: some combinations never occur in training."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -12,17 +12,17 @@ from sae.worlds.support import Active, Sampler
 
 @dataclass(frozen=True, kw_only=True)
 class Compositional(Active):
-    """Exactly `mean_active` features, but feature 0 never together with the last half of them.
+    """Exactly `mean_active` features, where feature 0 never occurs with the last half of them.
 
-    In distribution, feature 0 is active in a share `first` of the samples, its company drawn from
-    features 1 to n - n // 2 - 1; the other samples are any subset of features 1 to n - 1. Out of
-    distribution, feature 0 is always active and all its company is of the last n // 2 features: the
-    split of Barin Pacela et al. (arXiv 2603.28744). All subsets allowed are equally likely.
+    In distribution, feature 0 is active in a share `first` of the samples, together with features
+    from 1 to n - n // 2 - 1; the other samples are any subset of features 1 to n - 1. Out of
+    distribution, feature 0 is always active, together with features from the last n // 2 only. This
+    is the split of Barin Pacela et al. (arXiv 2603.28744). All allowed subsets are equally likely.
 
     Args:
-        mean_active: how many features are active in a sample, a whole number.
+        mean_active: number of active features in a sample, an integer.
         first: share of the samples in distribution that have feature 0.
-        out: draw out of distribution, training samples too.
+        out: draw all samples out of distribution, training samples too.
     """
 
     mean_active: int = 3
@@ -38,7 +38,7 @@ class Compositional(Active):
         if not 1 < self.mean_active <= most or self.mean_active != int(self.mean_active):
             raise UserError(
                 f"mean_active={self.mean_active} must be a whole number from 2 to {most}: half of "
-                f"n_features={n} must hold the company of feature 0"
+                f"n_features={n} must hold the features that occur with feature 0"
             )
 
     def frequencies(self, n: int) -> Tensor:
@@ -59,8 +59,8 @@ class Compositional(Active):
 
         def draw(rows: int, generator: Generator) -> Tensor:
             with_first = torch.rand(rows, 1, generator=generator) < (1 if self.out else self.first)
-            # The k highest of random scores are a random subset; what is not allowed scores less
-            # than any, and feature 0 more than any or less.
+            # The k highest of random scores are a random subset. Features that are not allowed get
+            # the lowest scores, and feature 0 the highest or the lowest.
             score = torch.rand(rows, n, generator=generator)
             score[:, slice(1, half) if self.out else slice(half, n)].sub_(2 * with_first)
             score[:, :1] = torch.where(with_first, 2.0, -2.0)

@@ -1,4 +1,4 @@
-"""Features that fire together more, or less, often than chance: Gaussian copulas."""
+"""Correlated features: Gaussian copulas of the active features."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -13,27 +13,30 @@ from sae.worlds.support import Frequent, Sampler
 
 @dataclass(frozen=True, kw_only=True)
 class Copula(Frequent):
-    """Feature i is active where a standard normal variable u_i lies below the p_i-quantile; the u_i
-    are jointly normal, so every frequency stays what it is. Correlations named here are those of u;
-    the activities' own are smaller."""
+    """Base class of distributions with correlated features.
+
+    Feature i is active if a standard normal variable u_i lies below its p_i-quantile. The u_i are
+    jointly normal, so correlations do not change any frequency. All correlations are those of u;
+    the active features themselves correlate less.
+    """
 
     @abstractmethod
     def factor(self, n: int) -> tuple[Tensor, Tensor]:
-        """A [r, n] and s [n], float64: u = e A + s * f with e, f standard normal."""
+        """Return A [r, n] and s [n], float64, with u = e A + s * f for standard normal e and f."""
 
     def correlation(self, n: int) -> Tensor:
-        """Of u, float64 [n, n]."""
-        A, own = self.factor(n)
-        return A.T @ A + own.square().diag()
+        """Return the correlation matrix of u, float64 [n, n]."""
+        A, s = self.factor(n)
+        return A.T @ A + s.square().diag()
 
     def sampler(self, n: int) -> Sampler:
         below = torch.special.ndtri(self.frequencies(n))
-        A, own = (part.float() for part in self.factor(n))
+        A, s = (part.float() for part in self.factor(n))
 
         def draw(rows: int, generator: Generator) -> Tensor:
             u = torch.randn(rows, len(A), generator=generator) @ A
-            if own.any():
-                u.addcmul_(own, torch.randn(rows, n, generator=generator))
+            if s.any():
+                u.addcmul_(s, torch.randn(rows, n, generator=generator))
             return u < below
 
         return draw
@@ -41,12 +44,13 @@ class Copula(Frequent):
 
 @dataclass(frozen=True, kw_only=True)
 class FirstCopula(Copula):
-    """Feature 0 correlates with every other one alike, and they not with each other: the world of
-    "Sparse but wrong" (Chanin & Garriga-Alonso, arXiv 2508.16560).
+    """Feature 0 correlates equally with all others, which do not correlate with each other.
+
+    This is the world of "Sparse but wrong" (Chanin & Garriga-Alonso, arXiv 2508.16560).
 
     Args:
-        rho: of feature 0 with each of the others, negative for features that avoid it; at most
-            1 / sqrt(n_features - 1) in size, beyond which no such variables exist.
+        rho: correlation of feature 0 with each other feature; negative for features that avoid it.
+            |rho| is at most 1 / sqrt(n_features - 1); no such variables exist beyond that.
     """
 
     rho: float = 0.4
@@ -59,20 +63,22 @@ class FirstCopula(Copula):
             )
         A = torch.eye(n, dtype=torch.float64)[1:]
         A[:, 0] = self.rho
-        own = torch.zeros(n, dtype=torch.float64)
-        own[0] = (1 - (n - 1) * self.rho**2) ** 0.5
-        return A, own
+        s = torch.zeros(n, dtype=torch.float64)
+        s[0] = (1 - (n - 1) * self.rho**2) ** 0.5
+        return A, s
 
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankCopula(Copula):
-    """A few common causes: u_i = sqrt(strength) <a_i, e> + sqrt(1 - strength) f_i with random unit
-    vectors a_i of `rank` dimensions. Costs rank * n a sample, so n may be large.
+    """Features with a few common causes.
+
+    u_i = sqrt(strength) <a_i, e> + sqrt(1 - strength) f_i, with random unit vectors a_i in `rank`
+    dimensions. A sample costs rank * n operations, so n may be large.
 
     Args:
         rank: number of common causes.
-        strength: share of the variance of u that they make up.
-        correlation_seed: of a.
+        strength: share of the variance of u from the common causes.
+        correlation_seed: seed of the vectors a_i.
     """
 
     rank: int = 8
@@ -96,15 +102,16 @@ class LowRankCopula(Copula):
 
 @dataclass(frozen=True, kw_only=True)
 class DenseCopula(Copula):
-    """Every pair has a correlation of its own, drawn uniformly from `low` to `high`.
+    """Every pair of features has its own correlation, drawn uniformly from `low` to `high`.
 
-    Few matrices so drawn can be correlations at all: negative eigenvalues are set to zero and the
-    diagonal back to one, which shrinks them. `correlation` says what became of them.
+    Few matrices drawn this way are valid correlation matrices, so negative eigenvalues are set to
+    zero and the diagonal is scaled back to one, which shrinks the correlations. `correlation`
+    returns the result.
 
     Args:
-        low: least correlation before that.
-        high: largest.
-        correlation_seed: of the matrix.
+        low: least correlation drawn.
+        high: largest correlation drawn.
+        correlation_seed: seed of the matrix.
     """
 
     low: float = -0.5
@@ -121,7 +128,7 @@ class DenseCopula(Copula):
             n, n, generator=generator_of(self.correlation_seed, 1), dtype=torch.float64
         )
         upper = (self.low + (self.high - self.low) * drawn).triu(1)
-        wanted = upper + upper.T + torch.eye(n, dtype=torch.float64)
-        values, vectors = torch.linalg.eigh(wanted)
+        symmetric = upper + upper.T + torch.eye(n, dtype=torch.float64)
+        values, vectors = torch.linalg.eigh(symmetric)
         A = values.clamp(min=0).sqrt()[:, None] * vectors.T
         return torch.nn.functional.normalize(A, dim=0), torch.zeros(n, dtype=torch.float64)

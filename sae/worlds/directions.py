@@ -1,4 +1,4 @@
-"""Where features point: the rows of a world's dictionary."""
+"""Directions of features: the rows of a world's dictionary."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,18 +16,25 @@ Samples = Callable[[int, int], Tensor]
 
 
 class Directions(ABC):
-    """A way to lay n features into d_in dimensions."""
+    """A way to place n features in d_in dimensions."""
 
-    learnt = False
-    """Whether `rows` takes long, and its answer is kept on disk."""
+    learned = False
+    """Whether `rows` trains a network; its result is then kept on disk."""
 
     def check(self, n: int, d_in: int) -> None:  # noqa: B027
-        """UserError where n features in d_in dimensions cannot be laid so."""
+        """Raise UserError if n features cannot be placed in d_in dimensions this way."""
 
     @abstractmethod
     def rows(self, n: int, d_in: int, seed: int, samples: Samples) -> Tensor:
-        """The dictionary, float32 [n, d_in]. `samples(size, step)` draws dense codes [size, n] of
-        the world, independent for every step, for directions that are learnt."""
+        """Return the dictionary, float32 [n, d_in].
+
+        Args:
+            n: Number of features.
+            d_in: Number of dimensions.
+            seed: Seed of the directions.
+            samples: For directions that are learned: samples(size, step) draws dense codes
+                [size, n] of the world, independent for every step.
+        """
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Random(Directions):
 
 @dataclass(frozen=True)
 class Orthogonal(Directions):
-    """Directions of norm 1 at right angles to each other; as many dimensions as features."""
+    """Orthogonal directions of norm 1; needs at least as many dimensions as features."""
 
     def check(self, n: int, d_in: int) -> None:
         if n > d_in:
@@ -53,15 +60,16 @@ class Orthogonal(Directions):
 
 @dataclass(frozen=True, kw_only=True)
 class Coherent(Directions):
-    """Directions of norm 1 whose largest |cosine| of any two is `coherence`.
+    """Directions of norm 1 with a given largest |cosine| between any two.
 
-    From random directions down, by alternating between Gram matrices without larger entries and
-    Gram matrices of rank d_in (Tropp et al. 2005, "Designing structured tight frames via an
-    alternating projection method"), or up, by adding one common direction; then by bisection
-    between the last two. Feasible from `welch_bound` on, and reached for a little above it.
+    Random directions are made less coherent by alternating projections between Gram matrices
+    without larger entries and Gram matrices of rank d_in (Tropp et al. 2005, "Designing structured
+    tight frames via an alternating projection method"), or more coherent by adding one common
+    direction. A bisection between the last two then meets `coherence`. No directions exist below
+    `welch_bound`; a little above it they are found.
 
     Args:
-        coherence: above 0 and below 1; reached within 1e-4.
+        coherence: largest |cosine|, above 0 and below 1; met within 1e-4.
     """
 
     coherence: float = 0.3
@@ -93,29 +101,29 @@ class Coherent(Directions):
         low, high = 0.0, 1.0
         for _ in range(40):
             middle = (low + high) / 2
-            tried = normalize(torch.lerp(below, above, middle), dim=1)
-            low, high = (middle, high) if coherence(tried) <= self.coherence else (low, middle)
+            rows = normalize(torch.lerp(below, above, middle), dim=1)
+            low, high = (middle, high) if coherence(rows) <= self.coherence else (low, middle)
         return normalize(torch.lerp(below, above, low), dim=1).float()
 
 
 def welch_bound(n: int, d_in: int) -> float:
-    """No n unit vectors in d_in dimensions have all |cosines| below this (Welch 1974)."""
+    """Return the least possible coherence of n unit vectors in d_in dimensions (Welch 1974)."""
     return math.sqrt((n - d_in) / (d_in * (n - 1))) if n > d_in else 0.0
 
 
 def coherence(rows: Tensor) -> float:
-    """The largest |cosine| of any two rows of norm 1 [n, d_in]; 0 for a single one."""
+    """Return the largest |cosine| between two rows of norm 1 [n, d_in]; 0 for a single row."""
     return (rows @ rows.T).fill_diagonal_(0).abs().max().item()
 
 
 def _flatter(rows: Tensor, bound: float) -> Tensor:
-    """One alternating projection of unit rows [n, d_in] towards |cosines| of at most `bound`."""
+    """Do one alternating projection of unit rows [n, d_in] towards |cosines| of at most `bound`."""
     gram = (rows @ rows.T).clamp(-bound, bound).fill_diagonal_(1)
     values, vectors = torch.linalg.eigh(gram)
     d_in = rows.shape[1]
     top = vectors[:, -d_in:] * values[-d_in:].clamp(min=0).sqrt()
-    # Eigenvectors are arbitrary up to a rotation; the one nearest to the rows before keeps a
-    # straight line between the two meaningful.
+    # Eigenvectors are arbitrary up to a rotation. The rotation nearest to the previous rows keeps
+    # interpolation between the two meaningful.
     missing = d_in - top.shape[1]
     top = torch.nn.functional.pad(top, (missing, 0))
     U, _, Vh = torch.linalg.svd(top.T @ rows)

@@ -1,8 +1,9 @@
-"""Features that need another one: trees whose children fire only where their parent does."""
+"""Hierarchical features: trees in which a child fires only if its parent does."""
 
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Generator, Tensor
 
 from sae.errors import UserError
@@ -11,22 +12,23 @@ from sae.worlds.support import Active, Sampler
 
 @dataclass(frozen=True, kw_only=True)
 class Hierarchy(Active):
-    """Trees of features. The first `trees` features of `roots` each have `children`, those again,
-    down to `depth` levels below; features of `roots` beyond have none.
+    """Trees of features.
 
-    Features are laid out level by level: roots first, then the children of root 0, those of root 1
-    and so on, then the grandchildren in the same order. `parents` says it.
+    Each of the first `trees` root features has `children` children, each child has as many, and so
+    on for `depth` levels below the roots. The other roots have no children. Features are numbered
+    level by level: the roots, the children of root 0, those of root 1 and so on, then the
+    grandchildren in the same order (see `parents`).
 
     Args:
-        roots: what is active at the top, a rule for the features that are nobody's child.
-        trees: how many of them have children.
-        children: of each.
-        depth: levels below the roots.
-        child_probability: that an active parent has an active child (exclusive), or that any one
-            of its children is active (not exclusive).
-        exclusive: at most one child of a parent is active, each as often as the others; otherwise
-            they fire independently of each other.
-        scaled: the value of a child is what is drawn for it times the value of its parent.
+        roots: distribution of the active roots.
+        trees: number of roots with children.
+        children: number of children of a parent.
+        depth: number of levels below the roots.
+        child_probability: probability that an active parent has an active child (exclusive), or
+            that any given child of it is active (not exclusive).
+        exclusive: at most one child of a parent is active, all equally often; otherwise children
+            fire independently of each other.
+        scaled: multiply the value drawn for a child by the value of its parent.
     """
 
     roots: Active
@@ -51,7 +53,11 @@ class Hierarchy(Active):
         return self.scaled
 
     def levels(self, n: int) -> list[int]:
-        """Number of features on each level, the roots' first; UserError where n is too small."""
+        """Return the number of features on each level, roots first.
+
+        Raises:
+            UserError: n is too small.
+        """
         below = [self.trees * self.children**level for level in range(1, self.depth + 1)]
         if n - sum(below) < self.trees:
             raise UserError(
@@ -61,11 +67,11 @@ class Hierarchy(Active):
         return [n - sum(below), *below]
 
     def parents(self, n: int) -> Tensor:
-        found, start = [torch.full((self.levels(n)[0],), -1)], 0
+        parents, start = [torch.full((self.levels(n)[0],), -1)], 0
         for level, size in enumerate(self.levels(n)[1:]):
-            found.append(start + torch.arange(size) // self.children)
+            parents.append(start + torch.arange(size) // self.children)
             start += self.levels(n)[level]
-        return torch.cat(found)
+        return torch.cat(parents)
 
     def frequencies(self, n: int) -> Tensor:
         share = self.child_probability / (self.children if self.exclusive else 1)
@@ -84,15 +90,15 @@ class Hierarchy(Active):
             for size in levels[1:]:
                 families = size // self.children
                 if self.exclusive:
-                    # One number says whether there is a child and which: u / p * children.
+                    # One uniform number decides whether a child is active and which one.
                     u = torch.rand(rows, families, 1, generator=generator)
-                    one = (u * (self.children / self.child_probability)).floor()
-                    chosen = one == torch.arange(self.children)
+                    child = (u * (self.children / self.child_probability)).floor()
+                    active = child == torch.arange(self.children)
                 else:
                     u = torch.rand(rows, families, self.children, generator=generator)
-                    chosen = u < self.child_probability
-                chosen &= parts[-1][:, :families, None]
-                parts.append(chosen.view(rows, size))
+                    active = u < self.child_probability
+                active &= parts[-1][:, :families, None]
+                parts.append(rearrange(active, "row family child -> row (family child)"))
             return torch.cat(parts, dim=1)
 
         return draw

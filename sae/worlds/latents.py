@@ -1,4 +1,4 @@
-"""Latents of a world with labels: what is drawn, and which class it is of."""
+"""Latents of the nonlinear world: distributions of z and of its class."""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,16 +20,21 @@ class Latents(ABC):
 
     n_features: int
 
+    @property
+    def expected_scale(self) -> float | None:
+        """The scale of the linear map from representation to z if theory gives one."""
+        return None
+
     @abstractmethod
     def class_vectors(self, classes: int, generator: Generator) -> Tensor:
-        """What tells the classes apart, float32 [classes, n_features]."""
+        """Draw the vectors that distinguish the classes, float32 [classes, n_features]."""
 
     @abstractmethod
     def draw(self, size: int, vectors: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """z, float32 [size, n_features], and classes, int64 [size]."""
+        """Draw z, float32 [size, n_features], and its classes, int64 [size]."""
 
     def out_of_distribution(self) -> Self | None:
-        """Combinations of latents that this distribution never has; None where there are none."""
+        """Return a distribution of combinations that never occur in this one, or None."""
         return None
 
 
@@ -39,14 +44,16 @@ def _unit(classes: int, n: int, generator: Generator) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SparseLatents(Latents):
-    """Sparse z, as a world has them; class c with probability softmax_c(sharpness * <v_c, z>), the
-    v_c random unit vectors.
+    """Sparse z, as in the linear world.
+
+    The class is c with probability softmax_c(sharpness * <v_c, z>), with random unit vectors v_c.
 
     Args:
         n_features: number of latents.
-        active: which are active.
-        magnitudes: how large they are.
-        sharpness: of the classes. Where z settles its class, nothing else of z is kept.
+        active: distribution of the active latents.
+        magnitudes: distribution of their values.
+        sharpness: how much z determines its class. If it does so completely, a network has no
+            reason to represent anything else about z.
     """
 
     n_features: int = 16
@@ -63,7 +70,7 @@ class SparseLatents(Latents):
 
     def draw(self, size: int, vectors: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         z = draw_codes(self.active, self.magnitudes, self.n_features, size, generator).to_dense()
-        # The largest of logits plus Gumbel noise is a draw from their softmax.
+        # The argmax of logits plus Gumbel noise is a draw from their softmax.
         uniform = torch.rand(size, len(vectors), generator=generator).clamp_(1e-12, 1 - 1e-7)
         return z, (self.sharpness * z @ vectors.T - uniform.log().neg().log()).argmax(1)
 
@@ -74,9 +81,10 @@ class SparseLatents(Latents):
 
 @dataclass(frozen=True, kw_only=True)
 class SphereLatents(Latents):
-    """z on the unit sphere around the vector of its class, a von Mises-Fisher distribution: density
-    proportional to exp(kappa * <v_c, z>), classes equally likely (Reizinger et al., arXiv
-    2410.21869, whose theorem this meets).
+    """z on the unit sphere around the vector of its class (von Mises-Fisher distribution).
+
+    The density is proportional to exp(kappa * <v_c, z>), and classes are equally likely. This
+    satisfies the assumptions of the theorem of Reizinger et al. (arXiv 2410.21869).
 
     Args:
         n_features: dimensions of z.
@@ -88,6 +96,10 @@ class SphereLatents(Latents):
 
     def __post_init__(self) -> None:
         _check(self.n_features, "kappa", self.kappa)
+
+    @property
+    def expected_scale(self) -> float:
+        return self.kappa
 
     def class_vectors(self, classes: int, generator: Generator) -> Tensor:
         return _unit(classes, self.n_features, generator)
@@ -103,12 +115,12 @@ class SphereLatents(Latents):
         return normalize(z, dim=1), labels
 
     def _cosines(self, size: int, generator: Generator) -> Tensor:
-        """Cosines with the mean direction [size], by rejection (Wood 1994)."""
+        """Draw cosines with the mean direction [size] by rejection sampling (Wood 1994)."""
         d, kappa = self.n_features - 1, self.kappa
         b = d / (2 * kappa + math.sqrt(4 * kappa**2 + d**2))
         x0 = (1 - b) / (1 + b)
         c = kappa * x0 + d * math.log(1 - x0**2)
-        found, missing = [], size
+        accepted, missing = [], size
         while missing:
             # Beta(d/2, d/2) from two sums of d squared normals.
             sums = torch.randn(2, 2 * missing, d, generator=generator, dtype=torch.float64)
@@ -116,20 +128,22 @@ class SphereLatents(Latents):
             beta = first / (first + second)
             w = (1 - (1 + b) * beta) / (1 - (1 - b) * beta)
             u = torch.rand(len(w), generator=generator, dtype=torch.float64)
-            kept = w[kappa * w + d * torch.log(1 - x0 * w) - c >= u.log()][:missing]
-            found.append(kept)
-            missing -= len(kept)
-        return torch.cat(found).float()
+            accepted.append(w[kappa * w + d * torch.log(1 - x0 * w) - c >= u.log()][:missing])
+            missing -= len(accepted[-1])
+        return torch.cat(accepted).float()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrototypeLatents(Latents):
-    """z is the sparse prototype of its class plus Gaussian noise. Where classes lie apart a network
-    need keep no more than which one it is: identification fails here, and should.
+    """z is the sparse prototype of its class plus Gaussian noise.
+
+    If classes are far apart, a network needs to represent only the class. Identification of the
+    latents then fails, as it should.
 
     Args:
         n_features: number of latents.
-        active, magnitudes: what prototypes are drawn from.
+        active: distribution of the active latents of a prototype.
+        magnitudes: distribution of their values.
         spread: standard deviation of the noise.
     """
 

@@ -1,4 +1,4 @@
-"""How large: the values of active features."""
+"""Magnitudes: distributions of the values of active features."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,20 +12,20 @@ from sae.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Magnitudes(ABC):
-    """A distribution of values, each drawn independently of the others.
+    """A distribution of values that are drawn independently of each other.
 
     Args:
-        signed: give every value a random sign; otherwise all are positive.
+        signed: give every value a random sign; otherwise all values are positive.
     """
 
     signed: bool = False
 
     @abstractmethod
     def sizes(self, count: int, generator: Generator) -> Tensor:
-        """float32 [count], none negative."""
+        """Draw absolute values, float32 [count]."""
 
     def draw(self, count: int, generator: Generator) -> Tensor:
-        """float32 [count]."""
+        """Draw values, float32 [count]."""
         values = self.sizes(count, generator)
         if self.signed:
             values *= 1 - 2 * torch.randint(2, (count,), generator=generator)
@@ -39,7 +39,7 @@ def _positive(name: str, value: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class HalfNormal(Magnitudes):
-    """scale * |N(0, 1)|: many small values, hard for one linear encoder."""
+    """Values scale * |N(0, 1)|: many are small, which is hard for a linear encoder."""
 
     scale: float = 1.0
 
@@ -52,7 +52,7 @@ class HalfNormal(Magnitudes):
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(Magnitudes):
-    """scale * |1 + spread * N(0, 1)|."""
+    """Values scale * |1 + spread * N(0, 1)|."""
 
     scale: float = 1.0
     spread: float = 0.0
@@ -69,7 +69,7 @@ class Constant(Magnitudes):
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(Magnitudes):
-    """Anything above `low`, up to `high`."""
+    """Values from the uniform distribution on (low, high]."""
 
     low: float = 0.0
     high: float = 1.0

@@ -1,4 +1,4 @@
-"""The two networks of step 1: a mixing g that makes data of latents, a classifier f of data."""
+"""The two networks of the nonlinear world: a mixing g of latents, and a classifier f of data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLOPE = 0.2
 
 
 class Mixing:
-    """An invertible g: square layers with LeakyReLU (slope 0.2) between them.
+    """An invertible function g: square layers with LeakyReLU (slope 0.2) between them.
 
     Every layer is the best conditioned of `draws` matrices with entries from U(-1, 1) and columns
     of norm 1, as in the simulations of Reizinger et al. (arXiv 2410.21869).
@@ -31,23 +31,23 @@ class Mixing:
             self.weights.append(drawn[torch.linalg.cond(drawn).argmin()].float())
 
     def __call__(self, z: Tensor) -> Tensor:
-        """x [batch, n] of z [batch, n]."""
+        """Return x = g(z), both [batch, n]."""
         for layer, weight in enumerate(self.weights):
             z = linear(leaky_relu(z, SLOPE) if layer else z, weight)
         return z
 
 
 class Classifier(nn.Module):
-    """f: an MLP with batch normalisation and LeakyReLU, and a linear head without bias.
+    """A classifier f: an MLP with batch normalisation and LeakyReLU, and a head without bias.
 
     Args:
         d_in: width of the data.
-        widths: of the hidden layers.
-        d_out: width of the representation, what the head reads.
+        widths: widths of the hidden layers.
+        d_out: width of the representation, which the head reads.
         labels: number of labels.
-        unit_head: hold the head's rows at norm 1, under which theory makes the map from latents to
-            representation a multiple of an orthogonal one.
-        seed: of the starting weights.
+        unit_head: keep the head's rows at norm 1. Theory then makes the map from latents to
+            representation a multiple of an orthogonal map.
+        seed: seed of the starting weights.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Classifier(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        parts: list[nn.Module] = []
+        layers: list[nn.Module] = []
         for before, after in pairwise([d_in, *widths]):
-            parts += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.LeakyReLU(0.01)]
-        self.body = nn.Sequential(*parts, nn.Linear([d_in, *widths][-1], d_out))
+            layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.LeakyReLU(0.01)]
+        self.body = nn.Sequential(*layers, nn.Linear([d_in, *widths][-1], d_out))
         self.head = nn.Linear(d_out, labels, bias=False)
         self.unit_head = unit_head
         generator = generator_of(seed, 0)
@@ -78,17 +78,17 @@ class Classifier(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The representation [batch, d_out] of data x [batch, d_in]."""
+        """Return the representation [batch, d_out] of data x [batch, d_in]."""
         return self.body(x)
 
     def logits(self, y: Tensor) -> Tensor:
-        """Of the labels [batch, labels], from the representation."""
+        """Return the logits of the labels [batch, labels] from the representation."""
         weight = self.head.weight
         return linear(y, normalize(weight, dim=1) if self.unit_head else weight)
 
     @torch.no_grad()
-    def settle(self, x: Tensor) -> None:
-        """Take the statistics that batch normalisation uses from then on from data x."""
+    def fit_batch_norm(self, x: Tensor) -> None:
+        """Set the statistics that batch normalisation uses in eval mode from data x."""
         for module in self.modules():
             if isinstance(module, nn.BatchNorm1d):
                 module.reset_running_stats()
@@ -97,14 +97,23 @@ class Classifier(nn.Module):
         self(x)
         self.eval()
 
-    def learn(self, draw: Draw, *, steps: int, batch_size: int, lr: float) -> None:
-        """Minimise the cross-entropy of labels by Adam on fresh samples; the learning rate rises
-        over the first twentieth and falls to zero along a cosine. Ends with `settle`."""
+    def fit(self, draw: Draw, *, steps: int, batch_size: int, lr: float) -> None:
+        """Minimise the cross-entropy of the labels by Adam on new samples, then `fit_batch_norm`.
+
+        The learning rate rises over the first twentieth of the steps, then falls to zero along a
+        cosine.
+
+        Args:
+            draw: returns (data, labels) of as many samples as it is given.
+            steps: training steps.
+            batch_size: samples per step.
+            lr: highest learning rate.
+        """
         optimizer = torch.optim.Adam(self.parameters(), lr=lr)
-        rise = max(1, steps // 20)
+        warmup = max(1, steps // 20)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
-            lambda step: min(1, (step + 1) / rise) * (1 + math.cos(math.pi * step / steps)) / 2,
+            lambda step: min(1, (step + 1) / warmup) * (1 + math.cos(math.pi * step / steps)) / 2,
         )
         self.train()
         for _ in range(steps):
@@ -114,4 +123,4 @@ class Classifier(nn.Module):
             loss.backward()
             optimizer.step()
             schedule.step()
-        self.settle(draw(16 * batch_size)[0])
+        self.fit_batch_norm(draw(16 * batch_size)[0])

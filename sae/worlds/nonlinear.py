@@ -1,4 +1,4 @@
-"""Latents behind a nonlinear g, seen through a classifier f: activations as networks have them."""
+"""A nonlinear world: latents behind a function g, seen through a trained classifier f."""
 
 from __future__ import annotations
 
@@ -13,45 +13,47 @@ from torch import Tensor
 from sae.activations.capabilities import KnownFeatures, LabelledNetwork
 from sae.activations.source import Batch, PositionCounts, Source, Split
 from sae.errors import UserError
-from sae.worlds.cache import kept
-from sae.worlds.latents import Latents, SparseLatents, SphereLatents
+from sae.worlds.cache import cached
+from sae.worlds.latents import Latents, SparseLatents
 from sae.worlds.network import Classifier, Mixing
 from sae.worlds.seeding import SPLITS, generator_of
 from sae.worlds.world import HOOK, described
 from sae_kernels.codes import Codes
 
-_TRAINING = 2  # samples the classifier learns from, of no split
+_TRAINING = 2  # stream of the samples that the classifier is trained on; belongs to no split
 
 
 class NonlinearMixing(Source):
-    """Activations y = f(g(z)) of the hook `world`: latents z make data x = g(z), and y is the layer
-    before the head of a network f that was trained to tell the label of x.
+    """A world with activations y = f(g(z)) at the hook `world`.
 
-    "From superposition to sparse codes" (Klindt et al., arXiv 2503.01824) claims that y is then
-    linear in z. Nothing is linear here before training, and nothing tells f what z is.
+    Latents z generate data x = g(z), and y is the layer before the head of a network f that was
+    trained to predict the label of x. "From superposition to sparse codes" (Klindt et al., arXiv
+    2503.01824) claims that y is then linear in z. Nothing is linear before training, and f never
+    sees z.
 
-    The classifier is trained on first use, from these settings alone, which takes half a minute,
-    and kept on disk (`sae.worlds.cache`).
+    The classifier is trained on first use, from these settings only, which takes half a minute; it
+    is kept on disk (`sae.worlds.cache`).
 
     Args:
-        d_in: width of y: n_features of the latents, or less, which makes it superpose them.
-        latents: z and its class: SparseLatents, SphereLatents, PrototypeLatents.
-        classes: how many there are.
-        labels: what f is asked for: `class`, or `instance`: which of `instances` samples this is a
-            view of, a view being any draw of the same class. Such labels mean nothing by themselves
-            (Ibrahim et al. 2024, "Occam's razor for self-supervised learning": DIET).
+        d_in: width of y: n_features of the latents, or less, so that f must superpose them.
+        latents: the distribution of z and its class: SparseLatents, SphereLatents or
+            PrototypeLatents.
+        classes: number of classes.
+        labels: what f predicts: `class`, or `instance`: the sample, out of `instances` per class,
+            of which x is a view; a view is any draw of the same class. Such labels carry no meaning
+            of their own (Ibrahim et al. 2024, "Occam's razor for self-supervised learning": DIET).
         instances: number of samples of each class, for `instance`.
-        mixing_layers: of g; 1 makes it linear.
-        widths: of the hidden layers of f.
-        unit_head: hold the rows of f's head at norm 1.
-        steps: f is trained for.
-        batch_size: fresh samples a step.
+        mixing_layers: layers of g; 1 makes it linear.
+        widths: widths of the hidden layers of f.
+        unit_head: keep the rows of f's head at norm 1.
+        steps: training steps of f.
+        batch_size: new samples per step.
         lr: highest learning rate.
-        world_seed: of g and of the classes.
-        network_seed: of f's starting weights and of what it is trained on.
+        world_seed: seed of g and of the classes.
+        network_seed: seed of f's starting weights and of its training samples.
 
     Raises:
-        UserError: a setting is outside of its range.
+        UserError: A setting is out of range.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class NonlinearMixing(Source):
             raise UserError(f"labels={labels!r} is not known; choose class or instance")
         if (labels == "instance") != (instances > 1):
             raise UserError(
-                f"instances={instances} does not go with labels={labels}: give more than 1 for "
+                f"instances={instances} does not fit labels={labels}: give more than 1 for "
                 f"instance, and leave it out for class"
             )
         self.widths = {HOOK: d_in}
@@ -119,19 +121,24 @@ class NonlinearMixing(Source):
 
     @cached_property
     def class_vectors(self) -> Tensor:
-        """float32 [classes, n_features]."""
+        """What distinguishes the classes, float32 [classes, n_features]."""
         seed = self._settings["world_seed"]
         return self.latents.class_vectors(self.classes, generator_of(seed, 1))
 
     @cached_property
     def mixing(self) -> Mixing:
-        """g: z [batch, n_features] to x of the same shape."""
+        """The function g from z [batch, n_features] to x of the same shape."""
         seed, layers = self._settings["world_seed"], self._settings["mixing_layers"]
         return Mixing(self.n_features, layers, 1000, generator_of(seed, 2))
 
     def sample(self, split: Split, index: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-        """The true z [size, n_features] of `block` with the same arguments, and what f was asked to
-        say of them, int64 [size]. For metrics only."""
+        """Return the true z of `block` with the same arguments, and the labels that f predicts.
+
+        For metrics only.
+
+        Returns:
+            z, float32 [size, n_features], and labels, int64 [size].
+        """
         return self._sample(size, (seed, SPLITS[split], index, 0, *self._branch))
 
     def _sample(self, size: int, key: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -143,7 +150,7 @@ class NonlinearMixing(Source):
         return z, labels
 
     def codes(self, split: Split, index: int, size: int, seed: int) -> Codes:
-        """The same z as sparse codes: ragged, indices rising in each row, on the CPU."""
+        """Return the same z as sparse codes: ragged, indices increasing in each row, on the CPU."""
         z, _ = self.sample(split, index, size, seed)
         rows, indices = z.nonzero(as_tuple=True)
         offsets = torch.zeros(size + 1, dtype=torch.int64)
@@ -152,14 +159,15 @@ class NonlinearMixing(Source):
 
     @property
     def expected_scale(self) -> float | None:
-        """kappa, where theory says that z = y A with A orthogonal but for a factor 1 / kappa."""
-        if self.unit_head and isinstance(self.latents, SphereLatents):
-            return self.latents.kappa
-        return None
+        """The scale of the linear map from y to z if theory gives one (a unit head on a sphere).
+
+        Then z = y A, where kappa A is orthogonal; the scale is kappa.
+        """
+        return self.latents.expected_scale if self.unit_head else None
 
     def untrained_network(self) -> Classifier:
-        """f with its starting weights."""
-        made = Classifier(
+        """Return f with its starting weights."""
+        network = Classifier(
             self.n_features,
             self._hidden,
             self.d_in,
@@ -167,11 +175,11 @@ class NonlinearMixing(Source):
             unit_head=self.unit_head,
             seed=self._settings["network_seed"],
         )
-        return made.requires_grad_(False)
+        return network.requires_grad_(False)
 
     @cached_property
     def network(self) -> Classifier:
-        """f, trained."""
+        """The trained classifier f."""
         network = self.untrained_network()
 
         def train() -> dict[str, Tensor]:
@@ -183,24 +191,28 @@ class NonlinearMixing(Source):
                 z, labels = self._sample(size, key)
                 return self.mixing(z), labels
 
-            network.learn(draw, **self._network)
+            network.fit(draw, **self._network)
             return network.state_dict()
 
-        network.load_state_dict(kept(self._settings, train))
+        network.load_state_dict(
+            cached(self._settings, train, "training the classifier of this world")
+        )
         return network.eval().requires_grad_(False)
 
     @cached_property
     def truth(self) -> Tensor:
-        """The linear map nearest to z -> y, float32 [n_features, d_in] on the CPU: least squares
-        with an intercept on 16,384 samples of its own. No dictionary is true here unless the claim
-        is; this is the best there is."""
+        """The best linear map from z to y, float32 [n_features, d_in] on the CPU.
+
+        It is fitted by least squares with an intercept on 16,384 samples of its own. Unless y is
+        linear in z there is no true dictionary; this map is the closest to one.
+        """
         z, _ = self._sample(16_384, (self._settings["network_seed"], _TRAINING, 0))
         y = self.network(self.mixing(z)).double()
         z = z.double()
         return torch.linalg.lstsq(z - z.mean(0), y - y.mean(0)).solution.float()
 
     def with_network_seed(self, network_seed: int) -> NonlinearMixing:
-        """The same world seen by a network of another seed, trained independently."""
+        """Return the same world with a network of another seed, trained independently."""
         settings = {**self._settings, "network_seed": network_seed, "latents": self.latents}
         del settings["world"]
         return type(self)(**settings)
@@ -214,33 +226,35 @@ class NonlinearMixing(Source):
         return self
 
     def out_of_distribution(self) -> Self | None:
-        """The same network on combinations of latents it was never trained on, from streams of
-        their own; None where every combination occurs."""
+        """Return the same network on combinations of latents that it was never trained on.
+
+        The samples are independent of this world's. None if every combination occurs here.
+        """
         latents = self.latents.out_of_distribution()
         if latents is None:
             return None
-        self.network, self.truth, self.class_vectors, self.mixing  # noqa: B018 (for both)
+        self.network, self.truth, self.class_vectors, self.mixing  # noqa: B018 (computed once for both)
         other = copy.copy(self)
         other.latents, other._branch, other._handed_out = latents, (1,), {}
         return other
 
     def metadata(self) -> dict[str, Any]:
-        """The settings this world was made with."""
+        """Return the settings of this world."""
         return dict(self._settings)
 
     @property
     def counts(self) -> PositionCounts:
-        """Rows of the training blocks made so far; a world leaves none out."""
+        """Number of rows in the training blocks made so far; a world leaves none out."""
         return PositionCounts(kept=sum(self._handed_out.values()))
 
     def setup(self, device: torch.device | str = "cpu") -> None:
-        """Train the classifier, or find it; blocks come out on `device` from now on."""
+        """Train the classifier or load it, and return blocks on `device` from now on."""
         self._device = torch.device(device)
         self.network  # noqa: B018
 
     @torch.no_grad()
     def block(self, split: Split, index: int, size: int, seed: int) -> Batch:
-        """`size` fresh samples; the two splits and any two indices are independent streams."""
+        """Return `size` new samples; splits and indices are independent of each other."""
         z, _ = self.sample(split, index, size, seed)
         if split == "train":
             self._handed_out[index] = size

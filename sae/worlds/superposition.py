@@ -11,26 +11,28 @@ from sae.worlds.world import World
 
 
 class SparseSuperposition(World):
-    """`World` with Bernoulli or Exact, HalfNormal or Constant, and Random, in one flat list of
-    settings: the knobs of most published experiments.
+    """A `World` of independent features in random directions, with one flat list of settings.
+
+    It covers the settings of most published experiments: `Bernoulli` or `Exact` activity,
+    `HalfNormal` or `Constant` magnitudes, and `Random` directions.
 
     Args:
         d_in: width of y.
         n_features: number of rows of W, each a random direction of norm 1.
-        mean_active: how many features are active in a sample, on average.
-        active: `bernoulli`: every feature fires on its own, so the number varies.
+        mean_active: mean number of active features in a sample.
+        active: `bernoulli`: features fire independently, so their number varies.
             `exact`: exactly `mean_active` fire, each still with its own frequency.
         frequency_exponent: frequency of feature i (from 1) is proportional to i^-exponent, scaled
-            to `mean_active` in all and capped at 1; 0 makes all equally frequent.
+            to `mean_active` in total and capped at 1; 0 makes all equally frequent.
         magnitudes: value of an active feature: `half_normal` is scale * |N(0, 1)|, `constant` is
             scale * |1 + spread * N(0, 1)|.
         scale: see `magnitudes`.
         spread: relative standard deviation of `constant` magnitudes.
         noise: standard deviation of Gaussian noise added to every dimension of y.
-        dictionary_seed: of W; the seed a block is asked with draws samples only.
+        dictionary_seed: seed of W; the seed of a block draws samples only.
 
     Raises:
-        UserError: a setting is outside of its range.
+        UserError: A setting is out of range.
     """
 
     def __init__(
@@ -68,5 +70,5 @@ class SparseSuperposition(World):
         )
 
     def metadata(self) -> dict[str, Any]:
-        """The arguments this world was made with."""
+        """Return the settings of this world."""
         return {"world": type(self).__name__, **self._settings}

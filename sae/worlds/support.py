@@ -1,4 +1,4 @@
-"""What is active: which of its features a sample of a world has."""
+"""Distributions of the active features of a sample."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from sae.errors import UserError
 
 Sampler = Callable[[int, Generator], Tensor]
+"""A function of (rows, generator) that draws bool [rows, n], True where a feature is active."""
 
 
 class Active(ABC):
@@ -19,37 +20,42 @@ class Active(ABC):
 
     @abstractmethod
     def frequencies(self, n: int) -> Tensor:
-        """How often each of n features is active, float64 [n]; UserError where n does not fit."""
+        """Return the probability that each of n features is active, float64 [n].
+
+        Raises:
+            UserError: The settings do not fit n features.
+        """
 
     @abstractmethod
     def sampler(self, n: int) -> Sampler:
-        """A function of (rows, generator) that draws bool [rows, n], True where active."""
+        """Return a function that draws the active features of samples."""
 
     def parents(self, n: int) -> Tensor | None:
-        """int64 [n]: the feature without which a feature is never active, -1 for none; None where
-        there is no hierarchy."""
+        """Return for each feature the one without which it is never active, int64 [n].
+
+        -1 stands for no such feature. Returns None if there is no hierarchy.
+        """
         return None
 
     scaled_by_parent = False
-    """Whether the value of a feature is a multiple of its parent's."""
+    """Whether the value of a feature is multiplied by that of its parent."""
 
     def out_of_distribution(self) -> Self | None:
-        """The same features in combinations that this distribution never has; None where there
-        are none."""
+        """Return a distribution of combinations that never occur in this one, or None."""
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frequent(Active):
-    """What the rules with a frequency for each feature share.
+    """Base class of distributions with a given frequency for each feature.
 
     The frequency of feature i (from 1) is proportional to i^-frequency_exponent *
-    frequency_decay^i, scaled to `mean_active` in all and capped at 1.
+    frequency_decay^i, scaled to `mean_active` in total and capped at 1.
 
     Args:
-        mean_active: how many features are active in a sample, on average.
-        frequency_exponent: of Zipf's law; 0 makes all equally frequent.
-        frequency_decay: above 0 and at most 1; 0.99 for every feature 1% rarer than the last.
+        mean_active: mean number of active features in a sample.
+        frequency_exponent: exponent of Zipf's law; 0 makes all features equally frequent.
+        frequency_decay: above 0 and at most 1; 0.99 makes every feature 1% rarer than the last.
     """
 
     mean_active: float = 6.0
@@ -72,7 +78,7 @@ class Frequent(Active):
             )
         rank = torch.arange(1, n + 1, dtype=torch.float64)
         weights = rank.pow(-self.frequency_exponent) * self.frequency_decay**rank
-        # Weights fall, so the capped features are the first m: the fewest for which none exceeds 1.
+        # Weights decrease, so the capped features come first: as few as leave no frequency above 1.
         for capped in range(n):
             rest = weights[capped:]
             scaled = rest * ((self.mean_active - capped) / rest.sum())
@@ -83,7 +89,7 @@ class Frequent(Active):
 
 @dataclass(frozen=True, kw_only=True)
 class Bernoulli(Frequent):
-    """Every feature fires on its own, so their number varies."""
+    """Features that fire independently, so their number varies."""
 
     def sampler(self, n: int) -> Sampler:
         p = self.frequencies(n)
@@ -92,21 +98,24 @@ class Bernoulli(Frequent):
 
 @dataclass(frozen=True, kw_only=True)
 class Exact(Frequent):
-    """Exactly `mean_active` features fire, a whole number, each still with its own frequency."""
+    """Exactly `mean_active` features, an integer, each still with its own frequency."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mean_active != int(self.mean_active):
             raise UserError(
-                f"mean_active={self.mean_active} must be a whole number where exactly so many are "
+                f"mean_active={self.mean_active} must be a whole number if exactly so many are "
                 f"active; round it or choose bernoulli"
             )
 
     def sampler(self, n: int) -> Sampler:
-        """Systematic sampling in a fresh random order for every row (Madow 1949): features are laid
-        end to end with lengths p_i, and a comb of step 1 with a random start picks those it hits.
-        Exactly sum(p) are picked, feature i with probability exactly p_i; with equal p every subset
-        is equally likely. float64: the lengths must add up to the whole number."""
+        """Return a systematic sampler (Madow 1949) with a new random order for every row.
+
+        Features are laid end to end with lengths p_i, and a comb with step 1 and a random start
+        picks those it hits. Exactly sum(p) are picked, feature i with probability exactly p_i. With
+        equal p every subset is equally likely. The lengths are float64, so that they add up to the
+        integer.
+        """
         p = self.frequencies(n)
 
         def draw(rows: int, generator: Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Directions as a network lays them out itself: the toy models of superposition."""
+"""Directions that a network learns: the toy models of superposition."""
 
 import math
 from collections.abc import Callable
@@ -24,19 +24,25 @@ def toy_models(
     seed: int = 0,
     start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """W [instances, m, n] and b [instances, n] of x' = ReLU(W^T W x + b), trained side by side to
-    minimise sum_i importance_i (x_i - x'_i)^2 (Elhage et al. 2022, "Toy models of superposition").
+    """Train toy models x' = ReLU(W^T W x + b) side by side.
 
-    AdamW as there, weight decay 0.01; the learning rate falls to zero along a cosine, which takes a
-    third of the steps that a constant one takes.
+    They minimise sum_i importance_i (x_i - x'_i)^2 (Elhage et al. 2022, "Toy models of
+    superposition") by AdamW with weight decay 0.01, as in the paper. The learning rate falls to
+    zero along a cosine, which needs a third of the steps of a constant rate.
 
     Args:
-        draw: fresh x of a step, [instances, batch, n] or [batch, n] for all.
-        n, m: numbers of features and of dimensions.
-        importance: [n], all 1 when left out.
-        steps, lr: length of the training, and its highest learning rate.
-        seed: of the starting weights, Xavier normal.
-        start: W to begin with, [instances, m, n], in place of those.
+        draw: returns new samples x for a step, [instances, batch, n], or [batch, n] for all.
+        n: number of features.
+        m: number of dimensions.
+        instances: number of models.
+        importance: weight of each feature, [n]; all 1 by default.
+        steps: training steps.
+        lr: highest learning rate.
+        seed: seed of the starting weights, Xavier normal.
+        start: starting weights [instances, m, n] to use instead.
+
+    Returns:
+        W [instances, m, n] and b [instances, n].
     """
     if start is None:
         normal = torch.randn(instances, m, n, generator=generator_of(seed, 2))
@@ -51,8 +57,8 @@ def toy_models(
     for step in range(steps):
         x = draw(step)
         x = x.expand(instances, *x.shape[-2:])
-        rebuilt = torch.baddbmm(b, torch.bmm(x, W.mT), W).relu()
-        loss = (weight * (x - rebuilt).square()).sum() / x.shape[1]
+        reconstruction = torch.baddbmm(b, torch.bmm(x, W.mT), W).relu()
+        loss = (weight * (x - reconstruction).square()).sum() / x.shape[1]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -62,17 +68,19 @@ def toy_models(
 
 @dataclass(frozen=True, kw_only=True)
 class ToyModel(Directions):
-    """The W of x' = ReLU(W^T W x + b), trained to rebuild the world's own features x from h = W x.
-    Rows are as long as training made them: a feature that is left out has one near 0.
+    """The W of a toy model trained to reconstruct the world's features x from h = W x.
+
+    The model is x' = ReLU(W^T W x + b). Rows keep the norm that training gave them: a feature that
+    the model does not represent has a norm near 0.
 
     Args:
-        importance_decay: feature i (from 0) matters by importance_decay^i.
-        steps: of training.
-        batch_size: fresh samples a step.
-        lr: the highest learning rate.
+        importance_decay: feature i (from 0) has the weight importance_decay^i in the loss.
+        steps: training steps.
+        batch_size: new samples per step.
+        lr: highest learning rate.
     """
 
-    learnt = True
+    learned = True
 
     importance_decay: float = 1.0
     steps: int = 3000
@@ -104,6 +112,9 @@ class ToyModel(Directions):
 
 
 def dimensions_per_feature(W: Tensor) -> Tensor:
-    """D* = m / |W|_F^2 of W [..., m, n]: 1 where every feature that is kept has a dimension of its
-    own, 1/2 where two share one as antipodes."""
+    """Return D* = m / |W|_F^2 of W [..., m, n].
+
+    It is 1 if every represented feature has its own dimension, and 1/2 if two share a dimension as
+    antipodes.
+    """
     return W.shape[-2] / W.square().sum((-2, -1))

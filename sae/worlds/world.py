@@ -1,4 +1,4 @@
-"""y = z W + noise: features of which a few are active at once, all of them known."""
+"""The linear world y = z W + noise: known features, a few of them active at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn.functional import embedding_bag
 from sae.activations.capabilities import KnownFeatures
 from sae.activations.source import Batch, PositionCounts, Source, Split
 from sae.errors import UserError
-from sae.worlds.cache import kept
+from sae.worlds.cache import cached
 from sae.worlds.directions import Directions, Random
 from sae.worlds.magnitudes import HalfNormal, Magnitudes
 from sae.worlds.seeding import SPLITS, generator_of
@@ -28,30 +28,30 @@ PAIRS_PER_RUN = 2**20
 
 
 class World(Source):
-    """Activations y = z W + noise of the hook `world`, with z sparse.
+    """A world with activations y = z W + noise at the hook `world`, where z is sparse.
 
-    This is the model behind superposition in "From superposition to sparse codes" (Klindt et al.,
-    arXiv 2503.01824). A world is one pick from each of three lists that never mix: what is active,
-    how large it is, and where features point. Everything is drawn on the CPU, so a block is the
+    This is the model of superposition in "From superposition to sparse codes" (Klindt et al.,
+    arXiv 2503.01824). A world combines three independent choices: which features are active, how
+    large their values are, and where they point. Everything is drawn on the CPU, so a block is the
     same on every device.
 
     Args:
         d_in: width of y.
         n_features: number of rows of W.
-        active: which features a sample has: Bernoulli, Exact, FirstCopula, LowRankCopula,
+        active: which features are active in a sample: Bernoulli, Exact, FirstCopula, LowRankCopula,
             DenseCopula, Hierarchy, Compositional.
         magnitudes: value of an active feature: HalfNormal, Constant, Uniform.
         directions: the rows of W: Random, Orthogonal, Coherent, ToyModel.
         noise: standard deviation of Gaussian noise added to every dimension of y.
-        dictionary_seed: of W; the seed a block is asked with draws samples only.
+        dictionary_seed: seed of W; the seed of a block draws samples only.
 
     Attributes:
-        frequencies: how often each feature is active, float64 [n_features].
-        parents: int64 [n_features], the feature without which one is never active, -1 for none;
-            None without a hierarchy.
+        frequencies: probability that each feature is active, float64 [n_features].
+        parents: for each feature the one without which it is never active, -1 for none, int64
+            [n_features]; None without a hierarchy.
 
     Raises:
-        UserError: a setting is outside of its range, or does not go with the others.
+        UserError: A setting is out of range, or does not fit the others.
     """
 
     def __init__(
@@ -84,10 +84,13 @@ class World(Source):
 
     @cached_property
     def truth(self) -> Tensor:
-        """The true dictionary W, float32 [n_features, d_in] on the CPU; rows of norm 1, except
-        where they are learnt."""
-        if self.directions.learnt:
-            return kept(self.metadata(), lambda: {"W": self._rows()})["W"]
+        """The true dictionary W, float32 [n_features, d_in] on the CPU.
+
+        Rows have norm 1, except learned ones (`ToyModel`).
+        """
+        if self.directions.learned:
+            make = lambda: {"W": self._rows()}
+            return cached(self.metadata(), make, "training the toy model of this world")["W"]
         return self._rows()
 
     def _rows(self) -> Tensor:
@@ -99,12 +102,14 @@ class World(Source):
         return self
 
     def out_of_distribution(self) -> Self | None:
-        """The same world, its samples combinations of features that this one never has, from
-        streams of their own; None where every combination occurs."""
+        """Return this world with combinations of features that never occur in it.
+
+        Its samples are independent of this world's. None if every combination occurs here.
+        """
         active = self.active.out_of_distribution()
         if active is None:
             return None
-        self.truth  # noqa: B018 (made once for both: it may be learnt from what is in distribution)
+        self.truth  # noqa: B018 (computed once for both: it may be learned from samples in distribution)
         other = copy.copy(self)
         other.active, other._branch, other._handed_out = active, (1,), {}
         other.frequencies = active.frequencies(self.n_features)
@@ -112,7 +117,7 @@ class World(Source):
         return other
 
     def metadata(self) -> dict[str, Any]:
-        """The settings this world was made with."""
+        """Return the settings of this world."""
         return {
             "world": type(self).__name__,
             "d_in": self.d_in,
@@ -126,15 +131,15 @@ class World(Source):
 
     @property
     def counts(self) -> PositionCounts:
-        """Rows of the training blocks made so far; a world leaves none out."""
+        """Number of rows in the training blocks made so far; a world leaves none out."""
         return PositionCounts(kept=sum(self._handed_out.values()))
 
     def setup(self, device: torch.device | str = "cpu") -> None:
-        """Blocks come out on `device` from now on."""
+        """Return blocks on `device` from now on."""
         self._device = torch.device(device)
 
     def block(self, split: Split, index: int, size: int, seed: int) -> Batch:
-        """`size` fresh samples; the two splits and any two indices are independent streams."""
+        """Return `size` new samples; splits and indices are independent of each other."""
         codes = self.codes(split, index, size, seed)
         if split == "train":
             self._handed_out[index] = size
@@ -152,8 +157,11 @@ class World(Source):
         return Batch({HOOK: acts.to(self._device)})
 
     def codes(self, split: Split, index: int, size: int, seed: int) -> Codes:
-        """The true z of `block` with the same arguments: ragged, indices rising in each row, on the
-        CPU. For metrics only: nothing that learns may see it."""
+        """Return the true z of `block` with the same arguments.
+
+        The codes are ragged and on the CPU, with increasing indices in each row. They are for
+        metrics only: nothing that learns may see them.
+        """
         return self._codes(size, (seed, SPLITS[split], index, 0, *self._branch))
 
     def _codes(self, size: int, key: tuple[int, ...]) -> Codes:
@@ -170,8 +178,11 @@ def draw_codes(
     generator: Generator,
     sampler: Sampler | None = None,
 ) -> Codes:
-    """Sparse codes of `size` samples of n features: ragged, indices rising in each row. `sampler`
-    is `active.sampler(n)`, for who draws often."""
+    """Draw sparse codes of `size` samples of n features.
+
+    The codes are ragged, with increasing indices in each row. `sampler` is `active.sampler(n)`;
+    pass it to save time when drawing often.
+    """
     draw = active.sampler(n) if sampler is None else sampler
     run = max(1, PAIRS_PER_RUN // n)
     counts, indices = [], []
@@ -181,20 +192,20 @@ def draw_codes(
         indices.append(mask.nonzero()[:, 1])
     offsets = torch.zeros(size + 1, dtype=torch.int64)
     torch.cumsum(torch.cat(counts), 0, out=offsets[1:])
-    chosen = torch.cat(indices)
-    codes = Codes(magnitudes.draw(len(chosen), generator), chosen, n, offsets)
+    flat = torch.cat(indices)
+    codes = Codes(magnitudes.draw(len(flat), generator), flat, n, offsets)
     if active.scaled_by_parent:
         _scale_by_parent(codes, active.parents(n))
     return codes
 
 
 def _scale_by_parent(codes: Codes, parents: Tensor) -> None:
-    """Multiply the value of every feature by its parent's, roots first, in place."""
+    """Multiply the value of every feature by that of its parent, roots first, in place."""
     rows = torch.repeat_interleave(codes.offsets.diff()) * codes.d_sae
-    slots = rows + codes.indices  # rising: rows are in order, and indices rise in each
+    slots = rows + codes.indices  # increasing: rows are in order, and indices increase in each row
     parent = parents[codes.indices]
     level = torch.zeros_like(parents)
-    for feature, above in enumerate(parents.tolist()):  # a parent has a lower index
+    for feature, above in enumerate(parents.tolist()):  # a parent has the lower index
         level[feature] = level[above] + 1 if above >= 0 else 0
     for depth in range(1, int(level.max()) + 1):
         children = (level[codes.indices] == depth).nonzero()[:, 0]
@@ -203,7 +214,7 @@ def _scale_by_parent(codes: Codes, parents: Tensor) -> None:
 
 
 def described(part: Any) -> dict[str, Any]:
-    """Class and settings of a dataclass, and of those in it, as plain data."""
+    """Return the class and the settings of a dataclass, and of those inside it, as plain data."""
     settings = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
     return {
         "class": type(part).__name__,

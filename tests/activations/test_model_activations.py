@@ -1,4 +1,4 @@
-"""Blocks are a pure function of their index, complete, and free of what does not count."""
+"""Blocks of model activations: pure functions of their index, complete, without bad positions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("packing", ["packed", "document"])
-def test_a_block_holds_what_the_model_says(make_source: Make, family: str, packing: str) -> None:
+def test_block_equals_a_plain_forward_pass(make_source: Make, family: str, packing: str) -> None:
     source = make_source(family, packing=packing, hooks=["layers.1", "layers.0.mlp"])
     block = source.block("train", 0, 100, 0)
     rows = next(source.contexts("train", rows=100))
@@ -41,7 +41,9 @@ def test_a_block_holds_what_the_model_says(make_source: Make, family: str, packi
 
 @pytest.mark.parametrize("packing", ["packed", "document"])
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_blocks_in_any_order_are_the_same(make_source: Make, packing: str, split: str) -> None:
+def test_blocks_do_not_depend_on_the_order_of_requests(
+    make_source: Make, packing: str, split: str
+) -> None:
     forward = make_source(packing=packing)
     blocks = [forward.block(split, i, 64, 0) for i in range(9)]
     assert not same(blocks[0], blocks[1])
@@ -65,7 +67,7 @@ def test_blocks_share_no_position_and_lose_only_tails(make_source: Make) -> None
     assert counts.tail == int(rows.position_mask[:end].sum()) - 300 > 0
 
 
-def test_no_document_is_both_trained_on_and_held_out(make_source: Make) -> None:
+def test_splits_share_no_document(make_source: Make) -> None:
     source = make_source()
     train = {
         d
@@ -80,7 +82,7 @@ def test_no_document_is_both_trained_on_and_held_out(make_source: Make) -> None:
     assert held == {i for i in range(43) if i % 5 == 4}
 
 
-def test_held_out_is_finite_and_complete(make_source: Make) -> None:
+def test_held_out_ends_and_is_complete(make_source: Make) -> None:
     source = make_source()
     sizes = [len(source.block("held_out", i, 50, 0)) for i in range(12)]
     whole = sum(int(chunk.position_mask.sum()) for chunk in source.contexts("held_out"))
@@ -90,7 +92,7 @@ def test_held_out_is_finite_and_complete(make_source: Make) -> None:
     assert source.block("held_out", 100, 50, 0).acts["layers.1"].shape == (0, 16)
 
 
-def test_text_starts_again_when_it_ends(make_source: Make) -> None:
+def test_training_repeats_the_text(make_source: Make) -> None:
     source = make_source()
     block = source.block("train", 0, 2500, 0)
     assert len(block) == 2500 and source.counts.passes == 3
@@ -111,7 +113,7 @@ def test_hints_save_time_and_change_nothing(make_source: Make) -> None:
 @pytest.mark.parametrize(
     "changed", [{"context_size": 12}, {"held_out_every": 4}, {"packing": "document"}], ids=str
 )
-def test_hints_of_another_layout_are_not_believed(make_source: Make, changed: dict) -> None:
+def test_hints_of_another_layout_are_ignored(make_source: Make, changed: dict) -> None:
     first = make_source()
     first.block("train", 6, 64, 0)
     plain, misled = make_source(**changed), make_source(**changed)
@@ -120,7 +122,7 @@ def test_hints_of_another_layout_are_not_believed(make_source: Make, changed: di
 
 
 class Broken:
-    """Makes chosen activations of a model NaN or large, by the token they stand on."""
+    """Makes activations of a model NaN or large at chosen tokens."""
 
     def __init__(self, source: ModelActivations, values: dict[int, float]) -> None:
         self.activations = source.model.activations
@@ -136,7 +138,7 @@ class Broken:
 
 @pytest.fixture
 def rare(make_source: Make) -> int:
-    """A token that is 1 to 10 of the first 1000."""
+    """Return a token that occurs 1 to 10 times in the first 1,000."""
     tokens = make_source().block("train", 0, 1000, 0).provenance["token"]
     counts = torch.bincount(tokens)
     return int((((counts > 0) & (counts <= 10)).nonzero())[0])
@@ -144,7 +146,7 @@ def rare(make_source: Make) -> int:
 
 @pytest.fixture
 def text(tmp_path) -> FileText:
-    """As elsewhere, but a few words are rare."""
+    """Return the usual text with a few rare words."""
     from tiny_models import some_documents
 
     documents = some_documents(43)
@@ -176,7 +178,7 @@ def test_bad_activations_are_replaced_and_counted(
     assert (counts.non_finite, counts.outliers) == ((0, n) if value == 50 else (n, 0))
 
 
-def test_bad_activations_are_dropped_from_what_is_held_out(make_source: Make) -> None:
+def test_bad_activations_are_dropped_from_held_out(make_source: Make) -> None:
     clean = make_source().block("held_out", 0, 100, 0)
     word = int(clean.provenance["token"][0])
     source = make_source(outlier_norm=5.0)
@@ -186,7 +188,7 @@ def test_bad_activations_are_dropped_from_what_is_held_out(make_source: Make) ->
     assert source.counts.outliers == 0  # of training
 
 
-def test_outliers_stay_unless_asked(make_source: Make, rare: int) -> None:
+def test_outliers_stay_without_outlier_norm(make_source: Make, rare: int) -> None:
     source = make_source()
     Broken(source, {rare: 1000.0})
     assert rare in source.block("train", 0, 1000, 0).provenance["token"]
@@ -202,7 +204,7 @@ def test_too_many_bad_activations_stop_the_run(make_source: Make) -> None:
         source.block("train", 2, 500, 0)
 
 
-def test_counting_a_block_twice_counts_it_once(make_source: Make) -> None:
+def test_block_read_twice_is_counted_once(make_source: Make) -> None:
     source = make_source()
     source.block("train", 0, 64, 0)
     once = source.counts
@@ -223,7 +225,7 @@ def test_counting_a_block_twice_counts_it_once(make_source: Make) -> None:
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
-def test_impossible_settings_are_refused_at_once(make_source: Make, settings, says: str) -> None:
+def test_constructor_refuses_impossible_settings(make_source: Make, settings, says: str) -> None:
     with pytest.raises(UserError, match=says):
         make_source(setup=False, **settings)
 
@@ -232,19 +234,21 @@ def test_impossible_settings_are_refused_at_once(make_source: Make, settings, sa
     ("settings", "says"),
     [
         ({"context_size": 65}, r"source\.context_size=65 exceeds the 64 tokens"),
-        ({"held_out_every": 44}, r"holds 43 documents, too few to hold any out"),
+        ({"held_out_every": 44}, r"has 43 documents, too few to hold any out"),
         ({"text": FileText(["nowhere.txt"])}, r"text\.paths='nowhere\.txt' is not a file"),
         ({"hooks": ["layers.9"]}, r"hooks='layers\.9' matches no module"),
     ],
     ids=["context", "held out", "text", "hook"],
 )
-def test_what_does_not_fit_is_refused_in_setup(make_source: Make, settings, says: str) -> None:
+def test_setup_refuses_settings_that_do_not_fit_the_model(
+    make_source: Make, settings, says: str
+) -> None:
     source = make_source(setup=False, **settings)
     with pytest.raises(UserError, match=says):
         source.setup()
 
 
-def test_a_config_file_makes_one(folders, text: FileText) -> None:
+def test_config_file_builds_the_source(folders, text: FileText) -> None:
     from jsonargparse import ArgumentParser
 
     from sae.activations import Source

@@ -1,4 +1,4 @@
-"""Batch t is a function of (configuration, seed, t), however it is reached."""
+"""Stream: batch t is a pure function of (settings, seed, t)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def overlap(request: pytest.FixtureRequest) -> bool:
     return request.param
 
 
-def test_every_block_is_handed_out_once_in_an_order_of_its_own(overlap: bool) -> None:
+def test_every_row_of_a_block_is_handed_out_once_in_shuffled_order(overlap: bool) -> None:
     batches = tokens(iter(Stream(Numbers(), **SIZES, overlap=overlap)), 12)
     orders = []
     for block in range(3):
@@ -52,19 +52,19 @@ def test_every_block_is_handed_out_once_in_an_order_of_its_own(overlap: bool) ->
     assert tokens(iter(other), 12) != batches
 
 
-def test_rows_stay_together() -> None:
+def test_shuffling_keeps_acts_and_provenance_of_a_row_together() -> None:
     for batch in islice(Stream(Numbers(), **SIZES), 6):
         assert torch.equal(batch.acts["x"][:, 0], batch.provenance["token"].float())
         assert torch.equal(batch.provenance["document"], batch.provenance["token"])
 
 
-def test_batches_are_pinned() -> None:
+def test_batches_have_their_pinned_values() -> None:
     # Resumed runs and published results rest on this order: it may not change unnoticed.
     assert tokens(iter(Stream(Numbers(), **SIZES)), 1) == [[16, 30, 22, 15, 10, 17, 31, 23]]
 
 
 @pytest.mark.parametrize("at", [0, 1, 3, 4, 5, 11])
-def test_resume_goes_on_behind_the_last_batch_handed_out(overlap: bool, at: int) -> None:
+def test_resume_continues_after_the_last_batch(overlap: bool, at: int) -> None:
     whole = tokens(iter(Stream(Numbers(), **SIZES)), 14)
     first = Stream(Numbers(), **SIZES, overlap=overlap)
     iterator = iter(first)
@@ -79,7 +79,7 @@ def test_resume_goes_on_behind_the_last_batch_handed_out(overlap: bool, at: int)
     assert tokens(iter(third), 14 - at) == whole[at:]
 
 
-def test_a_state_of_another_seed_is_refused() -> None:
+def test_resume_refuses_another_seed() -> None:
     state = Stream(Numbers(), **SIZES).state_dict()
     with pytest.raises(UserError, match="seed=5 differs from seed=3"):
         Stream(Numbers(), **{**SIZES, "seed": 5}).load_state_dict(state)
@@ -93,7 +93,7 @@ def test_seek_within_an_iteration() -> None:
     assert tokens(iterator, 3) == first
 
 
-def test_an_iteration_of_given_length_ends_and_the_next_goes_on(overlap: bool) -> None:
+def test_iteration_ends_after_batches_and_the_next_continues(overlap: bool) -> None:
     whole = tokens(iter(Stream(Numbers(), **SIZES)), 12)
     source = Numbers()
     stream = Stream(source, **SIZES, batches=6, overlap=overlap)
@@ -104,7 +104,7 @@ def test_an_iteration_of_given_length_ends_and_the_next_goes_on(overlap: bool) -
         len(Stream(Numbers(), **SIZES))
 
 
-def test_held_out_is_read_in_order_to_its_end_each_time(overlap: bool) -> None:
+def test_held_out_iterates_in_order_from_the_start(overlap: bool) -> None:
     stream = Stream(Numbers(), split="held_out", **SIZES, overlap=overlap)
     rows = [list(range(i, min(i + 8, 75))) for i in range(0, 75, 8)]
     assert tokens(iter(stream)) == rows
@@ -123,7 +123,7 @@ def test_held_out_blocks_may_be_short_before_the_end() -> None:
     assert [len(batch) for batch in found] == [8, 5, 8, 8, 8, 8, 8, 3]
 
 
-def test_the_next_block_is_made_while_one_is_handed_out() -> None:
+def test_overlap_makes_the_next_block_in_the_background() -> None:
     source = Numbers()
     made = threading.Event()
     block = source.block
@@ -141,7 +141,7 @@ def test_the_next_block_is_made_while_one_is_handed_out() -> None:
     assert not [t for t in threading.enumerate() if t.name.startswith("harvest")]
 
 
-def test_an_error_surfaces_where_its_block_is_due(overlap: bool) -> None:
+def test_error_is_raised_when_its_block_is_due(overlap: bool) -> None:
     class Failing(Numbers):
         def block(self, split: str, index: int, size: int, seed: int) -> Batch:
             if index == 1:
@@ -155,12 +155,12 @@ def test_an_error_surfaces_where_its_block_is_due(overlap: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["batch_size", "block_batches"])
-def test_impossible_sizes(name: str) -> None:
+def test_sizes_below_one_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"{name}=0 must be at least 1"):
         Stream(Numbers(), **{**SIZES, name: 0})
 
 
-def test_a_real_source_resumes_and_overlaps_bit_for_bit(
+def test_model_source_resumes_and_overlaps_bit_for_bit(
     make_source: Callable[..., ModelActivations],
 ) -> None:
     first = Stream(make_source("gpt2"), **SIZES)
@@ -178,13 +178,13 @@ def test_a_real_source_resumes_and_overlaps_bit_for_bit(
         iterator.close()
 
 
-def test_a_batch_moves_as_one() -> None:
+def test_to_moves_every_tensor_of_a_batch() -> None:
     batch = next(iter(Stream(Numbers(), **SIZES))).to("meta")
     assert {t.device.type for t in batch.tensors()} == {"meta"}
     assert len(batch) == 8
 
 
-def test_the_first_block_is_made_once(make_source, monkeypatch):
+def test_first_block_is_made_once(make_source, monkeypatch):
     source = make_source()
     made: list[int] = []
     block = source.block

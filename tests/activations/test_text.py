@@ -1,4 +1,4 @@
-"""Documents come whole, in order, from anywhere; what cannot be read is an error that names it."""
+"""Texts: documents in order from any start, and errors for unreadable files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sae.activations import BuiltinText, FileText, HuggingFaceText, Text
-from sae.activations.text import PIECE
+from sae.activations.text import MIN_PIECE_CHARACTERS
 from sae.errors import UserError
 
 DOCUMENTS = ["alpha one", "beta\ntwo", "gamma", "delta", "epsilon", "zeta"]
@@ -31,18 +31,18 @@ def write(folder: Path, kind: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
-def test_documents_of_a_file_from_any_start(tmp_path: Path, kind: str) -> None:
+def test_documents_start_at_any_index(tmp_path: Path, kind: str) -> None:
     text = FileText([write(tmp_path, kind)])
     for start in range(len(DOCUMENTS) + 2):
         assert list(text.documents(start)) == DOCUMENTS[start:]
 
 
-def test_a_start_in_the_second_file(tmp_path: Path) -> None:
+def test_documents_start_in_the_second_file(tmp_path: Path) -> None:
     paths = [write(tmp_path, kind) for kind in ("txt", "jsonl", "parquet")]
     assert list(FileText(paths).documents(8)) == (3 * DOCUMENTS)[8:]
 
 
-def test_globs_are_sorted_and_reach_into_folders(tmp_path: Path) -> None:
+def test_globs_are_sorted_and_match_nested_folders(tmp_path: Path) -> None:
     for name in ("b/2.txt", "a/1.txt", "a/3.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -50,8 +50,10 @@ def test_globs_are_sorted_and_reach_into_folders(tmp_path: Path) -> None:
     assert list(text.documents()) == ["a/1.txt", "a/3.txt", "b/2.txt"]
 
 
-def test_separator_across_read_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sae.activations.text.CHUNK", 5)
+def test_separator_is_found_across_read_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sae.activations.text.CHUNK_CHARACTERS", 5)
     text = FileText([write(tmp_path, "txt")])
     assert list(text.documents()) == DOCUMENTS
 
@@ -61,11 +63,11 @@ def test_without_separator_a_file_is_cut_at_blank_lines(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n \n".join(paragraphs))
     pieces = list(FileText([str(tmp_path / "a.txt")]).documents())
     assert len(pieces) == 4
-    assert all(len(piece) >= PIECE for piece in pieces[:-1])
+    assert all(len(piece) >= MIN_PIECE_CHARACTERS for piece in pieces[:-1])
     assert "\n \n".join(pieces) == "\n \n".join(paragraphs)
 
 
-def test_hugging_face_folder(tmp_path: Path) -> None:
+def test_hugging_face_text_reads_a_local_folder(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     write(tmp_path, "jsonl")
     text = HuggingFaceText(str(tmp_path))
@@ -77,7 +79,7 @@ def test_hugging_face_folder(tmp_path: Path) -> None:
         list(HuggingFaceText(str(tmp_path), split="test").documents())
 
 
-def test_builtin_text_is_ordered_english() -> None:
+def test_builtin_text_is_ordered_and_english() -> None:
     text = BuiltinText()
     documents = list(text.documents())
     assert documents[60:120] == list(islice(BuiltinText().documents(60), 60))
@@ -102,12 +104,12 @@ def test_builtin_text_is_ordered_english() -> None:
         ("a.jsonl", '{"text": null}\n', r"line 1 is None, not text"),
         ("a.jsonl", "[1]\n", r"line 1, which has no fields"),
         ("a.txt", b"caf\xe9 au lait", r"a\.txt' is not UTF-8"),
-        ("a.parquet", "no parquet", r"a\.parquet' is no readable parquet"),
-        ("a.csv", "text\nx\n", r"a\.csv' is of no known kind; accepted are \.txt, \.jsonl"),
+        ("a.parquet", "no parquet", r"a\.parquet' is not a readable parquet file"),
+        ("a.csv", "text\nx\n", r"a\.csv' has an unknown file type; accepted are \.txt, \.jsonl"),
     ],
     ids=["json", "field", "null", "list", "utf8", "parquet", "kind"],
 )
-def test_what_cannot_be_read_is_named(
+def test_unreadable_text_error_names_the_place(
     tmp_path: Path, name: str, content: str | bytes, says: str
 ) -> None:
     if name.endswith("parquet"):
@@ -129,23 +131,23 @@ def test_what_cannot_be_read_is_named(
     ],
     ids=["missing", "glob", "none", "separator"],
 )
-def test_settings_that_name_no_text(settings: dict, says: str) -> None:
+def test_settings_without_text_are_refused(settings: dict, says: str) -> None:
     with pytest.raises(UserError, match=says):
         list(FileText(**settings).documents())
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(" \n\n ", "holds no document"), ("a<|endoftext|>b", "holds 2 documents, too few")],
+    [(" \n\n ", "has no document"), ("a<|endoftext|>b", "has 2 documents, too few")],
     ids=["empty", "few"],
 )
-def test_a_text_too_small_to_hold_out(tmp_path: Path, content: str, says: str) -> None:
+def test_text_with_too_few_documents_is_refused(tmp_path: Path, content: str, says: str) -> None:
     (tmp_path / "a.txt").write_text(content)
     with pytest.raises(UserError, match=says):
         FileText([str(tmp_path / "a.txt")]).check(3)
 
 
-def test_check_reads_no_more_than_it_must() -> None:
+def test_check_reads_only_as_many_documents_as_needed() -> None:
     class Endless(Text):
         def documents(self, start: int = 0):
             assert start == 0

@@ -1,4 +1,4 @@
-"""Rows of tokens: what is in them, what counts, where they can be taken up again."""
+"""Contexts: their tokens, the positions used, and reading from a cursor."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def rows_of(contexts: Contexts) -> list[tuple]:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("packing", ["packed", "document"])
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_rows_hold_every_token_of_the_split_once(
+def test_contexts_hold_every_token_of_the_split_once(
     text: FileText, family: str, packing: str, split: str
 ) -> None:
     tokenizer = tiny_tokenizer(family)
@@ -65,7 +65,7 @@ def test_rows_hold_every_token_of_the_split_once(
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("packing", ["packed", "document"])
-def test_rows_are_laid_out_as_the_tokenizer_does(text: FileText, family: str, packing: str) -> None:
+def test_context_layout_equals_the_tokenizer(text: FileText, family: str, packing: str) -> None:
     tokenizer = tiny_tokenizer(family)
     prefix, suffix = ([*map(tokenizer.convert_tokens_to_ids, x)] for x in AROUND[family])
     separator = tokenizer.convert_tokens_to_ids(SEPARATOR[family])
@@ -91,7 +91,7 @@ def test_rows_are_laid_out_as_the_tokenizer_does(text: FileText, family: str, pa
 
 
 @pytest.mark.parametrize("packing", ["packed", "document"])
-def test_reading_from_any_cursor_gives_the_same_rows(text: FileText, packing: str) -> None:
+def test_reading_from_any_cursor_gives_the_same_contexts(text: FileText, packing: str) -> None:
     read = reader("bert", text, packing)
     rows, cursors = [], []
     for _ in range(200):  # beyond the first pass
@@ -104,29 +104,29 @@ def test_reading_from_any_cursor_gives_the_same_rows(text: FileText, packing: st
         assert again.cursor == cursors[at + 1]
 
 
-def test_small_tokenisation_groups_change_nothing(
+def test_size_of_tokenisation_groups_has_no_effect(
     text: FileText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = rows_of(reader("gpt2", text, "packed").take(300))
-    monkeypatch.setattr("sae.activations.context_reader.GROUP", 1)
+    monkeypatch.setattr("sae.activations.context_reader.GROUP_CHARACTERS", 1)
     assert rows_of(reader("gpt2", text, "packed").take(300)) == whole
 
 
-def test_take_stops_at_the_row_that_fills_it(text: FileText) -> None:
+def test_take_stops_at_the_context_that_fills_the_size(text: FileText) -> None:
     read = reader("bert", text, "document")
     contexts = read.take(100)
     counted = contexts.position_mask.sum(1)
     assert counted.sum() >= 100 > counted[:-1].sum()
 
 
-def test_the_last_held_out_row_is_padded_not_dropped(text: FileText) -> None:
+def test_last_held_out_context_is_padded_and_kept(text: FileText) -> None:
     read = reader("gpt2", text, "packed", split="held_out")
     contexts = read.take(10**6)
     assert contexts.attention_mask[:-1].all() and not contexts.attention_mask[-1].all()
     assert read.cursor is None and read.take(1) is None
 
 
-def test_skip_first_leaves_out_the_start_of_rows(text: FileText) -> None:
+def test_skip_first_leaves_out_the_start_of_contexts(text: FileText) -> None:
     all_ = reader("llama", text, "packed").take_rows(20)
     some = reader("llama", text, "packed", skip_first=4).take_rows(20)
     assert not some.position_mask[:, :4].any() and all_.position_mask[:, 1:4].any()
@@ -134,14 +134,14 @@ def test_skip_first_leaves_out_the_start_of_rows(text: FileText) -> None:
     assert torch.equal(some.tokens, all_.tokens)
 
 
-def test_the_unknown_token_counts_where_it_is_no_other_special_token() -> None:
+def test_unknown_token_is_used_unless_it_is_another_special_token() -> None:
     for family, counts in (("bert", True), ("llama", True), ("gpt2", False)):
         tokenizer = tiny_tokenizer(family)
         row = np.array([tokenizer.unk_token_id])
         assert PositionRule.from_tokenizer(tokenizer).token_mask(row).item() is counts
 
 
-def test_activations_that_do_not_count() -> None:
+def test_activation_masks_find_non_finite_values_and_outliers() -> None:
     rule = PositionRule(np.zeros(1, bool), outlier_norm=3.0)
     a, b = torch.ones(7, 4), torch.ones(7, 4)
     a[1, 2], b[2, 0], a[3] = float("nan"), float("inf"), 3.5
@@ -154,14 +154,14 @@ def test_activations_that_do_not_count() -> None:
 
 @pytest.mark.parametrize("packing", ["packed", "document"])
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_a_text_without_a_usable_token(tmp_path, packing: str, split: str) -> None:
+def test_text_without_a_usable_token_is_refused(tmp_path, packing: str, split: str) -> None:
     (tmp_path / "a.txt").write_text("<|endoftext|>".join(["[SEP]"] * 9))
     text = FileText([str(tmp_path / "a.txt")])
     with pytest.raises(UserError, match=f"no usable token in its {split} documents"):
         reader("bert", text, packing, split=split).take(10)
 
 
-def test_skip_first_can_leave_nothing_of_short_documents(tmp_path) -> None:
+def test_skip_first_that_leaves_no_token_is_refused(tmp_path) -> None:
     (tmp_path / "a.txt").write_text("<|endoftext|>".join(["w1 w2"] * 9))
     text = FileText([str(tmp_path / "a.txt")])
     assert reader("bert", text, "document").take(10) is not None
@@ -169,12 +169,12 @@ def test_skip_first_can_leave_nothing_of_short_documents(tmp_path) -> None:
         reader("bert", text, "document", skip_first=5).take(10)
 
 
-def test_no_room_for_text() -> None:
+def test_context_size_without_room_for_text_is_refused() -> None:
     with pytest.raises(UserError, match="context_size=2 leaves no room"):
         Layout.from_tokenizer(tiny_tokenizer("bert"), 2)
 
 
-def test_contexts_of_a_source(make_source: Callable[..., ModelActivations]) -> None:
+def test_contexts_iterate_over_the_split(make_source: Callable[..., ModelActivations]) -> None:
     source = make_source("bert", model_batch_size=4)
     chunks = list(source.contexts("held_out"))
     assert all(len(chunk) <= 4 for chunk in chunks)

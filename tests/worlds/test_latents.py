@@ -1,4 +1,4 @@
-"""Latents with classes: z and the posterior of its class, against their densities."""
+"""Latents with classes: z and the posterior of its class, compared with their densities."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_sphere_latents_are_von_mises_fisher(n, kappa):
     assert (counts - 1 / 7).abs().max() < 4.5 * (6 / 49 / SIZE) ** 0.5
 
 
-def test_classes_of_sparse_latents_have_the_posterior_asked_for():
+def test_classes_of_sparse_latents_follow_the_softmax_posterior():
     latents = SparseLatents(n_features=6, active=Exact(mean_active=2), sharpness=3.0)
     vectors = latents.class_vectors(4, generator_of(1))
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))
@@ -54,7 +54,7 @@ def test_classes_of_sparse_latents_have_the_posterior_asked_for():
         assert (off < 4.5 * (weight[:, None].square() * variance).sum(0).sqrt()).all()
 
 
-def test_prototypes_are_sparse_and_noise_is_around_them():
+def test_prototype_latents_are_sparse_prototypes_plus_noise():
     latents = PrototypeLatents(n_features=6, active=Exact(mean_active=2), spread=0.1)
     prototypes = latents.class_vectors(9, generator_of(1))
     assert ((prototypes != 0).sum(1) == 2).all()
@@ -64,7 +64,7 @@ def test_prototypes_are_sparse_and_noise_is_around_them():
     assert noise.mean(0).abs().max() < 4.5 * 0.1 / SIZE**0.5
 
 
-def test_combinations_held_back():
+def test_out_of_distribution_latents_have_other_combinations():
     latents = SparseLatents(n_features=9, active=Compositional(), magnitudes=Constant())
     other = latents.out_of_distribution()
     vectors = latents.class_vectors(3, generator_of(0))
@@ -84,6 +84,6 @@ def test_combinations_held_back():
         (lambda: PrototypeLatents(spread=0.0), "spread=0.0"),
     ],
 )
-def test_settings_out_of_range_are_named(make, named):
+def test_error_names_the_setting_out_of_range(make, named):
     with pytest.raises(UserError, match=named):
         make()

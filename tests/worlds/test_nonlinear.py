@@ -1,4 +1,4 @@
-"""Nonlinear mixing and the classifier behind it, on networks that train in a blink."""
+"""The nonlinear world and its classifier, with networks that train in under a second."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, leaky_relu
 
 from sae.errors import UserError
 from sae.worlds import Compositional, NonlinearMixing, SparseLatents, SphereLatents
-from sae.worlds.cache import folder, kept
+from sae.worlds.cache import cached, folder
 from sae.worlds.network import Classifier, Mixing
 from sae.worlds.seeding import generator_of
 
@@ -27,7 +27,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def test_mixing_can_be_undone():
+def test_mixing_is_invertible():
     mixing = Mixing(6, 3, 200, generator_of(0))
     z = torch.randn(50, 6, generator=generator_of(1))
     undone = mixing(z)
@@ -43,7 +43,7 @@ def test_mixing_can_be_undone():
     assert not torch.allclose(mixing(z) + mixing(-z), torch.zeros(50, 6), atol=0.1)
 
 
-def test_training_lowers_the_loss_and_the_untrained_network_is_where_it_began():
+def test_training_lowers_the_loss_from_that_of_the_untrained_network():
     world = small(steps=200)
     z, labels = world.sample("held_out", 0, 2000, 0)
     x = world.mixing(z)
@@ -68,7 +68,7 @@ def test_a_unit_head_has_rows_of_norm_1():
     assert not torch.allclose(Classifier(3, [8], 4, 5).logits(y).norm(dim=0), torch.ones(5))
 
 
-def test_trained_once_from_the_settings_alone(monkeypatch):
+def test_classifier_is_trained_once_and_depends_on_settings_only(monkeypatch):
     block = small().block("train", 3, 100, 5)
     (file,) = folder().iterdir()
     # Trained again: the same bits. Found on disk: no training at all.
@@ -80,14 +80,14 @@ def test_trained_once_from_the_settings_alone(monkeypatch):
         small(network_seed=1).network  # noqa: B018
 
 
-def test_what_cannot_be_kept_is_made_all_the_same(tmp_path, monkeypatch):
+def test_unwritable_cache_folder_does_not_fail(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    made = kept({"a": 1}, lambda: {"w": torch.ones(2)})
+    made = cached({"a": 1}, lambda: {"w": torch.ones(2)}, "making")
     assert made["w"].tolist() == [1, 1] and (tmp_path / "file").read_text() == ""
 
 
-def test_block_is_what_the_network_makes_of_codes():
+def test_block_is_the_network_applied_to_the_mixed_codes():
     world = small(d_in=3)
     world.setup("cpu")
     block = world.block("held_out", 2, 300, 7)
@@ -125,7 +125,7 @@ def test_truth_is_the_best_linear_map():
     assert best <= error(world.truth.double()) < 1.02 * best
 
 
-def test_instances_are_classes_told_apart_further():
+def test_instance_labels_refine_the_class_labels():
     plain, world = small(), small(labels="instance", instances=5)
     z, classes = plain.sample("train", 0, 3000, 0)
     same, labels = world.sample("train", 0, 3000, 0)
@@ -135,7 +135,7 @@ def test_instances_are_classes_told_apart_further():
     assert world.untrained_network().head.weight.shape == (60, 4)
 
 
-def test_a_twin_is_the_same_world_through_another_network():
+def test_another_network_seed_keeps_the_world():
     world = small()
     twin = world.with_network_seed(1)
     z, _ = world.sample("held_out", 0, 50, 0)
@@ -161,15 +161,15 @@ def test_a_twin_is_the_same_world_through_another_network():
         ({"mixing_layers": 0}, "mixing_layers=0"),
     ],
 )
-def test_settings_out_of_range_are_named(settings, named):
+def test_error_names_the_setting_out_of_range(settings, named):
     with pytest.raises(UserError, match=named):
         small(**settings)
 
 
-def test_batch_normalisation_ends_with_the_statistics_of_all_that_it_was_settled_on():
+def test_fit_batch_norm_uses_the_statistics_of_its_data():
     net = Classifier(3, [5], 2, 4)
     x = torch.randn(300, 3, generator=generator_of(3)) * 4 + 1
-    net.settle(x)
+    net.fit_batch_norm(x)
     linear, norm = net.body[0], net.body[1]
     hidden = linear(x)
     torch.testing.assert_close(norm.running_mean, hidden.mean(0))
@@ -183,12 +183,12 @@ def test_batch_normalisation_ends_with_the_statistics_of_all_that_it_was_settled
         drawn.append(x)
         return x, torch.zeros(size, dtype=torch.int64)
 
-    net.learn(draw, steps=3, batch_size=8, lr=1e-2)
+    net.fit(draw, steps=3, batch_size=8, lr=1e-2)
     assert [len(x) for x in drawn] == [8, 8, 8, 128]  # the last are for the statistics
     torch.testing.assert_close(norm.running_mean, linear(drawn[-1]).mean(0))
 
 
-def test_starting_weights_are_of_the_seed():
+def test_starting_weights_depend_on_the_seed():
     one, same, other = (Classifier(3, [5], 2, 4, seed=seed) for seed in (1, 1, 2))
     for name, weights in one.state_dict().items():
         assert torch.equal(weights, same.state_dict()[name])
@@ -196,8 +196,8 @@ def test_starting_weights_are_of_the_seed():
             assert not torch.equal(weights, other.state_dict()[name]), name
 
 
-def test_the_classifier_learns_from_samples_of_no_split():
-    """`sample` of a seed that is the network's own gives none of what it was trained on."""
+def test_classifier_is_not_trained_on_samples_of_a_split():
+    """`sample` with the seed of the network gives none of its training samples."""
     world = small(network_seed=3)
     seen = []
     world._sample, draw = lambda *a: seen.append(draw(*a)) or seen[-1], world._sample

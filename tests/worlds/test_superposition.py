@@ -1,4 +1,4 @@
-"""SparseSuperposition against what its docstring promises, by counting."""
+"""SparseSuperposition: empirical counts compared with its docstring."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_block_is_a_pure_function_and_every_argument_matters():
     assert torch.equal(other.codes("train", 4, 300, 0).values, values)
 
 
-def test_metadata_makes_the_same_world_and_counts_what_was_handed_out():
+def test_metadata_rebuilds_the_world_and_counts_cover_training_blocks():
     world = SparseSuperposition(8, 16, 3, noise=0.1, dictionary_seed=3)
     settings = world.metadata()
     assert settings.pop("world") == "SparseSuperposition"
@@ -112,8 +112,8 @@ def test_magnitudes(settings, mean, second):
     assert values.square().mean().item() == pytest.approx(second, rel=0.02)
 
 
-def test_runs_of_rows_are_joined(monkeypatch):
-    """More rows than one run holds: every row has its own features, and none is lost."""
+def test_rows_drawn_in_several_chunks_are_complete(monkeypatch):
+    """Draw more rows than fit into one chunk: every row has its own features, and none is lost."""
     monkeypatch.setattr("sae.worlds.world.PAIRS_PER_RUN", 16 * 7)
     world = SparseSuperposition(4, 16, 3, active="exact")
     z = world.codes("train", 0, 100, 0)
@@ -137,7 +137,7 @@ def test_runs_of_rows_are_joined(monkeypatch):
     ],
     ids=lambda case: "-".join(case) if isinstance(case, dict) else "",
 )
-def test_settings_out_of_range_are_named(settings, named):
+def test_error_names_the_setting_out_of_range(settings, named):
     with pytest.raises(UserError, match=named):
         SparseSuperposition(**{"d_in": 8, "n_features": 16, "mean_active": 2.0, **settings})
 

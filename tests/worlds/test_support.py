@@ -1,4 +1,4 @@
-"""What is active, against what was asked for: bounds are 4.5 standard deviations of a count."""
+"""Distributions of active features; bounds are 4.5 standard deviations of a count."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def drawn(rule, n, seed=0, rows=ROWS):
 
 
 def close(share, p, rows=ROWS):
-    """Whether shares of `rows` draws fit probabilities p."""
+    """Return whether shares of `rows` draws fit probabilities p."""
     p = torch.as_tensor(p, dtype=torch.float64)
     return bool(((share - p).abs() <= 4.5 * (p * (1 - p) / rows).sqrt() + 1e-12).all())
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_frequencies_are_what_they_are_said_to_be(name):
+def test_empirical_frequencies_match_frequencies(name):
     rule, n = RULES[name]
     active, p = drawn(rule, n), rule.frequencies(n)
     assert active.shape == (ROWS, n) and active.dtype == torch.bool and p.dtype == torch.float64
@@ -55,7 +55,7 @@ def test_frequencies_are_what_they_are_said_to_be(name):
     assert torch.equal(drawn(rule, n), active) and not torch.equal(drawn(rule, n, 1), active)
 
 
-def test_frequencies_fall_as_asked():
+def test_frequencies_follow_exponent_and_decay():
     p = Bernoulli(mean_active=3.0, frequency_decay=0.8).frequencies(12)
     torch.testing.assert_close(p[1:] / p[:-1], torch.full((11,), 0.8, dtype=torch.float64))
     assert p.sum().item() == pytest.approx(3)
@@ -64,7 +64,7 @@ def test_frequencies_fall_as_asked():
 
 
 @pytest.mark.parametrize("name", ["first", "low_rank", "dense"])
-def test_pairs_fire_together_as_often_as_the_copula_says(name):
+def test_pairs_fire_together_as_often_as_the_copula_predicts(name):
     rule, n = RULES[name]
     correlation, p = rule.correlation(n), rule.frequencies(n)
     torch.testing.assert_close(correlation.diagonal(), torch.ones(n, dtype=torch.float64))
@@ -78,7 +78,7 @@ def test_pairs_fire_together_as_often_as_the_copula_says(name):
         assert close(together[i, j], both), (i, j, rho)
 
 
-def test_the_correlations_asked_for():
+def test_correlation_matrices_match_the_settings():
     wanted = torch.eye(5, dtype=torch.float64)
     wanted[0, 1:] = wanted[1:, 0] = 0.4
     torch.testing.assert_close(FirstCopula(rho=0.4).correlation(5), wanted)
@@ -92,7 +92,7 @@ def test_the_correlations_asked_for():
 
 
 def test_parents_of_three_levels():
-    """Of 3 roots one has a family, 2 children each."""
+    """One of 3 roots has 2 children, which have 2 children each."""
     rule = Hierarchy(roots=ROOTS, trees=1, children=2, depth=3)
     assert rule.levels(17) == [3, 2, 4, 8]
     assert rule.parents(17).tolist() == [-1] * 3 + [0, 0, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8]
@@ -124,15 +124,15 @@ def test_children_fire_only_with_their_parent(exclusive):
             assert close(torch.bincount(at_once.long(), minlength=4) / rows, expected, rows)
 
 
-def test_a_tree_of_any_rule():
+def test_hierarchy_accepts_any_distribution_of_roots():
     rule = Hierarchy(roots=Exact(mean_active=2), trees=1, children=2, child_probability=1.0)
     active = drawn(rule, 7)
     assert (active[:, :5].sum(1) == 2).all()
     assert torch.equal(active[:, 0], active[:, 5] ^ active[:, 6])
 
 
-def test_feature_0_keeps_its_company():
-    """n = 9, k = 3: 1 to 4 are its company in distribution, 5 to 8 out of it."""
+def test_feature_0_occurs_only_with_its_allowed_features():
+    """n = 9, k = 3: features 1 to 4 occur with it in distribution, 5 to 8 out of distribution."""
     inside, outside = (
         Compositional(mean_active=3),
         Compositional(mean_active=3).out_of_distribution(),
@@ -170,6 +170,6 @@ def test_feature_0_keeps_its_company():
         (lambda: Compositional(mean_active=1).sampler(9), "mean_active=1 "),
     ],
 )
-def test_settings_out_of_range_are_named(make, named):
+def test_error_names_the_setting_out_of_range(make, named):
     with pytest.raises(UserError, match=named):
         make()

@@ -1,4 +1,4 @@
-"""Toy models of superposition, where their optimum is known."""
+"""Toy models of superposition with known optima."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def draw(step, densities, n, batch=256):
     return torch.rand(shape, generator=g) * on
 
 
-def test_dense_features_get_dimensions_sparse_ones_share_them():
+def test_dense_features_get_own_dimensions_and_sparse_ones_share():
     """2 dimensions for 4 features. Dense: the two that matter most, at right angles, the others
     left out. Sparse: all four, in two antipodal pairs."""
     W, b = toy_models(
@@ -43,8 +43,8 @@ def test_dense_features_get_dimensions_sparse_ones_share_them():
     )
 
 
-def test_it_starts_where_it_is_told_to():
-    """Adam moves no number by more than about its learning rate a step."""
+def test_training_starts_from_the_given_weights():
+    """Adam moves no weight by more than about its learning rate per step."""
     start = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]])
     x = torch.tensor([[1.0, 0.0, 1.0]])
     W, b = toy_models(lambda step: x, 3, 2, steps=3, lr=1e-4, start=start)
@@ -67,7 +67,7 @@ def test_dimensions_per_feature_by_hand():
     assert dimensions_per_feature(W).tolist() == pytest.approx([2 / 12])
 
 
-def test_a_world_learns_its_directions_from_its_own_samples_once(tmp_path, monkeypatch):
+def test_learned_directions_are_trained_once_on_samples_of_the_world(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     make = lambda **kw: World(
         2,
@@ -97,7 +97,7 @@ def test_a_world_learns_its_directions_from_its_own_samples_once(tmp_path, monke
 @pytest.mark.parametrize(
     "settings", [{"importance_decay": 0.0}, {"steps": 0}, {"batch_size": 0}, {"lr": float("inf")}]
 )
-def test_settings_out_of_range_are_named(settings):
+def test_error_names_the_setting_out_of_range(settings):
     ((name, value),) = settings.items()
     with pytest.raises(UserError, match=f"{name}={value}"):
         ToyModel(**settings)

@@ -1,4 +1,4 @@
-"""A world out of its three parts: how large values are, where features point, and the blocks."""
+"""World: magnitudes, directions and blocks."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def test_uniform_magnitudes_stay_in_their_range():
 
 
 @pytest.mark.parametrize("wanted", [0.2, 0.3, 0.9])
-def test_coherence_is_what_was_asked_for(wanted):
+def test_coherence_matches_the_setting(wanted):
     rows = Coherent(coherence=wanted).rows(48, 24, 0, None)
     assert coherence(rows.double()) == pytest.approx(wanted, abs=1e-4)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(48))
     assert torch.linalg.matrix_rank(rows) == 24
 
 
-def test_the_least_coherence_there_is():
+def test_welch_bound_of_three_vectors_in_a_plane():
     """3 vectors in 2 dimensions: 60 degrees apart as lines, cosine 1/2."""
     assert welch_bound(3, 2) == 0.5 and welch_bound(2, 2) == 0
     rows = Coherent(coherence=0.51).rows(3, 2, 0, None)
@@ -75,14 +75,14 @@ def test_the_least_coherence_there_is():
     assert coherence(torch.eye(3)) == 0 and coherence(torch.tensor([[1.0], [-1.0]])) == 1
 
 
-def test_orthogonal_directions():
+def test_orthogonal_directions_are_orthogonal():
     rows = Orthogonal().rows(5, 7, 3, None)
     torch.testing.assert_close(rows @ rows.T, torch.eye(5), atol=1e-6, rtol=0)
     with pytest.raises(UserError, match="n_features=8 .* d_in=7"):
         World(7, 8, Bernoulli(mean_active=1), directions=Orthogonal())
 
 
-def test_directions_come_from_their_seed():
+def test_directions_depend_on_the_dictionary_seed():
     for directions in (Random(), Orthogonal(), Coherent(coherence=0.5)):
         rows = directions.rows(6, 6, 1, None)
         assert torch.equal(directions.rows(6, 6, 1, None), rows)
@@ -92,7 +92,7 @@ def test_directions_come_from_their_seed():
 TREE = Hierarchy(roots=Bernoulli(mean_active=2.0), trees=2, children=2, depth=2, scaled=True)
 
 
-def test_a_scaled_child_is_a_share_of_its_parent():
+def test_scaled_child_is_multiplied_by_its_parent():
     plain = Hierarchy(**{**vars(TREE), "scaled": False})
     settings = {"d_in": 6, "n_features": 16, "magnitudes": Uniform(low=0.5)}
     scaled, drawn = (
@@ -114,7 +114,7 @@ WORLDS = {
 }
 
 
-def test_every_key_has_a_stream_of_its_own():
+def test_different_keys_give_different_random_streams():
     keys = [(0,), (1,), (0, 1), (2, 1), (1, 2), (0, 0, 1), (1, 1, 1)]
     drawn = {key: torch.rand(4, generator=generator_of(*key)) for key in keys}
     assert len({tuple(values.tolist()) for values in drawn.values()}) == len(keys)
@@ -143,8 +143,8 @@ def test_blocks_are_pure_functions_and_independent_streams(name):
             assert both.corrcoef()[0, 1].abs() < 4.5 / sqrt(noise.numel()), other
 
 
-def test_directions_are_learnt_from_samples_of_no_split():
-    """What the world hands to its directions, against its blocks of the same seed and number."""
+def test_directions_are_not_learned_from_samples_of_a_split():
+    """Compare the samples for learned directions with blocks of the same seed and index."""
     seen = []
 
     class Looks(Orthogonal):
@@ -161,7 +161,7 @@ def test_directions_are_learnt_from_samples_of_no_split():
         assert (other == once).all(1).double().mean() < 0.2
 
 
-def test_held_out_is_in_distribution_and_the_other_is_asked_for():
+def test_held_out_is_in_distribution():
     world = World(8, 9, Compositional(mean_active=3))
     other = world.out_of_distribution()
     for split in ("train", "held_out"):
@@ -184,7 +184,7 @@ def test_held_out_is_in_distribution_and_the_other_is_asked_for():
     assert World(8, 9, Exact(mean_active=3)).out_of_distribution() is None
 
 
-def test_metadata_says_what_the_world_is_made_of():
+def test_metadata_lists_all_settings():
     said = json.loads(json.dumps(World(16, 16, **WORLDS["tree"]).metadata()))
     assert said["world"] == "World" and said["directions"] == {
         "class": "Coherent",
@@ -202,6 +202,6 @@ def test_metadata_says_what_the_world_is_made_of():
         (lambda: HalfNormal(scale=-1.0), "scale=-1.0"),
     ],
 )
-def test_settings_out_of_range_are_named(make, named):
+def test_error_names_the_setting_out_of_range(make, named):
     with pytest.raises(UserError, match=named):
         make()
