@@ -74,7 +74,7 @@ def test_classifier_is_trained_once_and_depends_on_settings_only(monkeypatch):
     # Trained again: the same bits. Found on disk: no training at all.
     file.unlink()
     assert torch.equal(small().block("train", 3, 100, 5).acts["world"], block.acts["world"])
-    monkeypatch.setattr(Classifier, "learn", None)
+    monkeypatch.setattr(Classifier, "fit", None)
     assert torch.equal(small().block("train", 3, 100, 5).acts["world"], block.acts["world"])
     with pytest.raises(TypeError):
         small(network_seed=1).network  # noqa: B018
