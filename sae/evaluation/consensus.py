@@ -1,4 +1,4 @@
-"""The dictionary that several seeds agree on, as an autoencoder of its own."""
+"""Consensus: an SAE of the latents that several seeds share."""
 
 from __future__ import annotations
 
@@ -22,22 +22,25 @@ def consensus(
     threshold: float = 0.7,
     at_least: int | None = None,
 ) -> SAE:
-    """An autoencoder of the latents that enough of `saes` have; they differ in their seed only.
+    """Return an SAE of the latents that enough seeds share.
 
-    A latent of one seed and its partners in others make one latent of the result where every two
-    of them are above `threshold` in signed decoder and in encoder cosine. Its direction is the
-    mean of theirs, as long as theirs are on average; its encoder weights, bias and threshold are
-    means, and so are b_dec and whatever else is not of one latent. k is as it was, or the number of
-    latents where that is less. Latents come in the order of the first seed that has them. The
-    result's `stability` is the mean decoder cosine within each latent's own.
+    A latent of one seed and its partners in other seeds make one latent of the result if every two
+    of them exceed `threshold` in signed decoder cosine and in encoder cosine. Its decoder row has
+    their mean direction and their mean norm. Encoder weights, bias and threshold are means, and so
+    are b_dec and all parameters that do not belong to one latent. k stays as it is, or becomes the
+    number of latents if that is smaller. Latents are in the order of the first seed that has them.
+    The result's `stability` is the mean decoder cosine among the seeds' versions of each latent.
 
     Args:
-        matching: `match_seeds_signed` of their decoders, where it is known already.
-        threshold: of cosines; "shared" latents of Paulo & Belrose (arXiv 2501.16615) are above 0.7.
-        at_least: how many seeds must have a latent; more than half of them when left out.
+        saes: SAEs that differ only in their seed.
+        matching: `match_seeds_signed` of their decoders, if it is known already.
+        threshold: smallest cosine; "shared" latents of Paulo & Belrose (arXiv 2501.16615) are above
+            0.7.
+        at_least: number of seeds that must have a latent; by default more than half.
 
-    Raises UserError where no latent is shared, for autoencoders of different kinds, and where a
-    latent's place means something: GroupMax, and sites whose latents fall into groups.
+    Raises:
+        UserError: no latent is shared, the SAEs are of different kinds, or the index of a latent
+            has a meaning: GroupMax, and sites whose latents fall into groups.
     """
     seeds = len(saes)
     if at_least is None:
@@ -51,13 +54,13 @@ def consensus(
     if not len(latents):
         raise UserError(
             f"no latent is shared by {at_least} of {seeds} seeds at cosine {threshold}; train for "
-            "longer, or take a lower threshold"
+            "longer, or choose a lower threshold"
         )
     inside = (latents >= 0).double()
     size = inside.sum(1)
 
     def mean(tensors: Sequence[Tensor]) -> Tensor:
-        """Over the seeds that have each latent, of tensors [d_sae, ...]."""
+        """Return the mean of tensors [d_sae, ...] over the seeds that have each latent."""
         total = 0.0
         for number, tensor in enumerate(tensors):
             has = inside[:, number].view(-1, *[1] * (tensor.dim() - 1))
@@ -76,7 +79,7 @@ def consensus(
     direction = mean(D)
     state, states = {}, [sae.state_dict() for sae in saes]
     for name in agreed.state_dict():
-        tensors = [own[name] for own in states]
+        tensors = [one_state[name] for one_state in states]
         if name == "W_dec":
             norms = mean([tensor.double().norm(dim=1) for tensor in tensors])
             state[name] = normalize(direction) * norms[:, None]
@@ -88,39 +91,46 @@ def consensus(
             state[name] = torch.stack([tensor.double().cpu() for tensor in tensors]).mean(0)
     agreed.load_state_dict(state)
     agreed.project()
-    # |sum of m unit vectors|^2 is m, and twice the cosine of every two of them.
+    # |sum of m unit vectors|^2 is m plus twice the sum of the cosines of all pairs.
     agreed.stability = ((direction.norm(dim=1) * size).square() - size) / (size * (size - 1))
     return agreed
 
 
 def _check(saes: Sequence[SAE], at_least: int) -> None:
     if len(saes) < 2:
-        raise UserError("a consensus needs two autoencoders or more")
+        raise UserError("a consensus needs at least two SAEs")
     first = saes[0]
     kinds = {str((sae.d_in, sae.d_out, sae.site.to_dict(), sae.sparsity.to_dict())) for sae in saes}
     if len(kinds) > 1:
-        raise UserError("a consensus is of autoencoders that differ in their seed only")
+        raise UserError("a consensus needs SAEs that differ only in their seed")
     if not 2 <= at_least <= len(saes):
-        raise UserError(f"at_least={at_least}; give 2 to {len(saes)}, the number of autoencoders")
+        raise UserError(f"at_least={at_least}; give 2 to {len(saes)}, the number of SAEs")
     if first.site.groups > 1 or not first.sparsity.permutable:
         kind = first.sparsity if first.site.groups == 1 else first.site
         raise UserError(
-            f"{type(kind).__name__} goes by the place of a latent, so there is no consensus of it"
+            f"the index of a latent has a meaning in {type(kind).__name__}, so it has no consensus"
         )
 
 
 def _clusters(
     matching: SeedMatching, D: list[Tensor], E: list[Tensor], threshold: float, at_least: int
 ) -> Tensor:
-    """int64 [shared latents, seeds]: which latent of each seed is each; -1 where it has none.
+    """Return the index of each shared latent in each seed, int64 [shared, seeds]; -1 for none.
 
-    Around each latent of a seed, its partners that agree with it; of those that do not all agree
-    with one another, whichever agrees with fewest goes first. D, E: unit rows [d_sae, d] each.
+    A cluster starts as a latent of one seed and its partners that agree with it. While not all of
+    them agree with one another, the one that agrees with the fewest is removed.
+
+    Args:
+        matching: matching of the decoders.
+        D: normalised decoder rows [d_sae, d_out] of each seed.
+        E: normalised encoder rows [d_sae, d_in] of each seed.
+        threshold: smallest cosine of latents that agree.
+        at_least: smallest size of a cluster.
     """
     seeds, d_sae = len(D), len(D[0])
     used = torch.zeros(seeds, d_sae, dtype=torch.bool)
-    found = []
-    # Whatever at_least have, one of the first seeds has.
+    clusters = []
+    # A latent that `at_least` seeds have is in at least one of these first seeds.
     for s in range(seeds - at_least + 1):
         at = matching.partners[s]
         agree = torch.ones(seeds, seeds, d_sae, dtype=torch.bool)
@@ -130,24 +140,28 @@ def _clusters(
                 agree[t, u] = agree[u, t] = torch.stack(cosines).amin(0) > threshold
         inside = agree[s] & ~used.gather(1, at)
         while True:
-            friends = (agree & inside).sum(1)
-            lacking = inside & (friends < inside.sum(0))
-            some = lacking.any(0)
-            if not some.any():
+            agreeing = (agree & inside).sum(1)
+            disputed = inside & (agreeing < inside.sum(0))
+            unfinished = disputed.any(0)
+            if not unfinished.any():
                 break
-            # Of equals the last seed.
-            worst = torch.where(lacking, friends, seeds + 1).flip(0).argmin(0)
-            inside[seeds - 1 - worst[some], some.nonzero().flatten()] = False
-        kept = inside & (inside.sum(0) >= at_least)
-        used[torch.arange(seeds)[:, None].expand_as(at)[kept], at[kept]] = True
-        found.append(torch.where(kept, at, -1)[:, kept.any(0)].T)
-    return torch.cat(found)
+            # On a tie the last seed is removed.
+            worst = torch.where(disputed, agreeing, seeds + 1).flip(0).argmin(0)
+            inside[seeds - 1 - worst[unfinished], unfinished.nonzero().flatten()] = False
+        shared = inside & (inside.sum(0) >= at_least)
+        used[torch.arange(seeds)[:, None].expand_as(at)[shared], at[shared]] = True
+        clusters.append(torch.where(shared, at, -1)[:, shared.any(0)].T)
+    return torch.cat(clusters)
 
 
 def _metadata(saes: Sequence[SAE], threshold: float, at_least: int) -> dict[str, Any]:
-    """What all have in common, and what they were."""
+    """Return the metadata that all SAEs have in common, and what they were."""
     first, *others = [sae.metadata for sae in saes]
-    common = {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}
+    common = {
+        key: value
+        for key, value in first.items()
+        if all(key in other and other[key] == value for other in others)
+    }
     return common | {
         "consensus_of": [sae.metadata.get("run") for sae in saes],
         "seeds": [sae.metadata.get("seed") for sae in saes],

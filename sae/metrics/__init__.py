@@ -1,1 +1,4 @@
-"""How good a run is: one function or accumulator a metric, the convention in its name."""
+"""Metrics: one function or accumulator each, with the convention in its name.
+
+`registry` lists them with their labels and formats.
+"""

@@ -1,4 +1,4 @@
-"""What a score is: a value with its bootstrap interval, beside its chance level."""
+"""Scores: a value with its bootstrap interval and its chance level."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-# Resamples made at a time hold about this many numbers.
+# Resamples are drawn in batches of about this many numbers.
 _NUMBERS = 2**22
-# Clusters that are resampled at most.
+# Largest number of clusters that are resampled.
 _CLUSTERS = 1024
 
 
 @dataclass(frozen=True)
 class Score:
-    """A figure with what is needed to read it.
+    """The value of a metric with its interval and its chance level.
 
     Attributes:
-        value: over all units.
-        low, high: its 95% interval under resampling of the units; NaN for fewer than two. It says
-            how much the figure owes to the units drawn, not how another run would differ.
-        n: units (samples, latents, features, tasks) it is over.
-        chance: what the same score gives where there is nothing to find; None where that is known
-            without measuring.
+        value: the metric over all units.
+        low: lower end of its 95% interval under resampling of the units; NaN for fewer than two.
+            The interval shows how much the value depends on the units drawn, not how another
+            training run would differ.
+        high: upper end of the interval.
+        n: number of units (samples, latents, features or tasks).
+        chance: value of the metric where there is nothing to find; None if it is not known.
     """
 
     value: float
@@ -37,11 +38,11 @@ class Score:
     chance: float | None = None
 
     def entries(self, name: str) -> dict[str, float]:
-        """`name`, and as far as they are known `name_low`, `name_high` and `name_chance`."""
-        found = {"": self.value, "_low": self.low, "_high": self.high, "_chance": self.chance}
+        """Return the value under `name`, and `name_low`, `name_high`, `name_chance` if known."""
+        entries = {"": self.value, "_low": self.low, "_high": self.high, "_chance": self.chance}
         return {
             name + end: number
-            for end, number in found.items()
+            for end, number in entries.items()
             if number is not None and not (end and math.isnan(number))
         }
 
@@ -57,11 +58,16 @@ def bootstrap_score(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Score:
-    """The score of `units` [n], by default their mean, with its percentile interval.
+    """Return the score of some units, by default their mean, with its percentile interval.
 
-    Several tensors are columns of the same n units and are resampled together, for a ratio of sums
-    for instance; `statistic` takes them as numpy arrays, and `axis`, the one to reduce. Units that
-    hang together (tokens of a text) make the interval too narrow.
+    Args:
+        units: values [n]. Several tensors are columns of the same n units and are resampled
+            together, for example for a ratio of sums. Units that depend on each other, such as
+            tokens of one text, make the interval too narrow; see `sums_by_cluster`.
+        statistic: function of the columns as numpy arrays, and of `axis`, the axis to reduce.
+        chance: chance level of the metric.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resampling.
     """
     columns = tuple(column.detach().double().cpu().numpy() for column in units)
     n = len(columns[0])
@@ -82,14 +88,22 @@ def bootstrap_score(
 
 
 def ratio(above: np.ndarray, below: np.ndarray, axis: int) -> np.ndarray:
-    """A statistic of two columns: one sum over the other."""
+    """Return the sum of one column over the sum of another, a statistic for `bootstrap_score`."""
     return above.sum(axis) / below.sum(axis)
 
 
 def sums_by_cluster(columns: Mapping[str, Tensor], cluster: Tensor) -> dict[str, Tensor]:
-    """Each column [n] summed over the rows of a cluster, float64 [clusters]: what to resample, with
-    `ratio`, where rows hang together. cluster [n], any integers. Beyond 1,024 of them several are
-    put together, which costs the interval nothing that can be seen and saves its time.
+    """Return the sum of each column over the rows of each cluster.
+
+    Resample these sums with `ratio` if rows of a cluster depend on each other.
+
+    Args:
+        columns: values [n] by name.
+        cluster: cluster of each row [n], any integers. Clusters beyond 1,024 are merged with
+            others, which saves time and does not visibly change the interval.
+
+    Returns:
+        Sums by name, float64 [clusters].
     """
     inverse = cluster.unique(return_inverse=True)[1] % _CLUSTERS
     size = int(inverse.max()) + 1

@@ -1,7 +1,8 @@
-"""How many latents may be active at a time before no method could read them: compressed sensing.
+"""Capacity by compressed sensing: how many latents can be active before codes are lost.
 
-The bounds hold for a random dictionary of F unit vectors and features drawn alike; correlated
-features and coherent dictionaries do worse. F is d_sae for an SAE, the features for a world.
+The bounds hold for a random dictionary of F unit vectors whose features are equally likely.
+Correlated features and coherent dictionaries do worse. F is d_sae for an SAE, and the number of
+features for a world.
 """
 
 from __future__ import annotations
@@ -14,18 +15,25 @@ from torch import Tensor
 
 from sae.errors import UserError
 
-# The derivative below changes sign well before: t grows as sqrt(2 ln(F / k)).
+# The derivative below changes its sign well before: t grows as sqrt(2 ln(F / k)).
 _LARGEST_T = 38.0
 
 
 def statistical_dimension(k: float, F: int, *, non_negative: bool = True) -> float:
-    """delta(k, F): dimensions that l1 needs to recover k-sparse codes of F atoms exactly.
+    """Return delta(k, F), the dimensions that l1 needs to recover k-sparse codes of F atoms.
 
     delta = min over t >= 0 of k (1 + t^2) + s (F - k) int_t^inf (u - t)^2 phi(u) du, with s = 1 for
     codes >= 0 and 2 for signed ones: the statistical dimension of the l1 norm's descent cone at a
     k-sparse point (Amelunxen, Lotz, McCoy & Tropp 2014, "Living on the edge", equation 4.10).
-    Recovery turns from certain to impossible where the dimensions of the data fall below it.
-    k may be a mean, such as L0. Raises UserError unless 0 <= k <= F.
+    If the data have fewer dimensions, recovery turns from almost certain to almost impossible.
+
+    Args:
+        k: number of active atoms; may be a mean, such as L0.
+        F: number of atoms.
+        non_negative: whether codes are non-negative.
+
+    Raises:
+        UserError: k is not between 0 and F.
     """
     if not 0 <= k <= F:
         raise UserError(f"k={k} must lie between 0 and the {F} latents")
@@ -33,7 +41,7 @@ def statistical_dimension(k: float, F: int, *, non_negative: bool = True) -> flo
         return 0.0
     others = (F - k) * (1 if non_negative else 2)
 
-    def slope(t: float) -> float:  # half the derivative, rising in t
+    def slope(t: float) -> float:  # half the derivative, which increases with t
         return k * t - others * (norm.pdf(t) - t * norm.sf(t))
 
     t = brentq(slope, 0.0, _LARGEST_T)
@@ -42,7 +50,7 @@ def statistical_dimension(k: float, F: int, *, non_negative: bool = True) -> flo
 
 
 def largest_k(d: float, F: int, *, non_negative: bool = True) -> int:
-    """The largest k with statistical_dimension(k, F) <= d: what d dimensions allow for."""
+    """Return the largest k with statistical_dimension(k, F) <= d."""
     low, high = 0, F
     while low < high:
         middle = (low + high + 1) // 2
@@ -54,10 +62,10 @@ def largest_k(d: float, F: int, *, non_negative: bool = True) -> int:
 
 
 def effective_dimension(covariance: Tensor) -> float:
-    """(tr C)^2 / tr C^2 of a covariance [d, d], between 1 and d: the participation ratio.
+    """Return the participation ratio (tr C)^2 / tr C^2 of a covariance [d, d], from 1 to d.
 
-    It is d where all directions vary alike and n where n do and the others not at all. Below d it
-    is a pessimistic stand-in for it, since directions of little variance still carry something.
+    It is d if all directions vary equally, and n if n of them do and the others are constant. It is
+    a pessimistic substitute for d, because directions of small variance still carry information.
     """
     C = covariance.double()
     return (C.trace().square() / C.square().sum()).item()
@@ -65,25 +73,25 @@ def effective_dimension(covariance: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What compressed sensing says of an SAE of this shape and this L0."""
+    """The bounds of compressed sensing for an SAE of this shape and this L0."""
 
     d: float
-    """Dimensions counted on: d_in, or the effective dimension of the activations."""
+    """Dimensions of the data: d_in, or the effective dimension of the activations."""
     d_sae: int
     l0: float
     delta: float
     """Dimensions that this L0 needs."""
     largest_k: int
-    """Latents that these dimensions allow for."""
+    """Largest number of active latents that these dimensions allow."""
 
     @property
     def margin(self) -> float:
-        """d / delta: below 1 no code can be right; infinite for an L0 of 0."""
+        """d / delta. Below 1 codes cannot be recovered; infinite for an L0 of 0."""
         return self.d / self.delta if self.delta else float("inf")
 
 
 def capacity(d: float, d_sae: int, l0: float, *, non_negative: bool = True) -> Capacity:
-    """`Capacity` of d_sae latents in d dimensions of which l0 are active on average."""
+    """Return the bounds for d_sae latents in d dimensions, of which l0 are active on average."""
     return Capacity(
         d=d,
         d_sae=d_sae,

@@ -1,7 +1,7 @@
-"""How well codes match codes that are known: which latent is which feature, and does it fire right.
+"""Match latents to true features by their codes, and measure how well the codes agree.
 
-Shapes: z [n, features] the truth and z_hat [n, d_sae] the codes of the same n samples, each either
-dense or a `Codes`. Everything works on the non-zero values, in float64.
+Shapes: z [n, features] are the true codes and z_hat [n, d_sae] the SAE's codes of the same n
+samples, each either dense or a `Codes`. Everything works on the non-zero values, in float64.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from torch import Tensor
 from sae.errors import UserError
 from sae_kernels.codes import Codes
 
-# A column whose variance is below this share of its mean square is constant up to rounding.
+# A column whose variance is a smaller share of its mean square counts as constant: rounding.
 _CONSTANT = 1e-12
 
 
 @dataclass(frozen=True)
 class CodeMatching:
-    """The latent assigned to each true feature that is active in the sample.
+    """The latent assigned to each true feature that is active in some sample.
 
-    features [a] int64, rising; latents [a] int64, -1 for a feature without one; correlations [a]
-    float64, Pearson over the samples, 0 where latents is -1. `inactive` features are 0 on every
-    sample: nothing can be said of them, so they are left out, and their number belongs beside
-    every score.
+    Attributes:
+        features: the active features, int64 [a], ascending.
+        latents: the latent assigned to each, int64 [a]; -1 for none.
+        correlations: Pearson correlation of each pair over the samples, float64 [a]; 0 for none.
+        inactive: number of features that are 0 on every sample. They cannot be matched and are left
+            out, so report this number beside every score.
     """
 
     features: Tensor
@@ -38,39 +40,43 @@ class CodeMatching:
     inactive: int
 
     def mean(self) -> float:
-        """Mean correlation over the active features: the code MCC. NaN if none is active."""
+        """Return the code MCC: the mean correlation over active features; NaN if none is active."""
         return self.correlations.mean().item()
 
 
 def match_codes_absolute(z: Tensor | Codes, z_hat: Tensor | Codes) -> CodeMatching:
-    """The assignment (Hungarian) with the largest sum of |Pearson|; `correlations` are absolute.
+    """Return the assignment (Hungarian) with the largest sum of |Pearson|.
 
-    A latent serves at most one feature. A column that is constant correlates 0 with everything and
-    is never assigned. Raises UserError when z and z_hat differ in samples.
+    Each latent is assigned to at most one feature. A constant column has correlation 0 with
+    everything and is never assigned. The `correlations` of the result are absolute.
+
+    Raises:
+        UserError: z and z_hat differ in their number of samples.
     """
     return _match(z, z_hat, np.abs)
 
 
 def match_codes_signed(z: Tensor | Codes, z_hat: Tensor | Codes) -> CodeMatching:
-    """The same with signed Pearson, for z >= 0: a latent that falls as the feature rises is none.
+    """Return the assignment with the largest sum of signed Pearson correlations, for z >= 0.
 
-    A feature may stay without a latent, so no correlation is below 0.
+    A latent that falls as the feature rises is no match: such a feature gets no latent, so no
+    correlation is below 0.
     """
     return _match(z, z_hat, lambda correlations: correlations.clip(min=0))
 
 
 def code_mcc_absolute(z: Tensor | Codes, z_hat: Tensor | Codes) -> float:
-    """Mean over the active true features of |Pearson(z_i, z_hat_j)|, j assigned by Hungarian.
+    """Return the mean over active true features of |Pearson(z_i, z_hat_j)|, j by Hungarian.
 
-    Features without a latent and constant columns count 0. O'Neill et al. (arXiv 2411.13117) score
-    codes so where widths agree; where they differ they match greedily, which reads higher. Its
-    chance level is `code_chance(code_mcc_absolute, z, z_hat)`, far from 0 for few samples.
+    Features without a latent and constant columns count as 0. O'Neill et al. (arXiv 2411.13117)
+    use this where widths agree; where they differ they match greedily, which gives higher values.
+    The chance level is `code_chance(code_mcc_absolute, z, z_hat)`, far from 0 for few samples.
     """
     return match_codes_absolute(z, z_hat).mean()
 
 
 def code_mcc_signed(z: Tensor | Codes, z_hat: Tensor | Codes) -> float:
-    """`code_mcc_absolute` with signed Pearson: the one to use where z >= 0 and z_hat >= 0."""
+    """Return `code_mcc_absolute` with signed Pearson; use it where z >= 0 and z_hat >= 0."""
     return match_codes_signed(z, z_hat).mean()
 
 
@@ -82,10 +88,10 @@ def code_chance(
     draws: int = 2,
     seed: int = 0,
 ) -> float:
-    """Mean of score(z, z_hat) over `draws` shuffles of z_hat's samples.
+    """Return the mean of score(z, z_hat) over `draws` shuffles of z_hat's samples.
 
-    Every column keeps its values and every code its latents; only what they have to do with z is
-    lost.
+    Shuffling keeps the values of every column and the latents of every sample, and removes only
+    their relation to z.
     """
     generator = np.random.default_rng(seed)
     matrix = samples_matrix(z_hat)
@@ -97,7 +103,7 @@ def code_chance(
 
 @dataclass(frozen=True)
 class Support:
-    """Precision, recall and F1 of which entries are active, one value a unit, float64 [units]."""
+    """Precision, recall and F1 of which entries are active, float64 [units] each."""
 
     precision: Tensor
     recall: Tensor
@@ -107,11 +113,14 @@ class Support:
 def support_per_matched_latent(
     z: Tensor | Codes, z_hat: Tensor | Codes, matching: CodeMatching, *, eps: float = 0.0
 ) -> Support:
-    """For each active feature, over samples: does its latent fire (|z_hat| > eps) where z is not 0?
+    """Compare, for each active feature, where it is active (z != 0) and where its latent fires.
 
-    TP samples where both are active: precision TP / fired, recall TP / active, F1 their harmonic
-    mean; 0 for a feature without a latent or whose latent never fires. Units are
-    `matching.features` (the mean over latents is SAELens's convention).
+    A latent fires where |z_hat| > eps. With TP the number of samples where both are active,
+    precision is TP / fired, recall TP / active, and F1 their harmonic mean; all are 0 for a feature
+    without a latent or with a latent that never fires.
+
+    Returns:
+        One value for each of `matching.features`. SAELens reports their mean.
     """
     truth, fired = _supports(z, z_hat, matching, eps)
     return _support(_sums(truth * fired, 0), _sums(fired, 0), _sums(truth, 0), empty=0.0)
@@ -120,10 +129,13 @@ def support_per_matched_latent(
 def support_per_sample(
     z: Tensor | Codes, z_hat: Tensor | Codes, matching: CodeMatching, *, eps: float = 0.0
 ) -> Support:
-    """For each sample, over features: are the latents that fire those of the active features?
+    """Compare, for each sample, the latents that fire with those of the active features.
 
-    Latents of no feature count as wrong when they fire. A sample where nothing is active and
-    nothing fires scores 1. Units are the n samples (Barin Pacela et al., arXiv 2603.28744).
+    A latent that is matched to no feature counts as wrong when it fires. A sample in which nothing
+    is active and nothing fires scores 1 (Barin Pacela et al., arXiv 2603.28744).
+
+    Returns:
+        One value for each of the n samples.
     """
     truth, fired = _supports(z, z_hat, matching, eps)
     all_fired = _sums(abs(samples_matrix(z_hat)) > eps, 1)
@@ -133,17 +145,17 @@ def support_per_sample(
 def exact_support_rate(
     z: Tensor | Codes, z_hat: Tensor | Codes, matching: CodeMatching, *, eps: float = 0.0
 ) -> float:
-    """Share of samples where the latents that fire are exactly those of the active features."""
+    """Return the share of samples in which exactly the latents of the active features fire."""
     return (support_per_sample(z, z_hat, matching, eps=eps).f1 == 1).double().mean().item()
 
 
 def samples_matrix(z: Tensor | Codes) -> csr_array:
-    """z as a float64 sparse matrix [n, columns] without explicit zeros or duplicates."""
+    """Return z as a float64 sparse matrix [n, columns] without explicit zeros or duplicates."""
     if isinstance(z, Codes):
         starts = z.by_latent().row_starts.cpu().numpy()
         values = z.values.detach().flatten().double().cpu().numpy()[: starts[-1]]
         indices = z.indices.flatten().cpu().numpy()[: starts[-1]]
-        # A copy, since what follows works in place.
+        # Copied, because the methods below work in place.
         matrix = csr_array((values, indices, starts), shape=(z.batch, z.d_sae), copy=True)
         matrix.sum_duplicates()
         matrix.eliminate_zeros()
@@ -152,7 +164,7 @@ def samples_matrix(z: Tensor | Codes) -> csr_array:
 
 
 def as_codes(matrix: csr_array) -> Codes:
-    """The ragged `Codes` that `samples_matrix` gives back as `matrix`."""
+    """Return the ragged `Codes` of a sparse matrix, the inverse of `samples_matrix`."""
     return Codes(
         torch.from_numpy(matrix.data),
         torch.from_numpy(matrix.indices.astype(np.int64)),
@@ -165,8 +177,8 @@ def _sums(matrix: csr_array, axis: int) -> np.ndarray:
     return np.asarray(matrix.sum(axis), dtype=np.float64).ravel()
 
 
-def _spread(matrix: csr_array) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column; 0 for one that is constant."""
+def _mean_and_sd(matrix: csr_array) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of each column; 0 for a constant column."""
     mean = _sums(matrix, 0) / matrix.shape[0]
     square = _sums(matrix.multiply(matrix), 0) / matrix.shape[0]
     variance = square - mean**2
@@ -179,11 +191,13 @@ def _match(
     truth, codes = samples_matrix(z), samples_matrix(z_hat)
     n, d_true = truth.shape
     if codes.shape[0] != n:
-        raise UserError(f"z has {n} samples and z_hat {codes.shape[0]}; give codes of the same")
+        raise UserError(
+            f"z has {n} samples and z_hat has {codes.shape[0]}; give codes of the same samples"
+        )
     features = np.flatnonzero(_sums(truth != 0, 0))
     truth = truth[:, features]
-    mean, sd = _spread(truth)
-    mean_hat, sd_hat = _spread(codes)
+    mean, sd = _mean_and_sd(truth)
+    mean_hat, sd_hat = _mean_and_sd(codes)
     varying, alive = np.flatnonzero(sd), np.flatnonzero(sd_hat)
     together = (truth[:, varying].T @ codes[:, alive]).toarray() / n
     together -= np.outer(mean[varying], mean_hat[alive])
@@ -205,19 +219,19 @@ def _match(
 def _supports(
     z: Tensor | Codes, z_hat: Tensor | Codes, matching: CodeMatching, eps: float
 ) -> tuple[csr_array, csr_array]:
-    """0/1 matrices [n, a]: where each active feature is active, and where its latent fires."""
+    """Return 0/1 matrices [n, a]: where each feature is active, and where its latent fires."""
     truth = samples_matrix(z)[:, matching.features.numpy()] != 0
     codes = abs(samples_matrix(z_hat)) > eps
     latents = matching.latents.numpy()
-    found = np.flatnonzero(latents >= 0)
+    matched = np.flatnonzero(latents >= 0)
     pick = csr_array(
-        (np.ones(len(found)), (latents[found], found)), shape=(codes.shape[1], len(latents))
+        (np.ones(len(matched)), (latents[matched], matched)), shape=(codes.shape[1], len(latents))
     )
     return truth.astype(np.float64), codes.astype(np.float64) @ pick
 
 
 def _support(hits: np.ndarray, fired: np.ndarray, active: np.ndarray, empty: float) -> Support:
-    """`empty` is the score of a unit where nothing is active and nothing fires."""
+    """Return precision, recall and F1; `empty` is the score where nothing is active or fires."""
 
     def ratio(over: np.ndarray) -> Tensor:
         share = np.divide(hits, over, out=np.zeros_like(hits), where=over > 0)

@@ -18,15 +18,20 @@ from sae_kernels.codes import Codes
 
 @dataclass(frozen=True)
 class DCI:
-    """What regressions of every true feature on the latents say.
+    """Results of regressing every true feature on all latents.
 
-    importances R float64 [a, d_sae]: what latent j counts for in predicting active feature i.
-    disentanglement float64 [d_sae]: 1 - entropy of a latent's column of R over features, NaN where
-    it counts for nothing; weights [d_sae]: the column's share of R, by which it is averaged.
-    completeness float64 [a]: 1 - entropy of a feature's row of R over latents, 0 for an empty row.
-    error float64 [a]: root of the mean squared error on samples not fitted, over the standard
-    deviation: 0 is perfect and 1 is what the mean gets. inactive: features left out, since they do
-    not vary in both halves of the sample.
+    Attributes:
+        importances: R, the importance of latent j for predicting active feature i, float64
+            [a, d_sae].
+        disentanglement: 1 - entropy of each latent's column of R over features, float64 [d_sae];
+            NaN for a latent without importance.
+        weights: each column's share of R, the weight of its latent in the mean, float64 [d_sae].
+        completeness: 1 - entropy of each feature's row of R over latents, float64 [a]; 0 for an
+            empty row.
+        error: root mean squared error on samples not fitted, over the standard deviation, float64
+            [a]. 0 is perfect, 1 is what the mean gets.
+        inactive: number of features left out because they do not vary in both halves of the
+            samples.
     """
 
     importances: Tensor
@@ -37,18 +42,18 @@ class DCI:
     inactive: int
 
     def mean_disentanglement(self) -> float:
-        """D: mean over latents, each by its share of all importance; NaN where there is none."""
+        """Return D, the mean over latents weighted by importance; NaN without any importance."""
         counts = self.weights > 0
         if not counts.any():
             return math.nan
         return (self.weights * self.disentanglement)[counts].sum().item()
 
     def mean_completeness(self) -> float:
-        """C: mean over features."""
+        """Return C, the mean completeness over features."""
         return self.completeness.mean().item()
 
     def mean_error(self) -> float:
-        """I: mean over features of the relative error of prediction."""
+        """Return I, the mean relative error of prediction over features."""
         return self.error.mean().item()
 
 
@@ -62,10 +67,17 @@ def dci(
 ) -> DCI:
     """Regress each true feature of z [n, features] on all latents of z_hat [n, d_sae].
 
-    Half of the samples, drawn at random, is fitted and the other half predicted. `lasso`:
-    importances are |coefficients|, everything standardised, `penalty` in units of the feature's
-    standard deviation. `trees`: the importances of gradient-boosted trees, which also see what is
-    not linear, at some hundred times the cost. Chance: `code_chance` of any of the three means.
+    A random half of the samples is fitted and the other half predicted. The chance level is
+    `code_chance` of any of the three means.
+
+    Args:
+        z: true codes.
+        z_hat: the SAE's codes.
+        importance: with "lasso", importances are absolute coefficients of standardised variables.
+            With "trees" they come from gradient-boosted trees, which also capture non-linear
+            relations, at about a hundred times the cost.
+        penalty: of the lasso, in units of the feature's standard deviation.
+        seed: seed of the split.
     """
     truth, codes = samples_matrix(z).toarray(), samples_matrix(z_hat).toarray()
     order = np.random.default_rng(seed).permutation(len(truth))
@@ -97,10 +109,11 @@ def dci(
 
 
 def disentanglement_completeness(R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """1 - H_F(P_.j) and rho_j of each latent, and 1 - H_m(P_i.) of each feature, of R [F, m].
+    """Return disentanglement and weight of each latent and completeness of each feature.
 
-    P_.j is column j of R over its sum and P_i. row i over its; H_b is the entropy with logarithms
-    to base b; rho_j = sum_i R_ij / sum R.
+    For importances R [F, m] these are 1 - H_F(P_.j), rho_j = sum_i R_ij / sum R, and
+    1 - H_m(P_i.), where P_.j is column j of R over its sum, P_i. row i over its sum, and H_b the
+    entropy with logarithms to base b.
     """
     R = R.double()
     columns, rows = R.sum(0), R.sum(1)
@@ -110,11 +123,11 @@ def disentanglement_completeness(R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _entropy(weights: Tensor) -> Tensor:
-    """Entropy of each row of `weights` over its sum, from 0 to 1."""
+    """Return the entropy of each row of `weights` over its sum, from 0 to 1."""
     p = weights / weights.sum(1, keepdim=True).clamp_min(1e-300)
     return torch.special.entr(p).sum(1) / math.log(max(p.shape[1], 2))
 
 
 def _standardised(x: np.ndarray, fit: np.ndarray) -> np.ndarray:
-    """Columns with mean 0 and standard deviation 1 on the samples `fit`."""
+    """Return x with columns of mean 0 and standard deviation 1 on the samples `fit`."""
     return (x - x[fit].mean(0)) / x[fit].std(0)

@@ -1,4 +1,4 @@
-"""What the model makes of reconstructions: its outputs with the autoencoder spliced in."""
+"""Output of the model with the SAE's reconstructions in place of its activations."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ if TYPE_CHECKING:
     from sae.activations import Split, TextModel
     from sae.autoencoder import SAE
 
-# Log-probabilities are made for this many (position, token id) pairs at a time: 128 MB in float32.
+# Log-probabilities are computed for this many (position, token id) pairs at a time, 128 MB.
 _CHUNK = 1 << 25
 
 
 @dataclass(frozen=True)
 class Downstream:
-    """Means over all positions of the set, in float64.
+    """Means over all positions of the evaluated contexts, in float64.
 
-    In every run but the clean one, the activations at *counted* positions (those the SAE is
-    trained on) of the hooks it predicts are replaced; special tokens, padding and whatever else
-    the source leaves out keep theirs. Replacing those too gives larger losses, so compare only
-    what was replaced alike.
+    In every pass but the clean one, activations at *counted* positions (those the SAE is trained
+    on) of the hooks that the SAE predicts are replaced. Special tokens, padding and other positions
+    that the source leaves out keep their activations. Replacing those too gives larger losses, so
+    compare only results with the same replaced positions.
 
     The fields from `ce_clean` on are None for a model without a next-token head.
     """
 
     output_cosine: float
-    """Cosine of the final hidden states at counted positions, spliced against clean."""
+    """Cosine between final hidden states at counted positions with the SAE in place and clean."""
     output_cosine_mean_ablation: float
-    """Its control: counted activations replaced by their mean. Far from 0 in most models."""
+    """Baseline: the same cosine with activations replaced by their mean; often far from 0."""
     downstream_tokens: int
-    """Counted positions."""
+    """Number of counted positions."""
     ce_clean: float | None = None
-    """Next-token cross-entropy in nats, over the positions whose next token is real text."""
+    """Next-token cross-entropy in nats, over positions whose next token is real text."""
     ce_sae: float | None = None
-    """The same with the SAE spliced in."""
+    """The same with the SAE in place."""
     ce_zero_ablation: float | None = None
     """The same with counted activations replaced by zeros."""
     ce_mean_ablation: float | None = None
@@ -49,16 +49,18 @@ class Downstream:
     loss_recovered: float | None = None
     """(ce_zero_ablation - ce_sae) / (ce_zero_ablation - ce_clean)."""
     kl_sae: float | None = None
-    """KL(clean || spliced) of the next-token distribution in nats, over the positions of `ce`."""
+    """KL(clean || SAE in place) of the next-token distribution in nats, over the same positions."""
     ce_tokens: int | None = None
-    """Positions with a real next token."""
+    """Number of positions with a real next token."""
     context_sums: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
-    """The sums behind the means, float64 [contexts] on the CPU: `tokens` and `targets` (positions
-    of either kind), `cosine_` and `ce_` of each run by its name (`clean`, `sae`, `zero_ablation`,
-    `mean_ablation`), `kl_sae`."""
+    """Sums over each context behind these means, float64 [contexts] on the CPU.
+
+    `tokens` and `targets` are the numbers of counted positions and of positions with a next token;
+    `cosine_<pass>`, `ce_<pass>` and `kl_sae` are sums, where a pass is `clean`, `sae`,
+    `zero_ablation` or `mean_ablation`."""
 
     def metrics(self) -> dict[str, float | int]:
-        """The numbers that are not None, by name."""
+        """Return the numbers that are not None, by name."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "context_sums"}
         return {name: value for name, value in named.items() if value is not None}
 
@@ -72,25 +74,27 @@ def downstream(
     max_tokens: int = 16_384,
     split: Split = "held_out",
 ) -> Downstream:
-    """Run the model on the contexts of `split`: clean, with the SAE, and ablated.
+    """Run the model on the contexts of `split`: clean, with the SAE in place, and ablated.
 
-    Codes are those of the clean activations. All that is predicted is replaced at once, each hook
-    by its part of the prediction, of the mean, or of zeros.
+    Codes are computed from the clean activations. All predicted hooks are replaced at once, each by
+    its part of the prediction, of the mean, or of zeros.
 
     Args:
-        sae: spliced in where it predicts.
+        sae: replaces the activations that it predicts.
         source: a model on text.
-        mean: [d_out], what mean ablation puts in; the mean over the set evaluated (`FVU.mean`).
-        max_tokens: counted positions after which to stop, at the end of a batch of contexts.
+        mean: [d_out], the replacement in mean ablation; the mean over the evaluated activations
+            (`FVU.mean`).
+        max_tokens: stop after this many counted positions, at the end of a batch of contexts.
         split: "train" or "held_out".
 
-    Raises UserError when the split has no counted position.
+    Raises:
+        UserError: the split has no counted position.
     """
     model, site = source.model, sae.site.bind(source.widths)
     sums, tokens = _Sums(model.device), 0
     for contexts in source.contexts(split):
         inputs = contexts.tokens, contexts.attention_mask
-        # What the rule on activations leaves out is known only once the model has run.
+        # Which positions the rule on activations leaves out is known only after a pass.
         counts = contexts.position_mask.to(model.device)
         acts: dict[str, Tensor] = {}
         look = {hook: partial(_keep, acts, hook) for hook in model.hooks}
@@ -129,7 +133,7 @@ def downstream(
 
 
 def _keep(acts: dict[str, Tensor], hook: str, x: Tensor) -> Tensor:
-    """Take note of the activations of a hook, and leave them as they are."""
+    """Store the activations of a hook, and return them unchanged."""
     return acts.setdefault(hook, x)
 
 
@@ -138,19 +142,19 @@ def _put(new: Tensor, x: Tensor) -> Tensor:
 
 
 class _Sums:
-    """Float64 sums of every context by name, kept on the device."""
+    """Float64 sums over every context by name, on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._rows = device, 0
         self._batches: list[dict[str, Tensor]] = []
 
     def begin(self, rows: int) -> None:
-        """A batch of so many contexts, which what is added from now on is of."""
+        """Start a batch of `rows` contexts; later values are added to it."""
         self._rows = rows
         self._batches.append({})
 
     def add(self, name: str, rows: Tensor, values: Tensor) -> None:
-        """Add values [n] to those of the contexts they are of, rows int64 [n]."""
+        """Add values [n] to the sums of their contexts, rows int64 [n]."""
         sums = self._batches[-1]
         if name not in sums:
             sums[name] = torch.zeros(self._rows, dtype=torch.float64, device=self._device)
@@ -168,7 +172,7 @@ class _Sums:
         targets: Tensor,
         clean: Tensor | None = None,
     ) -> None:
-        """Cross-entropy at the positions `predicts`; with `clean` logits the KL from them too."""
+        """Add cross-entropy at positions `predicts`, and the KL from `clean` logits if given."""
         size = max(1, _CHUNK // logits.shape[-1])
         for row, column, target in zip(
             predicts[0].split(size), predicts[1].split(size), targets.split(size), strict=True

@@ -1,4 +1,4 @@
-"""Top activating examples: for every latent, the places in the text where it fires strongest."""
+"""Top activating examples: the text on which each latent fires most strongly."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ EXAMPLE_TOKENS = 65_536
 
 @dataclass(frozen=True)
 class Example:
-    """A window of text around the place where a latent fires strongest in its context.
+    """A window of text around the position where a latent fires most strongly in its context.
 
-    `activations[i]` is the latent's value on `tokens[i]`, 0 where it is silent. `position` is the
-    peak's place in its document, both as the source numbers them.
+    Attributes:
+        tokens: text of each token.
+        activations: the latent's value on each token, 0 where it is silent.
+        document: number of the document.
+        position: position of the strongest token in its document.
     """
 
     tokens: list[str]
@@ -38,7 +41,7 @@ class Example:
     position: int
 
     def __str__(self) -> str:
-        """The text on one line, the strongest token between angle quotes."""
+        """Return the text on one line, with the strongest token between angle quotes."""
         peak = self.activations.index(max(self.activations))
         marked = [f"«{t}»" if i == peak else t for i, t in enumerate(self.tokens)]
         return " ".join("".join(marked).split())
@@ -46,7 +49,14 @@ class Example:
 
 @dataclass(frozen=True)
 class LatentExamples:
-    """One latent: the share of tokens it fires on, its largest value, its examples, best first."""
+    """The examples of one latent, strongest first.
+
+    Attributes:
+        latent: its index.
+        frequency: share of tokens on which it fires.
+        max_activation: its largest value.
+        examples: its strongest examples.
+    """
 
     latent: int
     frequency: float
@@ -65,21 +75,24 @@ def top_examples(
     max_tokens: int = 200_000,
     split: Split = "held_out",
 ) -> list[LatentExamples]:
-    """The strongest examples of each latent, in one pass over the contexts of `split`.
+    """Return the strongest examples of each latent, in one pass over the contexts of `split`.
 
     Args:
         sae: reads hooks of the source.
         source: a model on text.
-        latents: which to keep; None keeps all. One that never fires gets an empty list.
-        per_latent: examples kept for each.
+        latents: latents to collect examples for; all by default. A latent that never fires gets
+            an empty list.
+        per_latent: largest number of examples for each.
         window: tokens shown on either side of the peak, cut at the ends of its document and row.
-        max_tokens: counted tokens after which the pass stops, at the end of a batch of contexts.
+        max_tokens: stop after this many counted tokens, at the end of a batch of contexts.
         split: "train" or "held_out".
 
-    A context gives a latent at most one example, and of examples whose last eight tokens up to the
-    peak agree only the strongest stays, so repeated text cannot fill the list. Memory does not
-    grow with the text: 8 * (2 * window + 1) bytes per latent and example.
-    Raises UserError when a latent is not one of the SAE's.
+    A context gives each latent at most one example, and of examples whose last eight tokens up to
+    the peak agree only the strongest is kept, so repeated text cannot fill the list. Memory does
+    not grow with the text: 8 * (2 * window + 1) bytes per latent and example.
+
+    Raises:
+        UserError: the SAE has no such latent.
     """
     chosen = torch.arange(sae.d_sae) if latents is None else torch.tensor(list(latents)).long()
     for latent in chosen.tolist():
@@ -118,10 +131,10 @@ def top_examples(
 
 
 class _TokenText:
-    """Token ids to the pieces of text they stand for, spaces in their places.
+    """Converts token ids to the pieces of text that they stand for, with spaces.
 
     A tokenizer's own names for tokens ("##ing", "Ġthe", "▁the") are not text, and a token decoded
-    alone loses its leading space; so each is decoded behind another token, which is then cut off.
+    alone loses its leading space. So each is decoded behind another token, which is then cut off.
     """
 
     def __init__(self, tokenizer) -> None:
@@ -153,9 +166,13 @@ def write_examples(latents: Iterable[LatentExamples], path: str | Path) -> None:
 
 
 def read_examples(path: str | Path) -> list[LatentExamples]:
-    """Read what `write_examples` wrote. Raises UserError that names the line it cannot read."""
+    """Return what `write_examples` wrote.
+
+    Raises:
+        UserError: a line cannot be read.
+    """
     result = []
-    # Not splitlines: JSON leaves U+2028 and its like as they are, and they are no line ends here.
+    # Not splitlines, which would split at U+2028 and the like; JSON does not escape them.
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
         if line:
             try:
@@ -164,6 +181,6 @@ def read_examples(path: str | Path) -> list[LatentExamples]:
                 result.append(LatentExamples(**fields))
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise UserError(
-                    f"{path} line {number} is not a latent's examples: {error}"
+                    f"{path} line {number} does not hold a latent's examples: {error}"
                 ) from error
     return result

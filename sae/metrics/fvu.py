@@ -9,12 +9,12 @@ from sae_kernels.deterministic_sum import deterministic_sum
 
 
 class FVU:
-    """FVU = sum |x - x_hat|^2 / sum |x - mean|^2, both sums over the whole set, mean per dimension.
+    """FVU = sum |x - x_hat|^2 / sum |x - mean|^2, with both sums and the mean over the whole set.
 
-    Global sums, not a mean of per-batch ratios: the result depends on neither the batch size nor
-    the scale of x. 0 is perfect, 1 is what the constant prediction `mean` gets; above 1 is worse
-    than that constant. Accumulated in float64 with the pairwise update of Chan, Golub & LeVeque
-    (1979), so a mean a thousand times the spread costs no digits.
+    These are global sums, not a mean of per-batch ratios, so the result depends neither on the
+    batch size nor on the scale of x. 0 is perfect, 1 is what the constant prediction `mean` gets,
+    and above 1 is worse than that constant. Sums are float64 with the pairwise update of Chan,
+    Golub & LeVeque (1979), so a mean a thousand times the standard deviation costs no digits.
     """
 
     def __init__(self, d_in: int, device: torch.device | str = "cpu") -> None:
@@ -27,10 +27,10 @@ class FVU:
         self._residual = zeros()
 
     def update(self, x: Tensor, x_hat: Tensor) -> None:
-        """Add rows: x and x_hat [batch, d_in]. Never waits for the device."""
+        """Add rows x and x_hat [batch, d_in] without waiting for the device."""
         if len(x) == 0:
             return
-        # Converted first: in bf16 or float32 the differences below would already be rounded.
+        # Converted first, because differences in bf16 or float32 would be rounded.
         x = x.double()
         mean = x.mean(0)
         rows = self.rows + len(x)
@@ -42,6 +42,6 @@ class FVU:
         self.rows = rows
 
     def compute(self) -> float:
-        """The FVU so far. NaN where x never varied, since nothing was there to explain."""
+        """Return the FVU so far; NaN if x never varied."""
         variation = self._variation.item()
         return self._residual.item() / variation if variation else float("nan")

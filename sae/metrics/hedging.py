@@ -1,4 +1,4 @@
-"""How much latents change when others join them: features they had mixed in for want of room."""
+"""Feature hedging: how much of their new neighbours old latents had mixed in."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from torch import Tensor
 def hedging_rate(
     before: Tensor, widened: Tensor, *, draws: int = 50, seed: int = 0
 ) -> tuple[float, float]:
-    """(p - p0) / (1 - p0), and p0: how far old latents moved within the span of new ones.
+    """Return the hedging rate (p - p0) / (1 - p0), and its baseline p0.
 
-    before: W_dec [d_sae, d_in]. widened: W_dec [d_sae + m, d_in] of the same autoencoder trained on
-    with m latents more, the old ones first. Rows are taken at norm 1. p is the mean length of the
-    projection of the old rows' changes on the span of the new rows, and p0 the same for the span
-    of m random directions, over `draws` of them. 0: the changes have nothing to do with the new
-    latents; above: old latents held part of what the new ones took over (Chanin, Dulka &
-    Garriga-Alonso, arXiv 2505.11756, who clip it at 0 and compare with an autoencoder trained on
-    just as long without new latents: `before` should be that one).
+    p is the mean length of the projection of the old rows' changes on the span of the new rows; p0
+    is the same for the span of m random directions. At 0 the changes are unrelated to the new
+    latents. Above 0 the old latents had held part of what the new ones took over (Chanin, Dulka &
+    Garriga-Alonso, arXiv 2505.11756, who clip the rate at 0).
+
+    Args:
+        before: W_dec [d_sae, d_in] of an SAE that was trained on for as long as `widened`, without
+            new latents.
+        widened: W_dec [d_sae + m, d_in] of the same SAE trained on with m more latents, the old
+            ones first. Rows of both are normalised.
+        draws: number of random spans for p0.
+        seed: seed of the random directions.
     """
     before, widened = (
         torch.nn.functional.normalize(W_dec.detach().double().cpu()) for W_dec in (before, widened)
@@ -35,7 +40,7 @@ def hedging_rate(
 
 
 def _length_within(change: Tensor, directions: Tensor) -> float:
-    """Mean norm of the projections of `change` [n, d_in] on the span of `directions` [m, d_in]."""
+    """Return the mean norm of `change` [n, d_in] projected on the span of `directions`."""
     _, singular, basis = torch.linalg.svd(directions, full_matrices=False)
     basis = basis[singular > 1e-9 * singular[0]]
     return (change @ basis.T).norm(dim=1).mean().item()

@@ -1,8 +1,8 @@
-"""Is a latent one thing? Tasks that a person would be given, answered by a similarity instead.
+"""Interpretability tasks for a person, answered by a similarity between samples instead.
 
-A similarity is a function of sample numbers, so that anything can be plugged in: embeddings of the
-samples, labels, or the true codes of a world. Scores are only as good as it is; the same scores of
-an autoencoder of a random-weight network belong beside them.
+A similarity is a function of sample numbers, so it can use embeddings of the samples, labels, or
+the true codes of a world. Scores are only as good as the similarity; compare them with the scores
+of an SAE of a model with random weights.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from sae.metrics.code_matching import samples_matrix
 from sae_kernels.codes import Codes
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
-"""Of samples a and b, int64 of one shape: how alike each pair is, float of that shape."""
+"""Function of sample numbers a and b, int64 of one shape; returns the similarity of each pair."""
 
 
 def cosine_similarity(embedding: Tensor) -> Similarity:
-    """Cosine of rows of `embedding` [n, width]: of any encoder, or true codes; 0 for empty rows."""
+    """Return the cosine similarity of rows of `embedding` [n, width]; 0 for rows of zeros."""
     unit = torch.nn.functional.normalize(embedding.detach().double().cpu())
     return lambda a, b: (unit[a] * unit[b]).sum(-1)
 
 
 def label_agreement(labels: Tensor) -> Similarity:
-    """Share of the labels of two samples that are equal; labels [n] or [n, kinds], any integers."""
+    """Return the share of equal labels as similarity; labels [n] or [n, kinds], any integers."""
     labels = labels.reshape(len(labels), -1).cpu()
     return lambda a, b: (labels[a] == labels[b]).double().mean(-1)
 
@@ -44,29 +44,41 @@ def machine_interpretability(
     alpha: float | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Machine interpretability score (MIS) of latents, float64 [latents].
+    """Compute the machine interpretability score (MIS) of latents.
 
-    A task: of two samples, which is like those that drive the latent most and unlike those that
-    drive it least? From the top `quantile` of samples it fires on, by activation, K + 1 are drawn,
-    and as many from the bottom `quantile` of all; of each the K = `references` most extreme explain
-    the latent and the last is the query. With s the mean similarity of a query with K references,
-    D+ = s(q+, E+) - s(q+, E-) and D- = s(q-, E+) - s(q-, E-), the score is the mean over `tasks` of
-    sigma(alpha (D+ - D-)), or the share with D+ > D- where alpha is None, ties counting one half;
-    .5 is chance either way (Zimmermann, Klindt & Brendel, arXiv 2410.14387: alpha .16, fitted to
-    people on DreamSim's similarity; on similarities from 0 to 1 it keeps scores within .08 of
-    chance).
+    Each task asks which of two samples resembles those on which the latent is strongest and not
+    those on which it is weakest. K + 1 samples are drawn from the top `quantile`, by activation, of
+    the samples on which it fires, and K + 1 from the bottom `quantile` of all samples. Of each the
+    K = `references` most extreme explain the latent (E+ and E-), and the last is the query (q+ and
+    q-). With s the mean similarity of a query with K references, D+ = s(q+, E+) - s(q+, E-) and
+    D- = s(q-, E+) - s(q-, E-). The score is the mean over tasks of sigma(alpha (D+ - D-)), or, if
+    alpha is None, the share of tasks with D+ > D-, with ties counting one half. Chance is 0.5.
 
-    For a unit that is never 0 that is the published task; for a sparse latent the top quarter of
-    all samples would be mostly zeros. NaN for a latent whose top has fewer than K + 1. Ties are in
-    random order. `codes` of n samples; latents: which to score, all when left out.
+    Source: Zimmermann, Klindt & Brendel, arXiv 2410.14387. Their alpha 0.16 was fitted to people
+    with DreamSim's similarity; with similarities from 0 to 1 it keeps scores within 0.08 of chance.
+    For a unit that is never 0 this is the published task. For a sparse latent the top quarter of
+    all samples would be mostly zeros, hence the restriction to samples on which it fires.
+
+    Args:
+        codes: codes of n samples.
+        similarity: similarity of samples.
+        latents: latents to score; all by default.
+        tasks: tasks per latent.
+        references: K.
+        quantile: share of samples that count as top and as bottom.
+        alpha: see above.
+        seed: seed of the draws; ties are in random order.
+
+    Returns:
+        Scores, float64 [latents]; NaN for a latent with fewer than K + 1 top or bottom samples.
     """
     scores = []
     for top, bottom, values, generator in _extremes(codes, latents, quantile, seed):
         if min(len(top), len(bottom)) < references + 1:
             scores.append(torch.nan)
             continue
-        above = _drawn(top, values, tasks, references + 1, generator, descending=True)
-        below = _drawn(bottom, values, tasks, references + 1, generator, descending=False)
+        above = _draw(top, values, tasks, references + 1, generator, descending=True)
+        below = _draw(bottom, values, tasks, references + 1, generator, descending=False)
 
         def s(query: Tensor, explained: Tensor) -> Tensor:
             return similarity(query[:, -1:].expand_as(explained[:, :-1]), explained[:, :-1]).mean(1)
@@ -92,29 +104,30 @@ def intruder_detection(
     quantile: float = 0.25,
     seed: int = 0,
 ) -> Tensor:
-    """Share of tasks in which the intruder is found, float64 [latents]; chance 1 / (examples + 1).
+    """Return the share of tasks in which the intruder is found, float64 [latents].
 
-    A task: `examples` samples from the top `quantile` by activation of those the latent fires on,
-    and one from the bottom `quantile` of all, where a sparse latent is silent. Taken for the
-    intruder is the one with the least mean similarity with the others; on a tie the guess is
-    random, and the task counts its chance (after the explanation-free intruder score of Paulo &
-    Belrose, arXiv 2507.08473, with an embedding for a judge: weaker than a reader). NaN for a
-    latent with too few samples.
+    Each task shows `examples` samples from the top `quantile`, by activation, of the samples on
+    which the latent fires, and an intruder from the bottom `quantile` of all samples, on which a
+    sparse latent is silent. The sample with the smallest mean similarity to the others is taken for
+    the intruder; on a tie the guess is random and the task counts with its probability. Chance is
+    1 / (examples + 1). The result is NaN for a latent with too few samples. It follows the
+    explanation-free intruder score of Paulo & Belrose, arXiv 2507.08473; a similarity is a weaker
+    judge than their language model.
     """
     scores = []
     for top, bottom, values, generator in _extremes(codes, latents, quantile, seed):
         if len(top) < examples or len(bottom) == 0:
             scores.append(torch.nan)
             continue
-        shown = _drawn(top, values, tasks, examples, generator, descending=True)
-        intruder = _drawn(bottom, values, tasks, 1, generator, descending=False)
+        shown = _draw(top, values, tasks, examples, generator, descending=True)
+        intruder = _draw(bottom, values, tasks, 1, generator, descending=False)
         shown = torch.cat([shown, intruder], dim=1)
         size = examples + 1
         a, b = shown[:, :, None].expand(-1, -1, size), shown[:, None, :].expand(-1, size, -1)
-        alike = similarity(a, b).double() * (1 - torch.eye(size, dtype=torch.float64))
-        alike = alike.sum(2)
-        # Sums of the same numbers in another order differ in their last digits.
-        odd = alike <= alike.amin(1, keepdim=True) + 1e-9
+        similarities = similarity(a, b).double() * (1 - torch.eye(size, dtype=torch.float64))
+        totals = similarities.sum(2)
+        # Sums of the same numbers in another order differ in their last digits, hence the margin.
+        odd = totals <= totals.amin(1, keepdim=True) + 1e-9
         scores.append((odd[:, -1].double() / odd.sum(1)).mean().item())
     return torch.tensor(scores, dtype=torch.float64)
 
@@ -122,7 +135,7 @@ def intruder_detection(
 def _extremes(
     codes: Codes | Tensor, latents: Sequence[int] | None, quantile: float, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.random.Generator]]:
-    """Of each latent the top and the bottom samples, all its values [n], and its own generator."""
+    """Yield each latent's top samples, bottom samples, values [n] and random generator."""
     matrix = samples_matrix(codes).tocsc()
     n, d_sae = matrix.shape
     for latent in range(d_sae) if latents is None else latents:
@@ -135,7 +148,7 @@ def _extremes(
         yield top, rising[: math.ceil(quantile * n)], values, generator
 
 
-def _drawn(
+def _draw(
     pool: np.ndarray,
     values: np.ndarray,
     tasks: int,
@@ -144,7 +157,7 @@ def _drawn(
     *,
     descending: bool,
 ) -> Tensor:
-    """int64 [tasks, size]: samples of `pool`, none twice in a task, from the most extreme on."""
+    """Return samples of `pool`, distinct within a task, most extreme first, int64 [tasks, size]."""
     drawn = np.stack([generator.choice(pool, size, replace=False) for _ in range(tasks)])
     order = np.argsort(-values[drawn] if descending else values[drawn], axis=1, kind="stable")
     return torch.from_numpy(np.take_along_axis(drawn, order, axis=1))

@@ -1,4 +1,4 @@
-"""k-sparse probing: how well a label is read off a few latents."""
+"""k-sparse probing: how well a linear probe on a few latents predicts a label."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from sae.errors import UserError
 from sae.metrics.code_matching import samples_matrix
 from sae_kernels.codes import Codes
 
-LEAST_EXAMPLES = 5
-"""Of either class in either half of the samples, for a task to be scored."""
+MIN_EXAMPLES = 5
+"""Smallest number of samples of each class in each half, for a task to be scored."""
 
 
 @dataclass(frozen=True)
 class SparseProbing:
-    """Balanced accuracies on samples not fitted, one a task; chance is 1/2 whatever the labels.
+    """Balanced accuracies of each task on samples not fitted; chance is 1/2 for any labels.
 
-    Each float64 [tasks], NaN for a task with fewer than `LEAST_EXAMPLES` of a class in a half.
+    Each is float64 [tasks], and NaN for a task with fewer than `MIN_EXAMPLES` of a class in a half.
     """
 
     latents: dict[int, Tensor]
-    """By k: of a probe on the k latents chosen for the task."""
+    """Accuracy, by k, of a probe on the k latents chosen for the task."""
     acts: Tensor
-    """Baseline above: of a probe on all dimensions of the activations."""
+    """Upper baseline: a probe on all dimensions of the activations."""
     neuron: Tensor
-    """Baseline below: of a probe on the one dimension of the activations chosen likewise."""
+    """Lower baseline: a probe on one dimension of the activations, chosen in the same way."""
 
 
 def sparse_probing_balanced_accuracy(
@@ -44,12 +44,21 @@ def sparse_probing_balanced_accuracy(
     ks: Sequence[int] = (1, 2, 5),
     seed: int = 0,
 ) -> SparseProbing:
-    """Logistic probes of each label on the k latents whose class means differ most.
+    """Fit logistic probes of each label on the k latents whose class means differ most.
 
-    codes of n samples, acts [n, d_in], labels bool [n] or [n, tasks]. A random half of the samples
-    chooses and fits, the other is scored: mean over the two classes of the share that is right.
-    Chosen by |mean over positives - mean over negatives| as in SAEBench, whose classes are
-    balanced; here they are weighted so. Raises UserError when the numbers of samples differ.
+    A random half of the samples is used to choose latents and fit, the other half to score.
+    Latents are chosen by |mean over positives - mean over negatives|, as in SAEBench, where classes
+    are balanced; here the probe weights them to be.
+
+    Args:
+        codes: codes of n samples.
+        acts: activations [n, d_in].
+        labels: bool [n] or [n, tasks].
+        ks: numbers of latents.
+        seed: seed of the split.
+
+    Raises:
+        UserError: the numbers of samples differ.
     """
     labels = labels.reshape(len(labels), -1).bool().cpu().numpy()
     matrix, dense = samples_matrix(codes).tocsc(), acts.detach().double().cpu().numpy()
@@ -65,7 +74,7 @@ def sparse_probing_balanced_accuracy(
     fitted = matrix.tocsr()[fit]
     for task, y in enumerate(labels.T):
         counts = [half.sum() for half in (y[fit], ~y[fit], y[test], ~y[test])]
-        if min(counts) < LEAST_EXAMPLES:
+        if min(counts) < MIN_EXAMPLES:
             continue
         by_difference = np.argsort(-_difference(fitted, y[fit]), kind="stable")
         for k in ks:
@@ -74,17 +83,18 @@ def sparse_probing_balanced_accuracy(
         best = int(np.argmax(_difference(dense[fit], y[fit])))
         scores["neuron"][task] = _probe(dense[:, [best]], y, fit, test)
         scores["acts"][task] = _probe(dense, y, fit, test)
-    found = {name: torch.from_numpy(values) for name, values in scores.items()}
-    return SparseProbing({k: found[k] for k in ks}, found["acts"], found["neuron"])
+    accuracies = {name: torch.from_numpy(values) for name, values in scores.items()}
+    return SparseProbing({k: accuracies[k] for k in ks}, accuracies["acts"], accuracies["neuron"])
 
 
 def _difference(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """|mean of the rows with y - mean of those without| of each column."""
+    """Return |mean over rows with y - mean over rows without y| of each column."""
     weights = np.where(y, 1 / y.sum(), -1 / (~y).sum())
     return abs(x.T @ weights)
 
 
 def _probe(x: np.ndarray, y: np.ndarray, fit: np.ndarray, test: np.ndarray) -> float:
+    """Return the balanced accuracy on `test` of a probe fitted on `fit`."""
     probe = make_pipeline(
         StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000)
     )

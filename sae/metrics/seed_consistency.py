@@ -1,8 +1,8 @@
-"""How alike the dictionaries of several seeds are: PW-MCC, latent by latent. Needs no truth.
+"""Consistency across seeds (PW-MCC): how similar the dictionaries of several seeds are.
 
-Compare seeds that started apart: autoencoders with one start agree because of it, and
-k-means starts are nearly one start. It is necessary and not sufficient: dictionaries can be wrong
-in the same way.
+It needs no ground truth. Compare seeds with different initial weights: SAEs with the same initial
+weights agree because of them, and initial weights from k-means are nearly the same for all seeds.
+Consistency is necessary but not sufficient, because dictionaries can be wrong in the same way.
 """
 
 from __future__ import annotations
@@ -21,33 +21,40 @@ from sae.metrics.decoder_directions import signed_cosines
 
 @dataclass(frozen=True)
 class SeedMatching:
-    """Which latent of seed t each latent of seed s is assigned to, and how alike the two are.
+    """One-to-one matching of latents between every pair of seeds.
 
-    partners int64 and matched float64, both [seeds, seeds, d_sae]: latent j of seed s goes with
-    latent partners[s, t, j] of seed t, at signed cosine matched[s, t, j]. Of a seed with itself
-    they are j and 1.
+    Attributes:
+        partners: latent j of seed s is matched with latent partners[s, t, j] of seed t, int64
+            [seeds, seeds, d_sae]; j for s = t.
+        matched: their signed cosine, float64 [seeds, seeds, d_sae]; 1 for s = t.
     """
 
     partners: Tensor
     matched: Tensor
 
     def stability(self) -> Tensor:
-        """[seeds, d_sae]: mean cosine of a latent with its partners in the other seeds.
+        """Return the mean cosine of each latent with its partners in other seeds [seeds, d_sae].
 
-        Its mean over everything is `pw_mcc_signed`.
+        The mean over all latents and seeds is `pw_mcc_signed`.
         """
         others = len(self.matched) - 1
         return (self.matched.sum(1) - self.matched.diagonal(dim1=0, dim2=1).T) / others
 
 
 def match_seeds_signed(decoders: Sequence[Tensor]) -> SeedMatching:
-    """Match every pair of decoders [d_sae, d_in] one to one, by the largest sum of signed cosines
-    (Hungarian). Raises UserError for fewer than two, or of unlike shapes."""
+    """Match the latents of every pair of decoders one to one (Hungarian, by signed cosine).
+
+    Args:
+        decoders: W_dec [d_sae, d_in] of each seed.
+
+    Raises:
+        UserError: there are fewer than two decoders, or their shapes differ.
+    """
     shapes = {tuple(W_dec.shape) for W_dec in decoders}
     if len(decoders) < 2 or len(shapes) > 1:
         raise UserError(
             f"decoders of shapes {[tuple(W_dec.shape) for W_dec in decoders]} cannot be compared "
-            "between seeds; give two or more of one shape"
+            "between seeds; give two or more of the same shape"
         )
     seeds, d_sae = len(decoders), len(decoders[0])
     partners = torch.arange(d_sae).expand(seeds, seeds, d_sae).clone()
@@ -63,17 +70,17 @@ def match_seeds_signed(decoders: Sequence[Tensor]) -> SeedMatching:
 
 
 def pw_mcc_signed(decoders: Sequence[Tensor]) -> float:
-    """Mean over pairs of seeds of the mean signed cosine of latents matched one to one.
+    """Return PW-MCC: the mean over pairs of seeds of the mean signed cosine of matched latents.
 
-    PW-MCC of Song et al. (arXiv 2505.20254). Read it beside its value at the seeds' starts, and
-    `pw_mcc_signed_chance`: it is far from 0 for unrelated dictionaries in few dimensions.
+    Compare it with its value before training and with `pw_mcc_signed_chance`: it is far from 0 for
+    unrelated dictionaries in few dimensions. Source: Song et al., arXiv 2505.20254.
     """
     return match_seeds_signed(decoders).stability().mean().item()
 
 
 def pw_mcc_signed_chance(d_sae: int, d_in: int, *, seeds: int = 2, seed: int = 0) -> float:
-    """`pw_mcc_signed` of random unit vectors: about 0.47 for 32 latents in 16 dimensions."""
-    generator = np.random.default_rng(seed)  # not torch's: a start could be one of the draws
+    """Return PW-MCC of random unit vectors: about 0.47 for 32 latents in 16 dimensions."""
+    generator = np.random.default_rng(seed)  # not torch's: initial weights could equal a draw
     return pw_mcc_signed(
         [torch.from_numpy(generator.standard_normal((d_sae, d_in))) for _ in range(seeds)]
     )
@@ -82,10 +89,15 @@ def pw_mcc_signed_chance(d_sae: int, d_in: int, *, seeds: int = 2, seed: int = 0
 def shared_fraction_signed(
     matching: SeedMatching, encoders: Sequence[Tensor], *, threshold: float = 0.7
 ) -> float:
-    """Share of latents whose partner is above `threshold` in decoder and in encoder cosine.
+    """Return the share of latents with a partner above `threshold` in both cosines.
 
-    The mean over pairs of seeds (Paulo & Belrose, arXiv 2501.16615: "shared" latents). encoders:
-    W_enc [d_in, d_sae] of each seed, in the order of the decoders matched.
+    The decoder cosine and the encoder cosine must exceed the threshold. The share is a mean over
+    pairs of seeds (Paulo & Belrose, arXiv 2501.16615: "shared" latents).
+
+    Args:
+        matching: matching of the decoders.
+        encoders: W_enc [d_in, d_sae] of each seed, in the same order.
+        threshold: smallest cosine.
     """
     rows = [torch.nn.functional.normalize(W_enc.detach().double().cpu().T) for W_enc in encoders]
     shared = [
@@ -100,29 +112,39 @@ def shared_fraction_signed(
 def agreement(
     decoders: Sequence[Tensor], encoders: Sequence[Tensor], densities: Sequence[Tensor]
 ) -> tuple[dict[str, float], SeedMatching]:
-    """How far seeds agree, in a row of figures, and the matching behind them.
+    """Measure how far seeds agree.
 
-    decoders [d_sae, d_in], encoders [d_in, d_sae] and densities [d_sae], one of each a seed. The
-    figures: pw_mcc_signed, shared_fraction_signed (above 0.7), and stability_decile_1 to _10, the
-    mean stability of the tenth of all latents that fires most rarely, to the most frequent.
+    Args:
+        decoders: W_dec [d_sae, d_in] of each seed.
+        encoders: W_enc [d_in, d_sae] of each seed.
+        densities: share of tokens on which each latent fires [d_sae], of each seed.
+
+    Returns:
+        The metrics pw_mcc_signed, shared_fraction_signed (above 0.7), and stability_decile_1 to
+        stability_decile_10, the mean stability of tenths of all latents from the rarest to the most
+        frequent; and the matching.
     """
     matching = match_seeds_signed(decoders)
     stability = matching.stability()
     deciles, _ = by_frequency(stability, torch.stack([d.double().cpu() for d in densities]))
-    figures = {
+    metrics = {
         "pw_mcc_signed": stability.mean().item(),
         "shared_fraction_signed": shared_fraction_signed(matching, encoders),
     }
-    figures |= {f"stability_decile_{n}": mean for n, mean in enumerate(deciles.tolist(), 1)}
-    return figures, matching
+    metrics |= {f"stability_decile_{n}": mean for n, mean in enumerate(deciles.tolist(), 1)}
+    return metrics, matching
 
 
 def by_frequency(values: Tensor, density: Tensor, *, groups: int = 10) -> tuple[Tensor, Tensor]:
-    """Mean of `values` in groups of latents from the rarest to the most frequent, deciles at first.
+    """Return the mean of `values` in groups of latents from the rarest to the most frequent.
 
-    values and density (share of tokens a latent fires on), of any one shape, for instance
-    `stability` and `Firing.density` of each seed. Groups are as equal in size as can be. Returns
-    the means and the mean density of each, both [groups].
+    Args:
+        values: value of each latent, for example `SeedMatching.stability`.
+        density: share of tokens on which each latent fires, of the same shape.
+        groups: number of groups, of nearly equal size; by default deciles.
+
+    Returns:
+        The mean value and the mean density of each group, both [groups].
     """
     order = density.flatten().double().argsort(stable=True)
     parts = order.tensor_split(groups)

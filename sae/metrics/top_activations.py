@@ -1,6 +1,6 @@
-"""The table behind `top_examples`: the n best contexts of every latent, merged batch by batch.
+"""The table behind `top_examples`: the n strongest contexts of every latent, batch by batch.
 
-Shapes: L latents kept, n examples each, W = 2 * window + 1 tokens; c candidates of a batch.
+Shapes: L latents, n examples each, W = 2 * window + 1 tokens; c candidates in a batch.
 """
 
 from __future__ import annotations
@@ -15,42 +15,42 @@ from sae_kernels.codes import Codes
 if TYPE_CHECKING:
     from sae.activations import Contexts
 
-_SAME_TOKENS = 8  # examples that agree on this many tokens up to the peak are one and the same
-_NOTHING = -1  # a token id outside the window's document
+_SAME_TOKENS = 8  # examples that agree on this many tokens up to the peak count as repeats
+_OUTSIDE = -1  # token id of positions outside the document
 _FIELDS = ("tokens", "value", "acts", "document", "position")
 
 
 class TopTable:
-    """Holds, for each of `latents` [L], its n strongest examples with their windows."""
+    """The n strongest examples of each of `latents` [L], with their windows."""
 
     def __init__(self, latents: Tensor, d_sae: int, n: int, window: int) -> None:
         L, W, device = len(latents), 2 * window + 1, latents.device
         self.n, self.window = n, window
         self.slot_of = torch.full((d_sae,), -1, device=device)
         self.slot_of[latents] = torch.arange(L, device=device)
-        # One field a row: what is known of the example at [slot, rank]. value 0 is an empty place.
+        # Each field describes the example at [slot, rank]; value 0 marks an empty place.
         self.fields = {
             "value": torch.zeros(L, n, device=device),
             "same": torch.zeros(L, n, dtype=torch.int64, device=device),
             "document": torch.zeros(L, n, dtype=torch.int64, device=device),
             "position": torch.zeros(L, n, dtype=torch.int64, device=device),
-            "tokens": torch.full((L, n, W), _NOTHING, dtype=torch.int32, device=device),
+            "tokens": torch.full((L, n, W), _OUTSIDE, dtype=torch.int32, device=device),
             "acts": torch.zeros(L, n, W, device=device),
         }
 
     def update(self, codes: Codes, place: Tensor, contexts: Contexts) -> None:
-        """Merge a batch: row i of `codes` is at place[i] = row * ctx + column of `contexts`."""
+        """Merge a batch; row i of `codes` is at place[i] = row * ctx + column of `contexts`."""
         rows, ctx = contexts.tokens.shape
         if codes.offsets is None:
             place = place.repeat_interleave(codes.values.shape[1])
         else:
             place = place.repeat_interleave(codes.offsets.diff())
         slot, value = self.slot_of[codes.indices.flatten()], codes.values.flatten().float()
-        wanted = (slot >= 0) & (value > 0)
-        slot, value, place = slot[wanted], value[wanted], place[wanted]
+        fires = (slot >= 0) & (value > 0)
+        slot, value, place = slot[fires], value[fires], place[fires]
 
-        # Sorted by (slot, place), so that a context's entries of one latent lie side by side and
-        # any (slot, place) can be looked up by bisection.
+        # Sorted by (slot, place), so that the entries of a latent in a context are adjacent and any
+        # (slot, place) can be looked up by bisection.
         key, order = (slot * (rows * ctx) + place).sort()
         value = value[order]
         group = key // ctx  # (slot, row)
@@ -66,7 +66,7 @@ class TopTable:
     def _windows(
         self, key: Tensor, value: Tensor, best: Tensor, contexts: Contexts
     ) -> dict[str, Tensor]:
-        """The fields of the candidates at `best` [c] of the sorted entries."""
+        """Return the fields of the candidates at `best` [c] of the sorted entries."""
         device = key.device
         rows, ctx = contexts.tokens.shape
         row, column = key[best] // ctx % rows, key[best] % ctx
@@ -77,11 +77,11 @@ class TopTable:
         document = contexts.document.to(device)
         inside &= document[row[:, None], columns] == document[row, column][:, None]
         inside &= contexts.attention_mask.to(device)[row[:, None], columns] != 0
-        tokens = contexts.tokens.to(device)[row[:, None], columns].masked_fill(~inside, _NOTHING)
+        tokens = contexts.tokens.to(device)[row[:, None], columns].masked_fill(~inside, _OUTSIDE)
         lookup = (key[best] - column)[:, None] + columns
-        found = torch.searchsorted(key, lookup).clamp_max(len(key) - 1)
-        hit = inside & (key[found] == lookup)
-        # A polynomial hash of the tokens up to the peak; int64 wraps around, which is fine here.
+        entry = torch.searchsorted(key, lookup).clamp_max(len(key) - 1)
+        hit = inside & (key[entry] == lookup)
+        # A polynomial hash of the tokens up to the peak; overflow of int64 does no harm.
         same = torch.zeros_like(row)
         for offset in range(max(0, self.window + 1 - _SAME_TOKENS), self.window + 1):
             same = same * 1_000_003 + tokens[:, offset]
@@ -91,47 +91,47 @@ class TopTable:
             "document": document[row, column],
             "position": contexts.position.to(device)[row, column],
             "tokens": tokens.int(),
-            "acts": torch.where(hit, value[found], 0.0),
+            "acts": torch.where(hit, value[entry], 0.0),
         }
 
     def _merge(self, slot: Tensor, new: dict[str, Tensor]) -> None:
-        """Put the candidates into their slots, keep the n best that differ, in falling order."""
+        """Merge candidates into their slots; keep the n strongest distinct ones, in order."""
         touched = slot.unique()
         slot = torch.cat([touched.repeat_interleave(self.n), slot])
         fields = {
             name: torch.cat([old[touched].flatten(0, 1), new[name]])
             for name, old in self.fields.items()
         }
-        # Repeated text first: of one (slot, same) the strongest stays, the older on a tie.
+        # Remove repeated text: of one (slot, same) the strongest stays, the older one on a tie.
         pair = torch.stack([slot, fields["same"]], 1).unique(dim=0, return_inverse=True)[1]
         by_pair = pair.argsort(stable=True)
-        kept = by_pair[_first_of_each(pair[by_pair], fields["value"][by_pair])]
-        kept = kept[fields["value"][kept] > 0]
-        kept = kept[fields["value"][kept].argsort(descending=True, stable=True)]
-        kept = kept[slot[kept].argsort(stable=True)]
-        slot = slot[kept]
-        rank = torch.arange(len(kept), device=slot.device) - torch.searchsorted(slot, slot)
-        kept, slot, rank = (t[rank < self.n] for t in (kept, slot, rank))
+        order = by_pair[_first_of_each(pair[by_pair], fields["value"][by_pair])]
+        order = order[fields["value"][order] > 0]
+        order = order[fields["value"][order].argsort(descending=True, stable=True)]
+        order = order[slot[order].argsort(stable=True)]
+        slot = slot[order]
+        rank = torch.arange(len(order), device=slot.device) - torch.searchsorted(slot, slot)
+        order, slot, rank = (t[rank < self.n] for t in (order, slot, rank))
         for name, table in self.fields.items():
-            table[slot, rank] = fields[name][kept]
+            table[slot, rank] = fields[name][order]
 
     def rows(self) -> list[list[tuple[list[int], float, list[float], int, int]]]:
-        """For each latent its (tokens, value, activations, document, position), best first."""
+        """Return each latent's (tokens, value, activations, document, position), best first."""
         fields = {name: t.cpu() for name, t in self.fields.items()}
-        found = []
+        rows = []
         for i, held in enumerate((fields["value"] > 0).sum(1).tolist()):
             columns = [fields[name][i, :held].tolist() for name in _FIELDS]
             examples = []
             for tokens, value, acts, document, position in zip(*columns, strict=True):
-                inside = [j for j, token in enumerate(tokens) if token != _NOTHING]
+                inside = [j for j, token in enumerate(tokens) if token != _OUTSIDE]
                 tokens, acts = [tokens[j] for j in inside], [acts[j] for j in inside]
                 examples.append((tokens, value, acts, document, position))
-            found.append(examples)
-        return found
+            rows.append(examples)
+        return rows
 
 
 def _first_of_each(group: Tensor, value: Tensor) -> Tensor:
-    """For sorted `group`, the index of the largest value in each run; the first one on a tie."""
+    """Return the index of the largest value in each run of sorted `group`; the first on a tie."""
     _, run, sizes = group.unique_consecutive(return_inverse=True, return_counts=True)
     top = torch.zeros(len(sizes), dtype=value.dtype, device=value.device)
     top.scatter_reduce_(0, run, value, "amax", include_self=False)

@@ -173,7 +173,11 @@ def test_it_is_saved_and_loaded_as_any(tmp_path):
         ([of(torch.eye(4)), of(torch.eye(4), TopK(d_sae=4, k=3))], {}, "seed only"),
         ([of(torch.eye(4))] * 2, {"at_least": 3}, "at_least=3; give 2 to 2"),
         ([of(torch.eye(4))] * 2, {"at_least": 1}, "at_least=1; give 2 to 2"),
-        ([of(torch.eye(4), GroupMax(d_sae=4, k=2))] * 2, {}, "GroupMax goes by the place"),
+        (
+            [of(torch.eye(4), GroupMax(d_sae=4, k=2))] * 2,
+            {},
+            "index of a latent has a meaning in GroupMax",
+        ),
     ],
 )
 def test_what_has_no_consensus(saes, options, words):
@@ -186,5 +190,5 @@ def test_sites_that_share_their_latents_out():
 
     site = CrossLayerTranscoder(read=["a", "b"], predict=["c", "d"]).bind(dict.fromkeys("abcd", 4))
     saes = [SAE(site.d_in, TopK(d_sae=4, k=2), site=site, d_out=site.d_out)] * 2
-    with pytest.raises(UserError, match="CrossLayerTranscoder goes by the place"):
+    with pytest.raises(UserError, match="index of a latent has a meaning in CrossLayerTranscoder"):
         consensus(saes)

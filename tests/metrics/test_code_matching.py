@@ -141,5 +141,5 @@ def test_a_feature_without_a_latent_has_no_support():
 
 
 def test_different_samples_are_refused():
-    with pytest.raises(UserError, match="z has 4 samples and z_hat 3"):
+    with pytest.raises(UserError, match="z has 4 samples and z_hat has 3"):
         code_mcc_absolute(stacked(A, B), stacked(A, B)[:3])

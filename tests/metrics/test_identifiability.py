@@ -81,7 +81,7 @@ def test_label_share():
     assert label_share(torch.tensor([[1.0], [1], [4], [4]]), labels) == 1
     noise = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
     assert abs(label_share(noise, torch.arange(4000) // 2)) < 0.06
-    with pytest.raises(UserError, match="every one of 4"):
+    with pytest.raises(UserError, match="each of the 4"):
         label_share(y, torch.arange(4))
 
 

@@ -86,7 +86,7 @@ def test_values_by_frequency():
 
 @pytest.mark.parametrize("decoders", [[A], [A, torch.eye(3)]])
 def test_what_cannot_be_compared_is_refused(decoders):
-    with pytest.raises(UserError, match="two or more of one shape"):
+    with pytest.raises(UserError, match="two or more of the same shape"):
         match_seeds_signed(decoders)
 
 

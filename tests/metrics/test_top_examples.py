@@ -211,5 +211,7 @@ def test_writing_and_reading(tmp_path):
     assert list(json.loads(lines[0])) == ["latent", "frequency", "max_activation", "examples"]
     assert [file.name for file in tmp_path.iterdir()] == ["examples.jsonl"]
     path.write_text(lines[0] + "\n" + lines[1][:9], encoding="utf-8")
-    with pytest.raises(UserError, match=r"examples\.jsonl line 2 is not a latent's examples"):
+    with pytest.raises(
+        UserError, match=r"examples\.jsonl line 2 does not hold a latent's examples"
+    ):
         read_examples(path)
