@@ -1,4 +1,4 @@
-"""What several seeds agree on, worked out by hand."""
+"""Consensus of seeds, against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ D_IN = 8
 
 
 def of(W_dec: torch.Tensor, rule=None, *, W_enc: torch.Tensor | None = None, **values) -> SAE:
-    """An SAE of these rows, tied where nothing else is said."""
+    """Return an SAE with these decoder rows, tied unless an encoder is given."""
     sae = SAE(W_dec.shape[1], rule or TopK(d_sae=len(W_dec), k=2), dtype=W_dec.dtype)
     with torch.no_grad():
         sae.W_dec.copy_(W_dec)
@@ -39,7 +39,7 @@ def permuted(sae: SAE, order: torch.Tensor) -> SAE:
 
 
 def turned(degrees: float) -> torch.Tensor:
-    """A direction in the plane of the first two axes of four."""
+    """Return a direction in the plane of the first two of four axes."""
     angle = math.radians(degrees)
     return torch.tensor([math.cos(angle), math.sin(angle), 0, 0], dtype=torch.float64)
 
@@ -54,7 +54,7 @@ def turned(degrees: float) -> torch.Tensor:
         MatchingPursuit(d_sae=24, k=3),
     ],
 )
-def test_of_permuted_copies_is_the_first_of_them(rule):
+def test_consensus_of_permuted_copies_is_the_first(rule):
     generator = torch.Generator().manual_seed(0)
     first = SAE(D_IN, rule, seed=1)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_of_permuted_copies_is_the_first_of_them(rule):
     torch.testing.assert_close(agreed(x), first(x), rtol=1e-5, atol=1e-6)
 
 
-def test_means_by_hand():
+def test_consensus_averages_shared_latents():
     """Two seeds of two latents: one shared at cosine .8, in another order; one at right angles."""
     eye = torch.eye(4, dtype=torch.float64)
     near = torch.tensor([0.8, 0.6, 0, 0], dtype=torch.float64)
@@ -87,7 +87,7 @@ def test_means_by_hand():
     assert agreed.stability.tolist() == pytest.approx([0.8])
 
 
-def test_the_rule_is_kept_to():
+def test_consensus_follows_the_rule_of_its_weights():
     """MatchingPursuit's encoder is its decoder; a mean of two at cosine .8 is shorter."""
     a, b = (of(turned(angle)[None], MatchingPursuit(d_sae=1, k=1)) for angle in (0, 36.87))
     agreed = consensus([a, b])
@@ -96,7 +96,7 @@ def test_the_rule_is_kept_to():
 
 
 @pytest.mark.parametrize(("at_least", "found"), [(None, [0, 1]), (2, [0, 1]), (3, [0])])
-def test_a_latent_of_one_seed_is_left_out(at_least, found):
+def test_latent_of_a_single_seed_is_left_out(at_least, found):
     """Latent 0 all three have, 1 two have, 2 and 3 (axes of their own) one each."""
     eye = torch.eye(6)
     saes = [of(eye[[0, 1, 2]]), of(eye[[3, 0, 1]]), of(eye[[4, 5, 0]])]
@@ -107,7 +107,7 @@ def test_a_latent_of_one_seed_is_left_out(at_least, found):
     assert torch.equal(again.W_dec.data, eye[found])
 
 
-def test_every_two_must_agree_in_decoder_and_in_encoder():
+def test_every_pair_must_agree_in_decoder_and_encoder():
     """At 0, 40 and -40 degrees: the outer two are at cosine cos 80 = .17 of each other."""
     fan = [of(turned(angle)[None], TopK(d_sae=1, k=1)) for angle in (0, 40, -40)]
     with pytest.raises(UserError, match="no latent is shared by 3 of 3 seeds at cosine 0.7"):
@@ -123,7 +123,7 @@ def test_every_two_must_agree_in_decoder_and_in_encoder():
         consensus(apart[:2])
 
 
-def test_who_agrees_with_fewest_goes_first():
+def test_member_that_agrees_with_fewest_is_removed_first():
     """Around 0 degrees: 30, 35 and -44. The last agrees with the first alone."""
     fan = [of(turned(angle)[None], TopK(d_sae=1, k=1)) for angle in (0, -44, 30, 35)]
     agreed = consensus(fan)
@@ -133,7 +133,7 @@ def test_who_agrees_with_fewest_goes_first():
     assert agreed.stability.tolist() == pytest.approx([sum(cosines) / 3])
 
 
-def test_what_is_not_of_one_latent_is_averaged_over_all():
+def test_shared_parameters_are_averaged_over_all_seeds():
     rows = torch.eye(3)
     site = SkipTranscoder(read="a", predict="b").bind({"a": 3, "b": 3})
     saes = [SAE(3, BatchTopK(d_sae=3, k=2, k_start=3, k_anneal=0.5), site=site) for _ in range(2)]
@@ -158,7 +158,7 @@ def test_what_is_not_of_one_latent_is_averaged_over_all():
     }
 
 
-def test_it_is_saved_and_loaded_as_any(tmp_path):
+def test_consensus_is_saved_and_loaded_as_any_sae(tmp_path):
     agreed = consensus([of(torch.eye(4)), of(torch.eye(4))])
     agreed.save(tmp_path / "c")
     again = SAE.load(tmp_path / "c")
@@ -169,8 +169,8 @@ def test_it_is_saved_and_loaded_as_any(tmp_path):
 @pytest.mark.parametrize(
     ("saes", "options", "words"),
     [
-        ([of(torch.eye(4))], {}, "two autoencoders or more"),
-        ([of(torch.eye(4)), of(torch.eye(4), TopK(d_sae=4, k=3))], {}, "seed only"),
+        ([of(torch.eye(4))], {}, "at least two SAEs"),
+        ([of(torch.eye(4)), of(torch.eye(4), TopK(d_sae=4, k=3))], {}, "only in their seed"),
         ([of(torch.eye(4))] * 2, {"at_least": 3}, "at_least=3; give 2 to 2"),
         ([of(torch.eye(4))] * 2, {"at_least": 1}, "at_least=1; give 2 to 2"),
         (
@@ -180,12 +180,12 @@ def test_it_is_saved_and_loaded_as_any(tmp_path):
         ),
     ],
 )
-def test_what_has_no_consensus(saes, options, words):
+def test_consensus_refuses_unusable_input(saes, options, words):
     with pytest.raises(UserError, match=words):
         consensus(saes, **options)
 
 
-def test_sites_that_share_their_latents_out():
+def test_consensus_refuses_grouped_latents():
     from sae.autoencoder.sites import CrossLayerTranscoder
 
     site = CrossLayerTranscoder(read=["a", "b"], predict=["c", "d"]).bind(dict.fromkeys("abcd", 4))

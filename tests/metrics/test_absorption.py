@@ -30,54 +30,54 @@ def measured(a, projection, main=(0,)):
 @pytest.mark.parametrize(
     ("a", "projection", "full", "fraction"),
     [
-        # The own latent writes all of it, or is the only one to write.
+        # The feature's latent writes all of it, or is the only one to write.
         ([2, 1, 0, 0, 0, 0], 2, 0, 0),
         ([1, 0, 0, 0, 0, 9], 2, 0, 0),
-        # Silent, and latent 1 (norm 2) writes 1 * 2 * .6 of 2, then 1.2 of 3.1: less than .4.
+        # Silent; latent 1 (norm 2) writes 1 * 2 * .6 of 2, then 1.2 of 3.1: less than .4.
         ([0, 1, 0, 0, 0, 0], 2, 1, 1),
         ([0, 1, 0, 0, 0, 0], 3.1, 0, 0),
-        # Two write .6 and .6 of 2.8: no single one, but together enough.
+        # Two write .6 and .6 of 2.8: not enough each, but enough together.
         ([0, 0.5, 1, 0, 0, 0], 2.8, 0, 1),
-        # The own one writes 1 of 2 and another 1.2, of which 1 was open: a half.
+        # The feature's latent writes 1 of 2 and another 1.2, of which 1 is missing: a half.
         ([1, 1, 0, 0, 0, 0], 2, 0, 0.5),
         # 1 of 2.9, another 1.2: 1.2 / 2.2.
         ([1, 1, 0, 0, 0, 0], 2.9, 0, 1.2 / 2.2),
         # Cosine .05: enough for full, not for the fraction; .02 for neither.
         ([0, 0, 0, 20, 0, 0], 2, 1, 0),
         ([0, 0, 0, 0, 50, 0], 2, 0, 0),
-        # Where the feature's projection is negative nothing can be said.
+        # With a negative projection absorption is undefined and counts as 0.
         ([0, 1, 0, 0, 0, 0], -1, 0, 0),
-        # The own latent writes more than there is, or against it.
+        # The feature's latent writes more than the projection, or against it.
         ([3, 1, 0, 0, 0, 0], 2, 0, 0),
         ([-2, 1, 0, 0, 0, 0], -1, 0, 0),
         # A latent that writes against it is no absorber, and takes nothing away.
         ([0, 1, -1, 0, 0, 0], 2.5, 1, 1),
     ],
 )
-def test_cases_worked_out_by_hand(a, projection, full, fraction):
+def test_absorption_equals_values_worked_out_by_hand(a, projection, full, fraction):
     assert measured(a, projection) == (full, pytest.approx(fraction))
 
 
-def test_several_own_latents_and_at_most_three_absorbers():
+def test_feature_with_several_latents_has_at_most_three_absorbers():
     assert measured([0, 1, 0, 0, 0, 0], 2, main=(0, 2)) == (1, 1)
     assert measured([0, 1, 0.1, 0, 0, 0], 2, main=(0, 2)) == (0, pytest.approx(1.2 / 1.26))
     codes = torch.tensor([[0.0, 1, 1, 1, 1]])
     W_dec = torch.tensor([[1.0, 0]] * 5)
     acts = torch.tensor([[7.4, 0], [7.6, 0]])
     codes = as_codes(samples_matrix(codes.repeat(2, 1)))
-    # Three write 3: at least .4 of 7.4, and not of 7.6, though the fourth would do.
+    # Three write 3, at least .4 of 7.4 but not of 7.6; a fourth would suffice.
     found = absorption(codes, acts, W_dec, torch.tensor([1.0, 0]), torch.tensor([0]))
     assert found.fraction.tolist() == [1, 0]
 
 
-def test_with_few_latents_one_that_writes_against_it_is_no_absorber_either():
+def test_latent_that_writes_against_the_feature_is_no_absorber():
     codes = as_codes(samples_matrix(torch.tensor([[0.5, 1, -1]])))
     W_dec, acts = torch.tensor([[1.0, 0], [1, 0], [0.6, 0.8]]), torch.tensor([[2.0, 0]])
     found = absorption(codes, acts, W_dec, torch.tensor([1.0, 0]), torch.tensor([0]))
     assert found.fraction.item() == pytest.approx(1 / 1.5)
 
 
-def test_rows_do_not_depend_on_their_runs(monkeypatch):
+def test_absorption_does_not_depend_on_chunk_size(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(50, 6, generator=generator).clamp(min=0)
     acts = a @ W_DEC.float() + torch.randn(50, 3, generator=generator)
@@ -89,7 +89,7 @@ def test_rows_do_not_depend_on_their_runs(monkeypatch):
     assert torch.equal(whole.fraction, parts.fraction) and torch.equal(whole.full, parts.full)
 
 
-def test_parents_are_scored_where_they_are_active():
+def test_parents_are_scored_only_where_they_are_active():
     # Feature 0 has the children 1 and 2, feature 3 the child 4 and no latent; 0 is absorbed by the
     # latent of 1 (row 1) and not by that of 2 (row 2).
     truth = torch.eye(5)

@@ -1,4 +1,4 @@
-"""The amortisation gap against values worked out by hand, the 2 x 2 on worlds of known fault."""
+"""Amortisation gap against values worked out by hand; the split on worlds of known fault."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sae_of(W_dec: Tensor, k: int, *, W_enc: Tensor | None = None, rule=None, b=N
 
 
 def known(rows: int, features: int, d_in: int, active: int, seed: int = 0):
-    """Codes of `active` features a row, of values in [0.5, 1.5], and a random dictionary."""
+    """Return codes with `active` features per row, values in [0.5, 1.5], and a dictionary."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.rand(rows, features, generator=generator).argsort(1).argsort(1) < active
     z = z * (0.5 + torch.rand(rows, features, generator=generator, dtype=torch.float64))
@@ -34,8 +34,8 @@ def known(rows: int, features: int, d_in: int, active: int, seed: int = 0):
     return z, torch.nn.functional.normalize(W, dim=1)
 
 
-def test_by_hand():
-    """Two orthogonal atoms, and an encoder that gives half of what it should."""
+def test_gap_equals_values_worked_out_by_hand():
+    """Use two orthogonal atoms and an encoder that gives half of the right values."""
     eye = torch.eye(2, dtype=torch.float64)
     x = torch.tensor([[3.0, 1.0], [1.0, 2.0], [2.0, 3.0]], dtype=torch.float64)
     found = amortisation_gap(
@@ -61,7 +61,7 @@ def test_by_hand():
     assert "per_row" not in found.metrics()
 
 
-def test_neither_norms_nor_units_nor_bias_matter():
+def test_gap_does_not_depend_on_norms_units_or_bias():
     z, W = known(60, 24, 10, 3)
     x = z @ W
     whole = amortisation_gap(sae_of(W, 3), x)
@@ -79,7 +79,7 @@ def test_neither_norms_nor_units_nor_bias_matter():
     )
 
 
-def test_the_exact_gap_lies_where_the_certificate_says():
+def test_exact_gap_lies_within_the_certificate():
     z, W = known(80, 32, 10, 3)
     sae, x = sae_of(W, 3), z @ W
     exact = amortisation_gap(sae, x, penalty=0.05, iterations=20_000, tolerance=1e-10)
@@ -88,7 +88,7 @@ def test_the_exact_gap_lies_where_the_certificate_says():
     assert rough.lasso_gap < exact.lasso_gap <= rough.lasso_gap + rough.uncertified
 
 
-def test_best_codes_are_as_sparse_and_at_a_right_dictionary_the_truth():
+def test_best_codes_keep_sparsity_and_recover_the_truth():
     z, W = known(200, 48, 24, 3)
     found = amortisation_gap(sae_of(W, 3), z @ W)
     assert found.l0 == 3 and found.fvu > 0.2
@@ -101,7 +101,7 @@ def test_best_codes_are_as_sparse_and_at_a_right_dictionary_the_truth():
     assert 0.001 < found.fvu_best < 0.9 * found.fvu
 
 
-def test_signed_codes():
+def test_gap_of_signed_codes():
     z, W = known(100, 48, 24, 3)
     z = torch.where(torch.arange(48) % 2 == 0, -z, z)
     sae = sae_of(W, 3, rule=AbsTopK(d_sae=48, k=3))
@@ -109,7 +109,9 @@ def test_signed_codes():
     assert found.fvu_best < 0.02 < 0.2 < found.fvu
     split = inference_or_dictionary(sae, z @ W, z, W)
     assert split.code_mcc_best > 0.98 and split.code_mcc_true > 0.98
-    against = torch.where(torch.arange(48)[:, None] % 3 == 0, -W, W)  # the same, turned round
+    against = torch.where(
+        torch.arange(48)[:, None] % 3 == 0, -W, W
+    )  # the same directions, some with the opposite sign
     turned = sae_of(against, 3, rule=AbsTopK(d_sae=48, k=3))
     at_truth = inference_or_dictionary(turned, z @ W, z, W).fvu_own_at_truth
     assert at_truth == pytest.approx(split.fvu_own)
@@ -118,7 +120,7 @@ def test_signed_codes():
 
 @pytest.mark.parametrize("non_negative", [True, False], ids=["non_negative", "signed"])
 @pytest.mark.parametrize("l0", [1.5, 5.0])
-def test_penalty_gives_the_wanted_l0(l0, non_negative):
+def test_penalty_gives_the_target_l0(l0, non_negative):
     z, W = known(100, 64, 16, 4)
     b = torch.linspace(-1, 1, 16, dtype=torch.float64)
     x = z @ W + b
@@ -127,13 +129,13 @@ def test_penalty_gives_the_wanted_l0(l0, non_negative):
     assert codes.codes.l0().double().mean().item() == pytest.approx(l0, rel=0.1)
 
 
-def test_penalty_for_more_than_the_lasso_ever_needs():
+def test_penalty_for_an_l0_beyond_the_lasso_is_the_lower_end():
     z, W = known(40, 64, 8, 4)
     x = z @ W
     assert penalty_for_l0(x, W, 60.0) == pytest.approx(1e-4 * (x @ W.t()).max().item(), rel=0.03)
 
 
-def test_the_split_names_inference_where_the_dictionary_is_right():
+def test_split_blames_inference_if_the_dictionary_is_right():
     z, W = known(400, 48, 24, 3)
     order = torch.randperm(48, generator=torch.Generator().manual_seed(1))
     split = inference_or_dictionary(sae_of(W[order], 3), z @ W, z, W)
@@ -146,12 +148,12 @@ def test_the_split_names_inference_where_the_dictionary_is_right():
     assert figures["code_mcc_own"] + shares == pytest.approx(1)
 
 
-def test_the_split_names_the_dictionary_where_that_is_wrong():
+def test_split_blames_the_dictionary_if_it_is_wrong():
     z, W = known(400, 24, 16, 2)
     b = torch.linspace(-1, 1, 16, dtype=torch.float64)
     _, other = known(1, 24, 16, 1, seed=5)
     wrong = torch.nn.functional.normalize(W + 0.6 * other, dim=1)
-    wrong[20:] = other[:4]  # some stand for no feature
+    wrong[20:] = other[:4]  # some match no feature
     sae = sae_of(2 * wrong, 2, W_enc=0.5 * wrong.t(), b=b)
     x = z @ W + b
     split = inference_or_dictionary(sae, x, z, W, bias=b)
@@ -166,7 +168,7 @@ def test_the_split_names_the_dictionary_where_that_is_wrong():
     assert split.fvu_own_at_truth == pytest.approx(error.item())
 
 
-def test_errors_say_what_is_missing():
+def test_gap_refuses_unusable_input():
     z, W = known(20, 12, 6, 2)
     site = Transcoder(read="a", predict="b").bind({"a": 6, "b": 6})
     with pytest.raises(UserError, match="a -> b predicts something else"):

@@ -11,9 +11,9 @@ import torch
 from sae.metrics.bootstrap import Score, bootstrap_score, ratio, sums_by_cluster
 
 
-def test_the_interval_is_that_of_all_resamples():
+def test_interval_equals_all_resamples():
     units = torch.tensor([0.0, 1.0, 5.0])
-    means = [np.mean(drawn) for drawn in product(units.tolist(), repeat=3)]  # 27, alike likely
+    means = [np.mean(drawn) for drawn in product(units.tolist(), repeat=3)]  # 27, equally likely
     score = bootstrap_score(units, chance=0.25, resamples=20_000)
     assert (score.value, score.n, score.chance) == (2, 3, 0.25)
     assert (score.low, score.high) == (min(means), max(means))  # 1 / 27 lies at either end
@@ -24,7 +24,7 @@ def test_the_interval_is_that_of_all_resamples():
     assert score.high - score.value == pytest.approx(spread, rel=0.1)
 
 
-def test_it_is_a_function_of_its_seed_and_not_of_the_batches_it_is_made_in(monkeypatch):
+def test_interval_depends_on_the_seed_and_not_on_batches(monkeypatch):
     units = torch.randn(200, generator=torch.Generator().manual_seed(0))
     score = bootstrap_score(units)
     assert bootstrap_score(units) == score
@@ -34,26 +34,26 @@ def test_it_is_a_function_of_its_seed_and_not_of_the_batches_it_is_made_in(monke
 
 
 def test_columns_are_resampled_together():
-    # Every unit has the same ratio, so the ratio of sums is that of every resample.
+    # Every unit has the same ratio, so every resample has it too.
     below = torch.arange(1, 50).double()
     ratio = lambda a, b, axis: a.sum(axis) / b.sum(axis)
     score = bootstrap_score(3 * below, below, statistic=ratio)
     assert (score.value, score.low, score.high) == pytest.approx((3, 3, 3))
 
 
-def test_of_one_unit_nothing_is_known():
+def test_one_unit_has_no_interval():
     warnings.simplefilter("error")  # pytest restores it
     one, none = bootstrap_score(torch.tensor([0.5])), bootstrap_score(torch.tensor([]))
     assert one.value == 0.5 and one.n == 1 and math.isnan(one.low) and math.isnan(one.high)
     assert math.isnan(none.value) and none.n == 0 and math.isnan(none.low)
 
 
-def test_one_line():
+def test_score_prints_as_one_line():
     assert str(Score(0.8134, 0.79, 0.83, 64, 0.12)) == "0.813 [0.790, 0.830] (n 64, chance 0.120)"
     assert str(Score(0.5, 0.25, 0.75, 4)) == "0.500 [0.250, 0.750] (n 4)"
 
 
-def test_figures_leave_out_what_is_not_known():
+def test_entries_leave_out_unknown_values():
     assert Score(0.5, 0.25, 0.75, 4, 0.0).entries("a") == {
         "a": 0.5,
         "a_low": 0.25,
@@ -65,7 +65,7 @@ def test_figures_leave_out_what_is_not_known():
     assert math.isnan(value)
 
 
-def test_sums_by_cluster(monkeypatch):
+def test_sums_by_cluster_merge_excess_clusters(monkeypatch):
     columns = {"a": torch.tensor([1.0, 2.0, 4.0, 8.0]), "b": torch.ones(4)}
     cluster = torch.tensor([70, -1, 70, 5])
     sums = sums_by_cluster(columns, cluster)

@@ -20,13 +20,13 @@ from sae.metrics.capacity import capacity, effective_dimension, largest_k, stati
         (6, 256, True, 25.1),
     ],
 )
-def test_the_statistical_dimension_of_the_published_settings(k, F, non_negative, published):
+def test_statistical_dimension_equals_published_values(k, F, non_negative, published):
     delta = statistical_dimension(k, F, non_negative=non_negative)
     assert delta == pytest.approx(published, abs=0.051)
 
 
 @pytest.mark.parametrize("factor", [1, 2], ids=["non-negative", "signed"])
-def test_it_is_the_least_of_its_formula_over_t(factor):
+def test_statistical_dimension_minimizes_its_formula(factor):
     k, F, step = 5, 80, 1e-4
     u = torch.arange(0, 12, step, dtype=torch.float64)
     phi = torch.exp(-u * u / 2) / math.sqrt(2 * math.pi)
@@ -40,10 +40,10 @@ def test_it_is_the_least_of_its_formula_over_t(factor):
 
 
 @pytest.mark.parametrize("non_negative", [True, False])
-def test_its_ends(non_negative):
+def test_statistical_dimension_at_its_limits(non_negative):
     assert statistical_dimension(0, 64, non_negative=non_negative) == 0
     assert statistical_dimension(64, 64, non_negative=non_negative) == 64
-    # An L0 below 1, and the largest dictionaries there are.
+    # An L0 below 1, and the largest dictionaries in use.
     assert 0 < statistical_dimension(0.01, 2**20, non_negative=non_negative) < 1
     for k in (-1, 65):
         with pytest.raises(UserError, match="between 0 and the 64 latents"):
@@ -61,12 +61,12 @@ def test_its_ends(non_negative):
         (4096, 32, 671, 560),
     ],
 )
-def test_the_largest_k_of_the_published_table(d, ratio, non_negative, signed):
+def test_largest_k_equals_the_published_table(d, ratio, non_negative, signed):
     assert largest_k(d, ratio * d) == non_negative
     assert largest_k(d, ratio * d, non_negative=False) == signed
 
 
-def test_as_many_dimensions_as_atoms_allow_for_every_code():
+def test_as_many_dimensions_as_atoms_allow_every_code():
     assert largest_k(64, 64) == largest_k(100, 64) == 64
     assert largest_k(0.5, 64) == 0
 
@@ -80,7 +80,7 @@ def test_effective_dimension_of_a_spectrum():
     assert effective_dimension(C) == pytest.approx(1.6)
 
 
-def test_capacity_puts_them_together():
+def test_capacity_combines_its_parts():
     found = capacity(768, 12288, 32.5)
     assert found.delta == statistical_dimension(32.5, 12288)
     assert found.largest_k == 156

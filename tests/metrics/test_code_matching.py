@@ -30,7 +30,7 @@ def stacked(*columns):
 
 
 def ragged(dense, padding=0):
-    """The same as `Codes`, with explicit zeros left out and `padding` slots that mean nothing."""
+    """Return z as `Codes` without explicit zeros, with `padding` empty slots."""
     rows, indices = dense.nonzero(as_tuple=True)
     offsets = torch.bincount(rows, minlength=len(dense)).cumsum(0)
     values = torch.cat([dense[rows, indices], torch.full((padding,), 7.0)])
@@ -38,7 +38,7 @@ def ragged(dense, padding=0):
     return Codes(values, indices, dense.shape[1], torch.nn.functional.pad(offsets, (1, 0)))
 
 
-def test_the_mean_correlation_is_that_worked_out_by_hand():
+def test_code_mcc_equals_value_worked_out_by_hand():
     z = stacked(A, B)
     # Latent 0 is 3 - 2a: Pearson -1 with a, 0 with b. Latent 1 is b + a/2, centred (3, -1, 1, -3)/4
     # against b's (2, -2, 2, -2)/4: 16 / sqrt(20 * 16) = 2 / sqrt(5), and 1 / sqrt(5) with a.
@@ -49,7 +49,7 @@ def test_the_mean_correlation_is_that_worked_out_by_hand():
     assert match_codes_signed(z, z_hat).latents.tolist() == [-1, 1]
 
 
-def test_what_is_inactive_is_left_out_and_what_is_unmatched_or_constant_counts_zero():
+def test_inactive_features_are_left_out_and_unmatched_or_constant_count_zero():
     nothing, always = torch.zeros(4), torch.full((4,), 1 / 3)
     z = stacked(nothing, A, B, always)
     found = match_codes_absolute(z, stacked(always, 2 * B, nothing))
@@ -62,7 +62,7 @@ def test_what_is_inactive_is_left_out_and_what_is_unmatched_or_constant_counts_z
 
 
 @pytest.mark.parametrize(("features", "d_sae"), [(4, 4), (3, 6), (6, 3)], ids=str)
-def test_it_is_the_best_assignment_of_numpy_s_correlations(features, d_sae):
+def test_matching_is_optimal_for_numpy_correlations(features, d_sae):
     generator = torch.Generator().manual_seed(features)
     z = torch.randn(40, features, generator=generator).clamp(min=0)
     z_hat = torch.randn(40, d_sae, generator=generator).clamp(min=0) + 0.4 * z[:, [0] * d_sae]
@@ -77,7 +77,7 @@ def test_it_is_the_best_assignment_of_numpy_s_correlations(features, d_sae):
         assert score(ragged(z), ragged(z_hat, padding=5)) == pytest.approx(best / features)
 
 
-def test_codes_with_empty_slots_and_repeated_latents_are_what_they_stand_for():
+def test_codes_with_empty_slots_and_repeated_latents_equal_dense_codes():
     values = torch.tensor([[1.0, 0.5], [2.0, 0.0], [0.0, 0.0], [3.0, 0.0]])
     indices = torch.tensor([[1, 1], [0, 1], [1, 0], [1, 0]])  # row 0: 1.5 of latent 1
     codes = Codes(values, indices, 2)
@@ -89,7 +89,7 @@ def test_codes_with_empty_slots_and_repeated_latents_are_what_they_stand_for():
         assert code_mcc_signed(*dense) == pytest.approx(pearson.mean())
 
 
-def test_a_repeated_latent_fires_by_the_sum_of_its_values():
+def test_repeated_latent_fires_by_the_sum_of_its_values():
     codes = Codes(torch.tensor([[0.6, 0.6], [0, 0]]), torch.tensor([[0, 0], [0, 0]]), 1)
     z = torch.tensor([[1.0], [0]])
     assert samples_matrix(codes).nnz == 1
@@ -97,13 +97,13 @@ def test_a_repeated_latent_fires_by_the_sum_of_its_values():
 
 
 @pytest.mark.parametrize("n", [7, 10, 1000])
-def test_a_column_that_is_constant_up_to_rounding_correlates_with_nothing(n):
+def test_column_constant_up_to_rounding_has_no_correlation(n):
     always, some = torch.full((n,), 0.1, dtype=torch.float64), torch.arange(n).double()
     assert match_codes_absolute(stacked(some), stacked(always)).latents.tolist() == [-1]
     assert match_codes_absolute(stacked(always), stacked(some)).latents.tolist() == [-1]
 
 
-def test_chance_is_what_is_left_when_the_samples_are_shuffled():
+def test_chance_is_the_score_of_shuffled_samples():
     z = torch.randn(400, 12, generator=torch.Generator().manual_seed(0)).clamp(min=0)
     chance = code_chance(code_mcc_absolute, z, 2 * z, draws=3, seed=1)
     assert code_mcc_absolute(z, 2 * z) == pytest.approx(1)
@@ -112,7 +112,7 @@ def test_chance_is_what_is_left_when_the_samples_are_shuffled():
     assert chance != code_chance(code_mcc_absolute, z, 2 * z, draws=3, seed=2)
 
 
-def test_support_scores_are_those_counted_by_hand():
+def test_support_scores_equal_counts_by_hand():
     z = torch.tensor([[1.0, 0], [1, 1], [0, 1], [0, 0], [1, 0]])
     z_hat = torch.tensor([[0, 3.0, 0.01], [1, 2, 0], [1, 0, 0], [0, 0, 0], [0, 0, 1]])
     matching = match_codes_signed(z, z_hat)
@@ -133,13 +133,13 @@ def test_support_scores_are_those_counted_by_hand():
     assert above.recall.tolist() == pytest.approx([1 / 3, 0])
 
 
-def test_a_feature_without_a_latent_has_no_support():
+def test_feature_without_latent_has_zero_support():
     z = stacked(A, B)
     matching = match_codes_absolute(z, stacked(B))
     scores = support_per_matched_latent(z, stacked(B), matching)
     assert scores.precision.tolist() == scores.recall.tolist() == scores.f1.tolist() == [0, 1]
 
 
-def test_different_samples_are_refused():
+def test_matching_refuses_different_numbers_of_samples():
     with pytest.raises(UserError, match="z has 4 samples and z_hat has 3"):
         code_mcc_absolute(stacked(A, B), stacked(A, B)[:3])

@@ -12,7 +12,7 @@ def codes(n=400, features=3, seed=0):
     return torch.randn(n, features, generator=torch.Generator().manual_seed(seed)).abs()
 
 
-def test_entropies_worked_out_by_hand():
+def test_dci_entropies_equal_values_worked_out_by_hand():
     # Two features, four latents. Latent 0 serves both alike, 1 only the first, 2 nobody, 3 both at
     # 3 to 1. Row 0 has shares 1/2, 1/4, 1/4; row 1 is 4/5 and 1/5.
     R = torch.tensor([[4.0, 2, 0, 2], [4, 0, 0, 1]])
@@ -27,7 +27,7 @@ def test_entropies_worked_out_by_hand():
     assert disentanglement_completeness(torch.tensor([[0.0, 0], [0, 3]]))[2].tolist() == [0, 1]
 
 
-def test_latents_count_by_their_share_of_importance():
+def test_disentanglement_weights_latents_by_importance():
     tensor = lambda *values: torch.tensor(values, dtype=torch.float64)
     found = DCI(
         torch.zeros(2, 3),
@@ -42,7 +42,7 @@ def test_latents_count_by_their_share_of_importance():
 
 
 @pytest.mark.parametrize("importance", ["lasso", "trees"])
-def test_a_permuted_scaled_copy_is_perfect_and_a_mixture_is_not(importance):
+def test_permuted_scaled_copy_is_perfect_and_mixture_is_not(importance):
     z = codes()
     found = dci(z, torch.cat([z[:, [2, 0, 1]] * 5, torch.zeros(400, 2)], 1), importance=importance)
     assert found.importances.argmax(1).tolist() == [1, 2, 0]
@@ -54,7 +54,7 @@ def test_a_permuted_scaled_copy_is_perfect_and_a_mixture_is_not(importance):
     assert 0.95 < noise.mean_error() < 1.3
 
 
-def test_the_lasso_is_that_of_the_definition():
+def test_lasso_follows_its_definition():
     # One latent, standardised: the lasso's coefficient is the correlation less the penalty.
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(1000, 1, generator=generator, dtype=torch.float64)
@@ -68,7 +68,7 @@ def test_the_lasso_is_that_of_the_definition():
     assert dci(z, z_hat, penalty=0.25, seed=1).error.item() != found.error.item()
 
 
-def test_what_does_not_vary_is_left_out_and_empty_codes_say_nothing():
+def test_constant_features_are_left_out_and_empty_codes_predict_nothing():
     z = codes(100)
     z[:, 1] = 0
     z[0, 2], z[1:, 2] = 1, 0  # in one half only

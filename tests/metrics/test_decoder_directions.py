@@ -27,7 +27,7 @@ def unit(rows, width, seed):
 
 
 @pytest.mark.parametrize(("d_sae", "features"), [(5, 5), (6, 4), (4, 6)], ids=str)
-def test_mcc_is_the_best_assignment_there_is(d_sae, features):
+def test_mcc_uses_the_optimal_assignment(d_sae, features):
     W_dec, truth = unit(d_sae, 3, 0), unit(features, 3, 1)
     cosines = (truth @ W_dec.T).double()
     if d_sae < features:
@@ -39,7 +39,7 @@ def test_mcc_is_the_best_assignment_there_is(d_sae, features):
     assert dictionary_mcc_signed(W_dec, truth) == pytest.approx(best / features, abs=1e-6)
 
 
-def test_a_permuted_and_scaled_copy_scores_one_and_its_negative_does_not():
+def test_permuted_scaled_copy_scores_one_and_its_negative_does_not():
     truth = unit(16, 8, 0)
     W_dec = truth[torch.randperm(16)] * torch.linspace(0.1, 9, 16)[:, None]
     assert dictionary_mcc_signed(W_dec, truth) == pytest.approx(1, abs=1e-6)
@@ -76,7 +76,7 @@ def test_mmcs_of_latents_is_a_precision():
     assert mmcs_of_latents(W_dec, torch.eye(3)) == pytest.approx((1 + 0.5**0.5) / 2)
 
 
-def test_c_dec_is_the_mean_of_the_pairs(monkeypatch):
+def test_c_dec_is_the_mean_over_pairs(monkeypatch):
     # Unit rows (1, 0), (-.6, .8), (0, -1): |cos| .6, 0 and .8.
     W_dec = torch.tensor([[1.0, 0], [-3, 4], [0, -2]])
     assert c_dec(W_dec) == pytest.approx(1.4 / 3)
@@ -88,7 +88,7 @@ def test_c_dec_is_the_mean_of_the_pairs(monkeypatch):
     assert c_dec(random) == pytest.approx(level, abs=1e-12)
 
 
-def test_s_n_is_the_n_th_largest_projection_of_a_row():
+def test_s_n_is_the_nth_largest_projection_per_row():
     x, b_dec = torch.tensor([[2.0, 1], [4, 5]]), torch.tensor([1.0, 1])
     # x - b_dec: (1, 0) and (3, 4). Projections on (1, 0), (0, 1) and (.6, .8): 1, 0, .6; 3, 4, 5.
     W_dec = torch.tensor([[1.0, 0], [0, 7], [3, 4]])
@@ -96,7 +96,7 @@ def test_s_n_is_the_n_th_largest_projection_of_a_row():
     assert found == pytest.approx([5, 3, 0.6])  # of 5, 4, 3, 1, .6, 0: those at 0, 2 and 4
 
 
-def test_units_of_which_scores_are_means():
+def test_scores_are_means_of_their_units():
     truth = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
     W_dec = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
     # (1, 0) and (0, 1) have a latent, (.8, .6) none: its cosines would win .6 or .8, not 1.
@@ -108,7 +108,7 @@ def test_units_of_which_scores_are_means():
     assert c_dec_of_latents(W_dec).tolist() == pytest.approx([0.3, 0.7, 0.4])
 
 
-def test_chance_of_any_score():
+def test_dictionary_chance_averages_random_decoders():
     truth, seen = unit(6, 4, 0), []
 
     def score(W_dec, found):

@@ -54,7 +54,7 @@ def by_hand(source, replacement):
 
 
 @pytest.mark.parametrize(("packing", "chunk"), [("packed", 1 << 25), ("document", 100)])
-def test_agrees_with_the_model_run_by_hand(make_source, sae, monkeypatch, packing, chunk):
+def test_downstream_equals_the_model_run_by_hand(make_source, sae, monkeypatch, packing, chunk):
     monkeypatch.setattr("sae.metrics.downstream._CHUNK", chunk)
     source = make_source("causal", packing=packing)
     acts = clean_activations(source)
@@ -119,7 +119,7 @@ def test_a_perfect_sae_changes_nothing(make_source):
     assert got.output_cosine_mean_ablation < 0.9
 
 
-def test_an_encoder_has_no_losses(make_source, sae):
+def test_encoder_model_has_no_losses(make_source, sae):
     source = make_source("encoder")
     mean = clean_activations(source).double().mean(0)
     got = downstream(sae, source, mean=mean, max_tokens=EVERYTHING)
@@ -134,7 +134,7 @@ def test_an_encoder_has_no_losses(make_source, sae):
     assert got.output_cosine == pytest.approx(expected, rel=1e-5)
 
 
-def test_positions_the_source_leaves_out_are_kept_and_not_scored(make_source, sae):
+def test_excluded_positions_keep_their_activations_and_are_not_scored(make_source, sae):
     source = make_source(skip_first=20)
     acts = clean_activations(source)
     got = downstream(sae, source, mean=acts.double().mean(0), max_tokens=EVERYTHING)
@@ -145,7 +145,7 @@ def test_positions_the_source_leaves_out_are_kept_and_not_scored(make_source, sa
     assert got.output_cosine == pytest.approx(expected, rel=1e-5)
 
 
-def test_outliers_are_left_out_here_too(make_source, sae):
+def test_outliers_are_excluded_as_in_training(make_source, sae):
     def tokens(source):
         return downstream(sae, source, mean=torch.zeros(16), max_tokens=EVERYTHING)
 
@@ -155,7 +155,7 @@ def test_outliers_are_left_out_here_too(make_source, sae):
     assert without.ce_zero_ablation != everything.ce_zero_ablation
 
 
-def test_padding_is_no_target_even_where_its_id_is_a_words(make_source, sae):
+def test_padding_is_no_target_even_if_its_id_is_a_word(make_source, sae):
     source = make_source(packing="document")
     mean = torch.zeros(16)
     expected = downstream(sae, source, mean=mean, max_tokens=EVERYTHING).ce_tokens
@@ -169,7 +169,7 @@ def test_stops_after_max_tokens(make_source, sae):
     assert 100 <= got.downstream_tokens < 100 + 5 * 24
 
 
-def test_nothing_to_read_is_the_users_error(make_source, sae, monkeypatch):
+def test_empty_split_raises_user_error(make_source, sae, monkeypatch):
     source = make_source()
     monkeypatch.setattr(source, "contexts", lambda split: iter([]))
     with pytest.raises(UserError, match="split=held_out has no counted position"):
@@ -234,7 +234,7 @@ def test_every_predicted_hook_is_replaced_from_clean_activations(make_source, si
     assert got.ce_sae != got.ce_clean and got.ce_zero_ablation not in (got.ce_clean, got.ce_sae)
 
 
-def test_what_counts_is_decided_by_all_hooks_as_in_training(make_source):
+def test_counted_positions_depend_on_all_hooks_as_in_training(make_source):
     sae, source = random_sae(SEVERAL["transcoder"]), make_source(hooks=HOOKS, outlier_norm=1.3)
     alone = make_source(hooks=HOOKS[2:], outlier_norm=1.3)
     tokens = [

@@ -22,7 +22,7 @@ def ragged():
 
 
 @pytest.mark.parametrize("codes", [fixed(), ragged()], ids=["fixed", "ragged"])
-def test_counts_what_is_not_zero(codes):
+def test_firing_counts_nonzero_values(codes):
     firing = Firing(5)
     firing.update(codes)
     firing.update(codes)
@@ -33,7 +33,7 @@ def test_counts_what_is_not_zero(codes):
     assert firing.never_fired_fraction() == 3 / 5
 
 
-def test_saving_and_loading(tmp_path):
+def test_firing_counts_survive_saving_and_loading(tmp_path):
     firing = Firing(5)
     firing.update(fixed())
     firing.save(tmp_path / "density.json")
@@ -47,7 +47,7 @@ def test_saving_and_loading(tmp_path):
 
 
 @pytest.mark.parametrize("tokens", [1000, 999, 1001, 1], ids=str)
-def test_every_latent_is_in_the_histogram_once(tokens):
+def test_histogram_counts_every_latent_once(tokens):
     firing = Firing(6)
     firing.tokens = tokens
     firing.counts = torch.tensor([0, 1, tokens // 10, tokens // 2, tokens, 0])

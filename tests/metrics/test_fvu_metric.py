@@ -29,7 +29,7 @@ def data():
 
 
 @pytest.mark.parametrize("scale", [0.1, 1, 10])
-def test_three_rows_worked_out_by_hand(scale):
+def test_fvu_of_three_rows_equals_value_worked_out_by_hand(scale):
     # Means 2 and 0: sum |x - mean|^2 is (1 + 9) + 0 + (1 + 9) = 20, sum |x - x_hat|^2 is 1 + 0 + 4.
     x = torch.tensor([[1.0, 3], [2, 0], [3, -3]])
     x_hat = torch.tensor([[1.0, 2], [2, 0], [5, -3]])
@@ -37,14 +37,14 @@ def test_three_rows_worked_out_by_hand(scale):
 
 
 @pytest.mark.parametrize("batch", [1, 7, 256, 1000])
-def test_is_a_ratio_of_global_sums_whatever_the_batch_size(data, batch):
+def test_fvu_is_a_ratio_of_global_sums_for_any_batch_size(data, batch):
     metric = fvu(*data, batch)
     assert metric.compute() == pytest.approx(by_definition(*data), rel=1e-12)
     torch.testing.assert_close(metric.mean, data[0].mean(0))
 
 
 @pytest.mark.parametrize("scale", [1e-3, 0.1, 1, 10.0, 1e4])
-def test_does_not_depend_on_the_scale(data, scale):
+def test_fvu_does_not_depend_on_the_scale(data, scale):
     x, x_hat = data
     assert fvu(scale * x, scale * x_hat, 64).compute() == pytest.approx(
         fvu(x, x_hat, 64).compute(), rel=1e-12
@@ -52,12 +52,12 @@ def test_does_not_depend_on_the_scale(data, scale):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_mean_a_thousand_times_the_spread_costs_no_digits(data, dtype):
+def test_large_mean_costs_no_digits(data, dtype):
     x, x_hat = ((1000 * t.std() + t).to(dtype) for t in data)
     assert fvu(x, x_hat, 32).compute() == pytest.approx(by_definition(x, x_hat), rel=1e-9)
 
 
-def test_batches_far_apart(data):
+def test_fvu_counts_variance_between_batches(data):
     # The spread lies between the batches here, which a mean of per-batch ratios would not see.
     x = torch.cat([data[0] - 100, data[0] + 100])
     x_hat = torch.cat([data[1] - 100, data[1] + 100])

@@ -8,7 +8,7 @@ from sae.metrics.hedging import hedging_rate
 BEFORE = torch.tensor([[1.0, 0, 0], [0, 2.0, 0]])
 
 
-def test_what_moves_into_the_span_of_new_latents():
+def test_hedging_counts_changes_within_the_span_of_new_latents():
     # Row 0 goes from (1, 0, 0) to (.6, 0, .8): change (-.4, 0, .8). The new latent is (0, 0, 5), so
     # .8 of the change lies in its span, and 0 of row 1's: p = .4.
     widened = torch.tensor([[0.6, 0, 0.8], [0, 1, 0], [0, 0, 5.0]])
@@ -20,7 +20,7 @@ def test_what_moves_into_the_span_of_new_latents():
     assert hedging_rate(BEFORE, widened, draws=400, seed=1)[1] != p0
 
 
-def test_what_moves_elsewhere_is_none():
+def test_changes_outside_the_span_are_no_hedging():
     widened = torch.tensor([[0.6, 0.8, 0], [0, 1, 0], [0, 0, 1.0]])
     rate, p0 = hedging_rate(BEFORE, widened)
     assert rate == pytest.approx(-p0 / (1 - p0))
@@ -32,7 +32,7 @@ def test_what_moves_elsewhere_is_none():
     [([[0, 0, 5.0], [0, 0, 1.0]], 0.32), ([[0, 3.0, 0], [0, 0, 1.0]], 0.4)],
     ids=["alike", "apart"],
 )
-def test_the_span_of_several_new_latents(new, p):
+def test_hedging_with_several_new_latents(new, p):
     # Change (-.4, .48, .64): .64 of it along the last axis, .8 along the last two; row 1 stays.
     widened = torch.tensor([[0.6, 0.48, 0.64], [0, 1, 0], *new])
     rate, p0 = hedging_rate(BEFORE, widened)

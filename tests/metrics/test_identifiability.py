@@ -1,4 +1,4 @@
-"""Step 1 against values worked out by hand, and where it must fail."""
+"""Identifiability against values worked out by hand, and in cases where it must fail."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def test_r2_fits_on_one_half_and_scores_on_the_other():
     assert math.isnan(linear_r2(s, first[:, 2:]))
 
 
-def test_ceiling_of_correlated_latents():
-    """Two that are one and a third: eigenvalues 2, 1, 0."""
+def test_r2_ceiling_of_correlated_latents():
+    """Two equal latents and a third one have eigenvalues 2, 1, 0."""
     z = torch.tensor([[1.0, 2, 1], [1, 2, -1], [-1, -2, 1], [-1, -2, -1]])
     assert linear_r2_ceiling(z, 1) == pytest.approx(2 / 3)
     assert linear_r2_ceiling(z, 2) == pytest.approx(1)
 
 
-def test_orthogonality(z):
+def test_orthogonality_error_equals_value_worked_out_by_hand(z):
     """z = y A with A of singular values 2 and 1/2: their mean is 5/4."""
     z = z[:, :2]
     turn = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64)
@@ -74,7 +74,7 @@ def test_orthogonality(z):
     assert orthogonality_error(7 * z @ turn, z) == pytest.approx(0, abs=1e-12)
 
 
-def test_label_share():
+def test_label_share_equals_value_worked_out_by_hand():
     """Within: 4 in all, 4 - 2 degrees of freedom; variance: 20 / 3."""
     y, labels = torch.tensor([[0.0], [2], [4], [6]]), torch.tensor([3, 3, 8, 8])
     assert label_share(y, labels) == pytest.approx(1 - 2 / (20 / 3))
@@ -85,14 +85,14 @@ def test_label_share():
         label_share(y, torch.arange(4))
 
 
-def test_too_few_samples_are_refused():
+def test_r2_refuses_too_few_samples():
     with pytest.raises(UserError, match="10 and 10 samples of 5 dimensions .* at least 14"):
         linear_r2(torch.randn(10, 5), torch.randn(10, 2))
     with pytest.raises(UserError, match="20 and 10"):
         linear_r2(torch.randn(20, 5), torch.randn(10, 2))
 
 
-def test_every_figure_is_that_of_its_own_pair(z):
+def test_each_result_uses_its_own_pair_of_networks(z):
     """Data hold 4 of 8 latents, the network 6 and its twin 4 of these, untrained 2 and 1."""
     keep = lambda n: lambda x: z[:, :n]
     found = identify(
@@ -130,24 +130,24 @@ def test_every_figure_is_that_of_its_own_pair(z):
     assert json.loads(json.dumps(figures)) == figures
 
 
-def test_without_latents_there_are_other_seeds(z):
+def test_without_latents_only_seeds_are_compared(z):
     found = identify(lambda x: x[:, :4], Labelled(z), twin=lambda x: x[:, 2:6])
     assert found.cross_seed == pytest.approx(0.5)
     assert found.z_to_y is None and set(found.metrics()) == {"samples", "cross_seed", "warnings"}
 
 
-def test_too_few_classes_are_warned_of(z):
+def test_warning_for_too_few_classes(z):
     few = identify(lambda x: x, Labelled(z, z, torch.arange(64) % 3), classes=8)
     assert [w for w in few.warnings if w.startswith("8 classes cannot tell 8 latents apart")]
     assert not identify(lambda x: x, Labelled(z, z, torch.arange(64) % 3), classes=9).warnings
 
 
-def test_a_latent_that_never_varies_takes_no_dimension(z):
+def test_constant_latent_takes_no_dimension(z):
     with_constant = torch.cat([z, torch.ones(64, 1)], dim=1)
     assert linear_r2_ceiling(with_constant, 2) == pytest.approx(2 / 8)
 
 
-def test_either_sign_of_separable_classes_is_enough(z):
+def test_warning_for_separable_classes_from_label_share_or_accuracy(z):
     """A representation that is its label, where nobody says what the network makes of it; and one
     of which the label explains an eighth, but which settles it."""
     label = torch.arange(64) % 10
@@ -159,10 +159,10 @@ def test_either_sign_of_separable_classes_is_enough(z):
     assert settled.startswith("The classes are separable (accuracy 1.000") and "11% of" in settled
 
 
-def test_training_that_identified_nothing_is_warned_of(z):
+def test_warning_if_training_identified_nothing(z):
     keep = lambda n: lambda x: x[:, :n]
-    (said,) = identify(keep(3), Labelled(z, z), untrained=keep(5)).warnings
-    assert "0.375, no more than the 0.625 of an untrained" in said
+    (warning,) = identify(keep(3), Labelled(z, z), untrained=keep(5)).warnings
+    assert "0.375, not above the 0.625 of an untrained" in warning
 
 
 def trained(latents, **settings):

@@ -14,13 +14,13 @@ from sae.metrics.interpretability import (
 
 
 def world(n=2000, features=6, seed=0):
-    """True codes, one or two features a sample."""
+    """Return true codes with one or two features per sample."""
     generator = torch.Generator().manual_seed(seed)
     active = torch.rand(n, features, generator=generator) < 0.25
     return active * torch.rand(n, features, generator=generator).add(0.5)
 
 
-def test_similarities():
+def test_similarities_of_embeddings_and_labels():
     embedding = torch.tensor([[3.0, 4], [8, 6], [0, 0]])
     a, b = torch.tensor([[0, 0, 1]]), torch.tensor([[0, 1, 2]])
     assert cosine_similarity(embedding)(a, b).tolist() == [pytest.approx([1, 0.96, 0])]
@@ -29,7 +29,7 @@ def test_similarities():
     assert label_agreement(labels[:, 0])(a, b).tolist() == [[1, 1, 0]]
 
 
-def test_latents_that_are_one_feature_score_one_and_random_ones_chance():
+def test_single_feature_latents_score_one_and_random_ones_chance():
     z = world()
     alike = cosine_similarity(z)
     assert machine_interpretability(3 * z, alike).min() > 0.85
@@ -42,7 +42,7 @@ def test_latents_that_are_one_feature_score_one_and_random_ones_chance():
     )
 
 
-def test_mis_of_a_latent_whose_label_it_is():
+def test_mis_and_intruder_of_a_latent_that_equals_a_label():
     # The latent fires on the 48 of 192 samples with label 1 and no others: s(q+, E+) = 1, s(q+, E-)
     # = 0, s(q-, E+) = 0, s(q-, E-) = 1, so D+ - D- = 2 in every task.
     labels = (torch.arange(192) < 48).long()
@@ -52,7 +52,7 @@ def test_mis_of_a_latent_whose_label_it_is():
     expected = 1 / (1 + math.exp(-0.16 * 2))
     found = machine_interpretability(codes, agree, alpha=0.16)
     assert found.item() == pytest.approx(expected)
-    # Nothing to tell them apart by: ties, which count one half.
+    # Without any difference all tasks are ties, which count one half.
     same = label_agreement(torch.zeros(192))
     assert machine_interpretability(codes, same).tolist() == [0.5]
     assert intruder_detection(codes, agree).tolist() == [1]
@@ -61,7 +61,7 @@ def test_mis_of_a_latent_whose_label_it_is():
     assert intruder_detection(codes, lambda a, b: -agree(a, b)).tolist() == [0]
 
 
-def test_the_query_is_the_least_extreme_and_none_explains_itself():
+def test_query_is_the_least_extreme_sample_drawn():
     # Of 40 samples a quarter is the top, 10 to 19, so every task explains with the nine strongest
     # and asks for the weakest of them, 10; of the bottom, 20 to 29, the highest is asked for, 29.
     codes = torch.full((40, 1), 0.5)
@@ -82,7 +82,7 @@ def test_the_query_is_the_least_extreme_and_none_explains_itself():
     }
 
 
-def test_latents_that_fire_too_rarely_are_left_out():
+def test_latents_that_fire_too_rarely_get_nan():
     z = world(400, 3)
     z[:, 1] = 0
     z[:36, 1] = 1
@@ -95,7 +95,7 @@ def test_latents_that_fire_too_rarely_are_left_out():
     assert math.isnan(intruder_detection(z, cosine_similarity(z), latents=[1]))
 
 
-def test_scores_are_functions_of_the_seed_and_not_of_the_other_latents():
+def test_interpretability_depends_on_the_seed_and_not_on_other_latents():
     z, noise = world(300), world(300, seed=5)
     for score in (machine_interpretability, intruder_detection):
         found = score(noise, cosine_similarity(z))

@@ -10,7 +10,7 @@ from sae.metrics.probing import sparse_probing_balanced_accuracy
 
 
 def data(n=300):
-    """Latent 1 is the first label, latents 2 and 3 together the second; the third is rare."""
+    """Return codes: latent 1 is the first label, 2 and 3 the second; the third label is rare."""
     generator = torch.Generator().manual_seed(0)
     bits = torch.rand(n, 4, generator=generator) < 0.3
     labels = torch.stack([bits[:, 0], bits[:, 1] | bits[:, 2], torch.arange(n) < 6], 1)
@@ -19,7 +19,7 @@ def data(n=300):
     return codes, acts, labels
 
 
-def test_a_label_is_read_off_as_many_latents_as_it_takes():
+def test_probe_needs_as_many_latents_as_the_label_uses():
     codes, acts, labels = data()
     found = sparse_probing_balanced_accuracy(codes, acts, labels)
     assert found.latents[1][0] == found.latents[2][0] == found.latents[5][0] == 1
@@ -31,7 +31,7 @@ def test_a_label_is_read_off_as_many_latents_as_it_takes():
         assert math.isnan(scores[2])
 
 
-def test_the_baselines():
+def test_probe_baselines_on_activations():
     codes, _, labels = data()
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(300, generator=generator) - 0.5
@@ -44,7 +44,7 @@ def test_the_baselines():
     assert alone.acts.item() == alone.neuron.item() == pytest.approx(0.5, abs=0.1)
 
 
-def test_rare_labels_count_as_much_as_the_others():
+def test_rare_labels_count_as_much_as_frequent_ones():
     # One in twenty, a standard deviation and a half apart: halfway between, Phi(.75) = .77 of each
     # class are right, and a probe that goes by numbers alone says no to nearly all.
     generator = torch.Generator().manual_seed(3)
@@ -54,21 +54,21 @@ def test_rare_labels_count_as_much_as_the_others():
     assert found.latents[1].item() == pytest.approx(0.773, abs=0.04)
 
 
-def test_a_latent_that_is_silent_on_a_label_tells_of_it_too():
+def test_probe_uses_latents_that_are_silent_on_a_label():
     codes, acts, labels = data()
     codes[:, 1] = (~labels[:, 0]).float()
     found = sparse_probing_balanced_accuracy(codes, acts, labels[:, 0], ks=[1])
     assert found.latents[1].item() == 1
 
 
-def test_labels_without_a_trace_score_chance_however_rare():
+def test_unrelated_labels_score_chance_however_rare():
     codes, acts, _ = data(3000)
     labels = torch.rand(3000, 8, generator=torch.Generator().manual_seed(2)) < 0.1
     found = sparse_probing_balanced_accuracy(codes, acts, labels)
     assert found.latents[5].mean().item() == pytest.approx(0.5, abs=0.04)
 
 
-def test_it_is_a_function_of_its_seed_and_samples_must_agree():
+def test_probing_depends_on_the_seed_and_refuses_unequal_samples():
     codes, acts, labels = data()
     labels = labels[:, 1]
     found = [sparse_probing_balanced_accuracy(codes, acts, labels, seed=s) for s in (0, 0, 1)]

@@ -21,7 +21,7 @@ def run(metric, x, x_hat):
     return metric.compute()
 
 
-def test_two_rows_worked_out_by_hand():
+def test_reconstruction_metrics_of_two_rows_worked_out_by_hand():
     x = torch.tensor([[3.0, 4], [0, 1]])
     x_hat = torch.tensor([[0.0, 4], [1, 1]])
     # Norms 5 and 1 against 4 and sqrt 2; x . x_hat 16 and 1; |x_hat|^2 16 and 2.
@@ -33,7 +33,7 @@ def test_two_rows_worked_out_by_hand():
     assert math.isnan(run(Shrinkage(), 0 * x, x))
 
 
-def test_the_bias_is_undone_by_the_best_factor(data):
+def test_best_factor_removes_the_reconstruction_bias(data):
     x, x_hat = data
     bias = run(RelativeReconstructionBias(), x, x_hat)
     best = torch.linalg.lstsq(x_hat.reshape(-1, 1), x.reshape(-1, 1)).solution.item()

@@ -20,7 +20,7 @@ B = torch.tensor([[-0.8, 0.6], [3.0, 4.0]]) / torch.tensor([[1.0], [5.0]])
 C = torch.tensor([[2.0, 0], [0, -1]])
 
 
-def test_pairwise_mcc_worked_out_by_hand():
+def test_pw_mcc_equals_value_worked_out_by_hand():
     # a, b: rows of b are (-.8, .6), (.6, .8): straight -.8 + .8 = 0, crossed .6 + .6 = 1.2.
     assert pw_mcc_signed([A, B]) == pytest.approx(0.6)
     # a, c: straight 1 - 1 = 0, crossed 0 + 0 = 0. b, c: straight -.8 - .8, crossed -.6 + .6 = 0.
@@ -59,7 +59,7 @@ def test_chance_level(d_sae, d_in, known):
     assert pw_mcc_signed_chance(d_sae, d_in, seeds=3) != levels[0]
 
 
-def test_latents_are_shared_when_encoder_and_decoder_agree():
+def test_latents_are_shared_only_if_encoder_and_decoder_agree():
     decoders = [torch.eye(4), torch.eye(4)[[1, 0, 2, 3]]]
     W = torch.eye(4)[[1, 0, 2, 3]]
     W[2] = torch.tensor([0.0, 0, 0.69, 0.7238])  # cosine .69 with eye's row 2
@@ -76,7 +76,7 @@ def test_latents_are_shared_when_encoder_and_decoder_agree():
     )
 
 
-def test_values_by_frequency():
+def test_by_frequency_averages_groups():
     density = torch.tensor([[0.5, 0.1, 0.3], [0.2, 0.6, 0.4]])
     values = torch.tensor([[5.0, 1, 3], [2, 6, 4]])
     means, rates = by_frequency(values, density, groups=3)
@@ -85,13 +85,13 @@ def test_values_by_frequency():
 
 
 @pytest.mark.parametrize("decoders", [[A], [A, torch.eye(3)]])
-def test_what_cannot_be_compared_is_refused(decoders):
+def test_seed_matching_refuses_incomparable_decoders(decoders):
     with pytest.raises(UserError, match="two or more of the same shape"):
         match_seeds_signed(decoders)
 
 
-def test_a_row_of_figures():
-    """Ten latents on axes of their own; in the other seed reversed, and the rarest is turned."""
+def test_agreement_returns_all_metrics():
+    """Ten orthogonal latents; the other seed has them reversed, with the rarest one rotated."""
     eye = torch.eye(11)
     other = eye[:10].flip(0).clone()
     other[9] = 0.6 * eye[0] + 0.8 * eye[10]

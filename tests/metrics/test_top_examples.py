@@ -64,7 +64,7 @@ def by_hand(sae, source, n, window):
 
 @pytest.mark.parametrize("packing", ["packed", "document"])
 @pytest.mark.parametrize(("n", "window"), [(1, 0), (3, 4), (100, 30)], ids=["1", "3", "all"])
-def test_agrees_with_a_search_by_hand(make_source, sae, packing, n, window):
+def test_top_examples_equal_a_search_by_hand(make_source, sae, packing, n, window):
     source = make_source(packing=packing)
     expected = by_hand(sae, source, n, window)
     got = top_examples(sae, source, per_latent=n, window=window, max_tokens=EVERYTHING)
@@ -82,7 +82,7 @@ def test_agrees_with_a_search_by_hand(make_source, sae, packing, n, window):
 
 
 @pytest.mark.parametrize("outlier_norm", [None, 1.1], ids=str)
-def test_frequencies_are_shares_of_the_positions_that_count(make_source, sae, outlier_norm):
+def test_frequency_is_a_share_of_counted_positions(make_source, sae, outlier_norm):
     source = make_source(outlier_norm=outlier_norm)
     fired = []
     for contexts in source.contexts("held_out"):
@@ -96,7 +96,7 @@ def test_frequencies_are_shares_of_the_positions_that_count(make_source, sae, ou
     assert [one.frequency for one in got] == pytest.approx(expected.tolist())
 
 
-def test_chosen_latents_are_the_same_as_among_all(make_source, sae):
+def test_chosen_latents_get_the_same_examples_as_among_all(make_source, sae):
     source = make_source()
     every = top_examples(sae, source, max_tokens=EVERYTHING)
     assert top_examples(sae, source, latents=[40, 3], max_tokens=EVERYTHING) == [
@@ -115,7 +115,7 @@ def test_stops_after_max_tokens(make_source, sae):
     assert len(documents) <= source.model_batch_size
 
 
-def test_a_latent_that_does_not_exist_is_the_users_error(make_source, sae):
+def test_unknown_latent_raises_user_error(make_source, sae):
     with pytest.raises(UserError, match="latent 48 does not exist: this SAE has 0 to 47"):
         top_examples(sae, make_source(), latents=[48])
 
@@ -139,7 +139,7 @@ def merged(batches, n, window=3):
     return [example[1] for example in table.rows()[0]]
 
 
-def test_repeated_text_is_kept_once_and_strongest():
+def test_of_repeated_text_the_strongest_is_kept():
     same = torch.arange(4).repeat(3, 1)
     other = torch.arange(10, 14)[None]
     weak, strong = torch.tensor([[0, 0, 0, 1.0]]), torch.tensor([[0, 0, 0, 5.0]])
@@ -149,13 +149,13 @@ def test_repeated_text_is_kept_once_and_strongest():
     assert merged([first, (same[:1], weak)], n=3) == [2.0, 1.5]
 
 
-def test_a_context_gives_one_example():
+def test_context_gives_at_most_one_example():
     tokens = torch.arange(6)[None]
     assert merged([(tokens, torch.tensor([[1.0, 3.0, 0.0, 2.0, 3.0, 0.0]]))], n=5) == [3.0]
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5, 20], ids=str)
-def test_how_the_text_is_cut_into_batches_does_not_matter(parts):
+def test_examples_do_not_depend_on_batches(parts):
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(3, (20, 6), generator=generator)  # so few that text repeats
     values = torch.randn(20, 6, generator=generator).relu()
@@ -178,7 +178,7 @@ def test_ragged_codes_give_the_same_table():
     assert any(tables[0].rows())
 
 
-def test_pieces_of_words_read_as_they_stand_in_text():
+def test_word_pieces_appear_as_in_the_text():
     pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -199,7 +199,7 @@ def test_text_of_an_example_marks_the_peak():
     assert str(example) == "the« cat» sat"
 
 
-def test_writing_and_reading(tmp_path):
+def test_examples_survive_writing_and_reading(tmp_path):
     latents = [
         LatentExamples(3, 0.25, 2.0, [Example(["a\u2028b", " \n\x85é"], [0.0, 2.0], 7, 9)]),
         LatentExamples(4, 0.0, 0.0, []),
