@@ -1,4 +1,4 @@
-"""The helpers of tests/kernels serve here too, and its poisoned memory."""
+"""Make the helpers of tests/kernels and their poisoned memory available here."""
 
 from __future__ import annotations
 

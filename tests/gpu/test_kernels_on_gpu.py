@@ -1,4 +1,4 @@
-"""The Triton kernels on a real device at real sizes. The small odd shapes are in tests/kernels."""
+"""Tests of the Triton kernels on a GPU at real sizes. tests/kernels has the small odd shapes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ each_dtype = pytest.mark.parametrize(
 
 
 def normal(*shape: int, seed: int) -> Tensor:
-    """float64 values that bf16 holds exactly."""
+    """Return float64 values that bf16 represents exactly."""
     generator = torch.Generator(DEVICE).manual_seed(seed)
     return torch.randn(*shape, generator=generator, device=DEVICE).bfloat16().double()
 
@@ -44,7 +44,7 @@ def leaves(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 def skewed(batch: int, d_sae: int, k: int) -> Tensor:
-    """[batch, k] distinct latents a row: one of them on every token, the others Zipf-like."""
+    """Return [batch, k] distinct latents per row: one on every token, the others Zipf-like."""
     generator = torch.Generator(DEVICE).manual_seed(1)
     weights = 1 / torch.arange(1, d_sae + 1, device=DEVICE).double()
     noise = torch.rand(batch, d_sae, generator=generator, device=DEVICE, dtype=torch.float64)
@@ -72,7 +72,7 @@ def test_encode_topk_values_and_gradients(shape, dtype):
     pre_acts = (x - b_dec) @ W_enc + b_enc
     kth = pre_acts.topk(k, dim=1).values[:, -1:]
     chosen = pre_acts.gather(1, fast.indices)
-    # fp32 sums may swap what is this close to the k-th; bf16 selects what is already rounded.
+    # fp32 sums may swap values this close to the k-th; bf16 selects from rounded values.
     slack = (2**-6 if dtype == torch.bfloat16 else 1e-5) * pre_acts.abs().max()
     assert (chosen >= kth - slack).all()
     assert (fast.indices.sort(1).values.diff(dim=1) > 0).all(), "an index twice in a row"
@@ -166,7 +166,7 @@ def test_step_never_waits_and_gives_the_same_bits_twice():
 
 
 def test_reference_on_gpu_equals_reference_on_cpu():
-    """A guard on the yardstick: float64 on the GPU is float64 on the CPU."""
+    """The reference that the kernels are held to gives the same on both devices in float64."""
     inputs = [normal(64, 32, seed=0), normal(500, 32, seed=1).t(), normal(500, seed=2)]
     on_gpu = reference.encode_topk(*inputs, 9)
     on_cpu = reference.encode_topk(*(t.cpu() for t in inputs), 9)

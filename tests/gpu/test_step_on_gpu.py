@@ -1,4 +1,4 @@
-"""Whole training steps on a real device: what they wait for, repeat, and take in memory."""
+"""Tests of complete training steps on a GPU: synchronization, reproducibility and memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GIB = 2**30
 
 
 def learner(d_in: int, d_sae: int, k: int, dtype: torch.dtype, dead: float = 0.05) -> Learner:
-    """With AuxK at work on a share of the latents, and gradients clipped."""
+    """Return a learner with gradient clipping, and AuxK acting on a share of the latents."""
     trained = Learner(
         SAE(d_in, TopK(d_sae=d_sae, k=k), site=Autoencoder(hook="x"), seed=1, dtype=dtype),
         [FVU(), AuxK()],
@@ -69,7 +69,7 @@ def test_step_never_waits_and_gives_the_same_bits_twice(dtype):
     for _ in range(2):
         trained = learner(512, 8192, 32, dtype)
         for number, batch in enumerate(data):
-            must_not_wait = number > 2  # kernels are tuned in the first steps
+            must_not_wait = number > 2  # kernels are tuned in the first steps, which waits
             torch.cuda.set_sync_debug_mode("error" if must_not_wait else "default")
             try:
                 trained.step(batch)
@@ -95,7 +95,9 @@ def test_recorded_step_gives_the_same_bits(dtype):
     )
     step = GraphedStep(recorded)
     for number, batch in enumerate(data):
-        if number == 8:  # the list of dead latents changes its length: recorded anew
+        if (
+            number == 8
+        ):  # the list of dead latents changes its length, so the step is recorded again
             for trained in (plain, recorded):
                 trained.dead.silent = torch.arange(100, device="cuda")
         plain.step(batch)
@@ -121,7 +123,7 @@ def test_peak_memory_at_the_largest_shape_stays_under_a_gibibyte():
 
 @pytest.mark.parametrize("rule", ["topk", "batch_topk", "jumprelu", "gated"])
 def test_every_rule_equals_the_reference(rule):
-    """float64, so that a different choice cannot hide behind rounding."""
+    """It uses float64, so that rounding cannot hide a different selection."""
     batch, d_in, d_sae, k = 256, 200, 5003, 17
     generator = torch.Generator("cuda").manual_seed(3)
     draw = lambda *size: torch.randn(*size, generator=generator, device="cuda", dtype=torch.float64)
@@ -179,7 +181,7 @@ def test_losses_equal_the_reference(op):
 
 
 def test_square_norm_with_a_latent_on_every_token():
-    """Cut lists, in the norm as in the sums."""
+    """The norm over cut lists equals the one of the dense gradient."""
     generator = torch.Generator("cuda").manual_seed(0)
     x = torch.randn(4096, 300, generator=generator, device="cuda", dtype=torch.float64)
     W_enc = torch.randn(1000, 300, generator=generator, device="cuda", dtype=torch.float64).t()

@@ -1,4 +1,4 @@
-"""Terms that change from step to step, in a step that is recorded once."""
+"""Tests of loss terms that change between steps, in a step that is recorded once."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
 """Compile every Triton kernel ahead of time for sm_80, sm_90 and sm_100; no GPU is needed.
 
-Run as a script by test_compile.py, in a process of its own: kernels that were decorated for the
-interpreter cannot be compiled. Prints one line a compile; ends with 1 if one of them fails: a
-compile error, spilled registers, more shared memory than a block may have, tensor cores left
-unused where they were asked for, or a kernel of kernels/_triton_*.py that no case names.
+test_compile.py runs it as a script in a process of its own, because kernels that were decorated for
+the interpreter cannot be compiled. It prints one line per compile and exits with 1 on a failure: a
+compile error, spilled registers, more shared memory than a block may have, no use of tensor cores
+where a case asks for them, or a kernel of kernels/gpu/*.py without a case.
 
 To add a kernel, add a `Case` to the list CASES of ahead/NAME.py, where the kernel's module is
-kernels/gpu/NAME.py. Kernels are named *_kernel; device functions that they call are not. To
+kernels/gpu/NAME.py. Kernels are named *_kernel; the device functions that they call are not. To
 compile one module: python tests/kernels/compile_ahead.py NAME.
 
-The grid is cut down to the cases that differ. Sizes are run-time arguments of most kernels, so one
-compile stands for every shape with the same block sizes. bf16 goes to all chips, fp32 and fp64 to
-sm_90 alone: their code differs between chips in nothing but the scheduling.
+Only cases that differ are listed. Sizes are run-time arguments of most kernels, so one compile
+stands for every shape with the same block sizes. bf16 is compiled for all chips, fp32 and fp64
+mostly for sm_90 only: between chips their code differs only in the scheduling.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def compile_case(case: Case, chip: int):
 
 
 def usage(cubin: bytes) -> tuple[int, int]:
-    """Registers of a thread and bytes of its stack, which a kernel has only when it spills."""
+    """Return the registers of a thread and the bytes of its stack, which only a spill uses."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -85,7 +85,7 @@ def usage(cubin: bytes) -> tuple[int, int]:
 
 
 def faults(case: Case, chip: int) -> tuple[str, list[str]]:
-    """What is known of one compile, and what is wrong with it."""
+    """Compile one case and return a summary and a list of faults."""
     start = time.monotonic()
     compiled = compile_case(case, chip)
     registers, stack = usage(compiled.asm["cubin"])

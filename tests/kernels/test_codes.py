@@ -52,7 +52,7 @@ def test_rows(kind, rows):
 
 @pytest.mark.parametrize("d_sae", [9, 2**15, 2**15 + 1, 2**16 + 3])
 def test_pairs_by_latent(d_sae):
-    """Ordered by latent, stable in token; the first and the last latent are in use."""
+    """Slots are ordered by latent, then token; the first and the last latent occur."""
     generator = torch.Generator().manual_seed(0)
     indices = torch.randint(d_sae, (50, 4), generator=generator)
     indices[7], indices[9], indices[11:20] = 0, d_sae - 1, 5

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 
 def test_every_kernel_compiles_for_sm_80_sm_90_and_sm_100(tmp_path):
-    """What the interpreter lets pass, the compiler may refuse; compile_ahead.py says what else."""
+    """The compiler refuses some code that the interpreter runs; see compile_ahead.py."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("compile_ahead.py"))],

@@ -23,7 +23,7 @@ NAMES = ["x_hat", "values", "W_dec", "b_dec"]
 
 
 def fixed(shape: tuple[int, int, int, int]) -> Codes:
-    """Latent 0 in every row, the upper half of the latents in none, some slots empty."""
+    """Return codes with latent 0 in every row, empty slots, and half of the latents unused."""
     batch, _, d_sae, k = shape
     generator = torch.Generator().manual_seed(3)
     used = max(k, d_sae // 2)

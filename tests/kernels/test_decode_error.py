@@ -29,7 +29,7 @@ CLOSE = {torch.float64: 1e-14, torch.float32: 1e-6}
 
 
 def fixed(shape: tuple[int, int, int, int]) -> Codes:
-    """Latents repeat, within a row too; some slots are empty."""
+    """Return codes in which latents repeat, also within a row, and some slots are empty."""
     batch, _, d_sae, k = shape
     generator = torch.Generator().manual_seed(3)
     values = normal(batch, k, seed=5)
@@ -52,7 +52,7 @@ def run(codes: Codes, d_in: int, implementation: str, dtype: torch.dtype) -> lis
     residual, error = decode_error(codes_on_device, *args[1:], backend=implementation)
     assert not residual.requires_grad
     grads = list(torch.autograd.grad(error * -0.7, args))
-    if offsets is not None:  # what padding gets means nothing
+    if offsets is not None:  # gradients of padding have no meaning
         grads[0] = grads[0][: offsets[-1]]
     return [residual, error.detach(), *grads]
 
@@ -61,7 +61,7 @@ def check(codes: Codes, d_in: int, backend: str, dtype: torch.dtype) -> None:
     truth, plain = (run(codes, d_in, "reference", kind) for kind in (torch.float64, dtype))
     got = run(codes, d_in, backend, dtype)
     for name, got_value, plain_value, true_value in zip(NAMES, got, plain, truth, strict=True):
-        if name == "squared_error":  # of the residual as it was rounded
+        if name == "squared_error":  # its squares are those of the rounded residual
             assert got_value.dtype == plain_value.dtype
             true_value = got[0].cpu().double().square().sum()
             torch.testing.assert_close(
@@ -113,7 +113,7 @@ def test_rows_wider_than_a_block(backend, monkeypatch):
 
 @each_backend
 def test_long_sum_of_squares_is_accurate(backend):
-    """One fp32 sum of so many squares, all of one size, would be off by more."""
+    """A single fp32 sum of this many equal squares would have a larger error."""
     batch, d_in = (40, 8) if backend == "triton" else (3000, 500)
     codes = Codes(torch.zeros(batch, 1), torch.zeros(batch, 1, dtype=torch.int64), 2)
     target = torch.full((batch, d_in), 1.1)

@@ -37,7 +37,7 @@ each_kind_and_dtype = pytest.mark.parametrize(
 
 
 def fixed(shape: tuple[int, int, int, int]) -> Codes:
-    """Latents repeat, within a row too; values tie and some are 0."""
+    """Return codes in which latents repeat, also within a row, values tie and some are 0."""
     batch, _, d_sae, k = shape
     generator = torch.Generator().manual_seed(3)
     values = (4 * normal(batch, k, seed=5)).round() / 4
@@ -115,7 +115,7 @@ def test_ragged_codes_with_padding(backend, kind, dtype, lengths):
     extra=st.integers(0, 3),
 )
 def test_any_levels(backend, lengths, d_in, d_sae, n_levels, extra):
-    """Levels that are empty, first and last ones too."""
+    """Some levels are empty, also the first and the last."""
     codes = padded(ragged(lengths, d_sae, seed=d_in, dtype=torch.float64), extra)
     levels = torch.randint(n_levels, codes.values.shape, generator=torch.Generator().manual_seed(1))
     check(codes, levels, n_levels, d_in, backend, torch.float64)

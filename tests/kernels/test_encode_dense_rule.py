@@ -24,7 +24,7 @@ from sae_kernels.row_grads import RowGrads
 
 
 def abs_topk(k: int, floor: float = 0.0):
-    """The k of largest |pre|, with their signs; 0 where |pre| is at most floor."""
+    """Return a rule: the k largest |pre| with their signs, and 0 where |pre| is at most `floor`."""
 
     def select(pre: Tensor) -> tuple[Tensor, Tensor]:
         indices = pre.abs().sort(dim=1, descending=True, stable=True).indices[:, :k]
@@ -35,7 +35,7 @@ def abs_topk(k: int, floor: float = 0.0):
 
 
 def on_support(inputs: list[Tensor], indices: Tensor, floor: float = 0.0) -> Tensor:
-    """Plain torch on a support that is given: what autograd makes of the values alone."""
+    """Return plain PyTorch's values on a given support, which autograd can differentiate."""
     x, W_enc, b_enc, b_dec = inputs
     values = ((x - b_dec) @ W_enc + b_enc).gather(1, indices)
     return torch.where(values.abs() > floor, values, 0)
@@ -54,7 +54,7 @@ def test_values_and_gradients_of_every_input(backend, dtype, shape):
     fast = encode_dense_rule(*fast_in[:3], abs_topk(k), fast_in[3], backend=backend)
     assert fast.values.dtype == dtype and fast.indices.dtype == torch.int64
     assert fast.values.shape == fast.indices.shape == (shape[0], k)
-    if dtype != torch.bfloat16 or backend != "triton":  # where the product is rounded first
+    if dtype != torch.bfloat16 or backend != "triton":  # triton rounds the product first
         assert active_sets(fast) == active_sets(support)
 
     indices = fast.indices.cpu()

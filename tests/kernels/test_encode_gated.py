@@ -34,7 +34,7 @@ NAMES = ["x", "W_enc", "b_gate", "b_mag", "r_mag", "b_dec"]
 
 
 def gated_problem(batch: int, d_in: int, d_sae: int) -> list[Tensor]:
-    """Gates of exact integers, many of them 0; magnitudes with scales that are not exact."""
+    """Return inputs with exact integer gates, many of them 0, and inexact magnitude scales."""
     x, W_enc, b_gate, b_dec = problem(batch, d_in, d_sae)
     b_mag, r_mag = integers(d_sae, seed=8, most=3), integers(d_sae, seed=9, most=8) / 8
     b_mag[0], r_mag[0] = 3, -200  # padding has this index; exp(-200) is 0 in fp32
@@ -79,7 +79,7 @@ def test_values_and_gradients_of_every_input(backend, dtype, shape):
 
 @each_backend
 def test_values_and_gradients_computed_by_hand(backend):
-    """h = 1; an open gate with a negative magnitude is a slot that is empty in codes alone."""
+    """With h = 1: a slot with an open gate and a negative magnitude is empty only in codes."""
     dev = device(backend)
     make = lambda *values: torch.tensor(values, device=dev, requires_grad=True)
     x, W_enc = torch.ones(1, 1, device=dev), torch.ones(1, 4, device=dev, requires_grad=True)
@@ -99,7 +99,7 @@ def test_values_and_gradients_computed_by_hand(backend):
 @each_backend
 @pytest.mark.parametrize("output", ["codes", "gates"])
 def test_gradients_of_one_output_equal_the_reference(backend, output):
-    """The loss may use one of the two: what does not depend on it gets zeros, not None."""
+    """If the loss uses one output, inputs it does not depend on get zeros, not None."""
     grads = []
     for kind in (backend, "reference"):
         args = leaves(*gated_problem(7, 5, 33), dtype=torch.float64, device=device(kind))

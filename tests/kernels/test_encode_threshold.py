@@ -22,6 +22,7 @@ from kernel_cases import (
     each_shape,
     given,
     leaves,
+    mark_slow_in_interpreter,
     normal,
     settings,
     st,
@@ -36,7 +37,7 @@ BANDWIDTH = 3.0
 
 
 def thresholds(kind: str, d_sae: int) -> Tensor | None:
-    """Halves: on the values, between them, and below zero."""
+    """Return thresholds that are multiples of 1/2: on the values, between them and below zero."""
     if kind == "one":
         return torch.tensor(2.0, dtype=torch.float64)
     return integers(d_sae, seed=6, most=6) / 2 + 2 if kind == "per-latent" else None
@@ -51,7 +52,7 @@ def threshold_outputs(args: list[Tensor], threshold: Tensor | None, backend: str
 @each_dtype
 @pytest.mark.parametrize("kind", ["relu", "one", "per-latent"])
 def test_values_and_gradients_of_every_input(backend, dtype, kind):
-    shape = SHAPES[1]  # the others are below: the kernels are the same
+    shape = SHAPES[1]  # test_jumprelu_and_its_threshold has the others; the kernels are the same
     inputs, threshold = problem(*shape[:3]), thresholds(kind, shape[2])
     results = []
     for implementation, as_dtype in (
@@ -102,7 +103,7 @@ def test_jumprelu_and_its_threshold(backend, dtype, shape):
         if implementation == backend:
             fast_codes = codes
             assert results[0][-1].dtype == theta_dtype
-    assert torch.equal(fast_codes.offsets.cpu(), codes.offsets), "not the same slots are listed"
+    assert torch.equal(fast_codes.offsets.cpu(), codes.offsets), "other slots than the reference"
     results[1][5] = [results[1][5], tokens_first(inputs[1], results[2][4], dtype)]
     for name, got, plain_value, true_value in zip(
         ["values", "gates", *NAMES], *results, strict=True
@@ -112,6 +113,7 @@ def test_jumprelu_and_its_threshold(backend, dtype, shape):
 
 @each_backend
 @each_dtype
+@mark_slow_in_interpreter
 def test_gradient_of_a_shared_threshold_is_the_sum(backend, dtype):
     args = leaves(*problem(7, 5, 33), dtype=dtype, device=device(backend))
     wide = torch.promote_types(dtype, torch.float32)
@@ -126,7 +128,7 @@ def test_gradient_of_a_shared_threshold_is_the_sum(backend, dtype):
 
 @each_backend
 def test_window_edges_computed_by_hand(backend):
-    """theta 2, bandwidth 2: fires above 2, moves the threshold strictly between 1 and 3."""
+    """With theta 2 and bandwidth 2, pre > 2 fires, and 1 < pre < 3 moves the threshold."""
     dev = device(backend)
     pre = torch.tensor([[-5.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0]], device=dev)
     x, W_enc = torch.ones(1, 1, device=dev), torch.zeros(1, 8, device=dev)
@@ -181,7 +183,7 @@ def test_empty_batch(backend):
 
 @each_backend
 def test_nan_and_inf(backend):
-    """NaN is listed and has no gradient; inf is a value like any other."""
+    """NaN has a slot and no gradient; inf is an ordinary value."""
     args = leaves(*problem(4, 5, 70), dtype=torch.float32, device=device(backend))
     theta = torch.full((70,), 2.0, device=device(backend), requires_grad=True)
     with torch.no_grad():
@@ -201,7 +203,7 @@ def test_nan_and_inf(backend):
 @TRITON_ONLY
 @pytest.mark.parametrize("capacity", [0, 1, 37, 500])
 def test_capacity_drops_the_end_of_the_batch(backend, capacity, monkeypatch):
-    """What fits is the beginning of the whole list; the rest is counted, and has no gradient."""
+    """The slots that fit are the first ones; the rest is counted and gets no gradient."""
     set_chunk_rows(2, 33, torch.float32, backend, monkeypatch)
     inputs = [*problem(7, 5, 33), thresholds("per-latent", 33)]
     dev = device(backend)
@@ -326,7 +328,7 @@ def test_two_runs_give_the_same_bits(backend):
 def test_any_shape_and_any_density(batch, d_in, d_sae, quantile, seed):
     x, W_enc = normal(batch, d_in, seed=seed), normal(d_sae, d_in, seed=seed + 1).t()
     b_enc = normal(d_sae, seed=seed + 2)
-    theta = (x @ W_enc + b_enc).quantile(quantile)  # one of the values themselves, or between two
+    theta = (x @ W_enc + b_enc).quantile(quantile)  # equal to one of the values, or between two
     got, want = (
         encode_threshold(x, W_enc, b_enc, threshold=theta, backend=backend)
         for backend in ("torch", "reference")

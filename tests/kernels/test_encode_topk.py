@@ -27,7 +27,9 @@ def problem(shape: tuple[int, int, int, int], seed: int = 0) -> list[Tensor]:
     batch, d_in, d_sae, _ = shape
     eighths = lambda *size, seed: (normal(*size, seed=seed) * 8).round().clamp(-60, 60) / 8
     return [
-        eighths(batch, d_in, seed=seed),  # x - b_dec is exact in bf16: every dtype sees one problem
+        eighths(
+            batch, d_in, seed=seed
+        ),  # x - b_dec is exact in bf16, so every dtype gets the same problem
         normal(d_sae, d_in, seed=seed + 1).t(),
         normal(d_sae, seed=seed + 2),
         eighths(d_in, seed=seed + 3),
@@ -35,7 +37,7 @@ def problem(shape: tuple[int, int, int, int], seed: int = 0) -> list[Tensor]:
 
 
 def on_support(inputs: list[Tensor], indices: Tensor) -> Tensor:
-    """Plain torch on a support that is given: what autograd makes of the values alone."""
+    """Return plain PyTorch's values on a given support, which autograd can differentiate."""
     x, W_enc, b_enc, b_dec = inputs
     return ((x - b_dec) @ W_enc + b_enc).gather(1, indices).relu()
 
@@ -53,7 +55,7 @@ def test_values_and_gradients_of_every_input(backend, dtype, shape):
     assert fast.values.dtype == dtype and fast.indices.dtype == torch.int64
     assert fast.values.shape == fast.indices.shape == (shape[0], k)
     if dtype == torch.bfloat16 and backend == "triton":
-        # It selects what is already rounded: what lies within two roundings of the k-th may swap.
+        # It selects from rounded values: those within two roundings of the k-th may swap.
         acts = on_support(inputs, torch.arange(shape[2]).expand(shape[0], -1))
         kth = acts.topk(k, dim=1).values[:, -1:]
         assert (acts.gather(1, fast.indices.cpu()) >= kth * (1 - 2**-6)).all()
@@ -84,7 +86,7 @@ def test_values_and_gradients_of_every_input(backend, dtype, shape):
 @each_backend
 @pytest.mark.parametrize("k", [1, 5, 64, 300])
 def test_ties_go_to_the_lowest_index(backend, k, monkeypatch):
-    """Small integers: exact in every order of summation, and full of ties at the k-th place."""
+    """Small integers are exact in every order of summation, and many tie at the k-th place."""
     if backend == "triton":
         monkeypatch.setattr("sae_kernels.gpu.encode_topk._BLOCK", 128)  # several blocks a row
     generator = torch.Generator().manual_seed(k)
@@ -113,7 +115,7 @@ def test_equal_values_select_the_lowest_indices(backend):
 def test_fewer_positives_than_k_leave_empty_slots_without_gradient(backend):
     x, W_enc, b_enc, b_dec = problem((12, 8, 130, 40))
     b_enc -= 8
-    x[3] = b_dec  # pre-activations are b_enc; some rows are wholly negative
+    x[3] = b_dec  # its pre-activations are b_enc; some rows have only negative ones
     at = leaves(x, W_enc, b_enc, b_dec, dtype=torch.float64, device=device(backend))
     codes = encode_topk(*at[:3], 40, at[3], backend=backend)
     want = reference.encode_topk(x, W_enc, b_enc, 40, b_dec)
@@ -129,7 +131,7 @@ def test_fewer_positives_than_k_leave_empty_slots_without_gradient(backend):
 
 @each_backend
 def test_nan_and_inf(backend):
-    """NaN is never dropped; inf is the largest value."""
+    """NaN is always selected, and inf is the largest number."""
     x, W_enc, b_enc, b_dec = leaves(
         *problem((6, 5, 600, 3)), dtype=torch.float32, device=device(backend)
     )
@@ -145,7 +147,7 @@ def test_nan_and_inf(backend):
 
 @each_backend
 def test_nan_takes_one_slot_beside_ties(backend):
-    """A NaN takes a slot of its own and leaves the tie rule of the others as it is."""
+    """A NaN takes one slot and does not change how ties among the others are broken."""
     dev = device(backend)
     b_enc = torch.ones(100, device=dev)
     b_enc[60] = float("nan")

@@ -32,7 +32,7 @@ def encoded(inputs: list[Tensor], backend: str = "auto") -> Codes:
 
 
 def dense(inputs: list[Tensor]) -> Tensor:
-    """LISTA as its paper writes it: h(W_e x + S z), S [d_sae, d_sae] multiplied out."""
+    """Return z_T by the paper's formula h(W_e x + S z), with S [d_sae, d_sae] computed."""
     x, W_enc, b_enc, W_dict, b_dec, *layers = inputs
     if W_dict is None:
         W_dict = torch.stack([w / (w @ w) for w in W_enc.t()])

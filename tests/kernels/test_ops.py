@@ -1,4 +1,7 @@
-"""What torch.compile sees. opcheck tries schema, fake kernel and autograd, and sizes as symbols."""
+"""Tests of the custom ops under torch.compile.
+
+opcheck tests the schema, the fake kernel, autograd and symbolic sizes.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from sae_kernels.encode_topk import encode_topk
 
 @pytest.fixture(autouse=True)
 def poison() -> None:
-    """None here: dynamo cannot trace the replacements of torch.empty."""
+    """Replace the fixture: dynamo cannot trace the replacements of torch.empty."""
 
 
 B, D, S, K = 6, 5, 20, 3
@@ -33,14 +36,14 @@ def leaf(*shape: int, seed: int) -> torch.Tensor:
 
 
 def parameters() -> list[torch.Tensor]:
-    """x, W_enc (latent-major), b_enc, W_dec, b_dec; some rows have fewer than K positives."""
+    """Return x, W_enc (latent-major), b_enc, W_dec, b_dec; some rows have under K positives."""
     W_enc = leaf(S, D, seed=2).detach().t().requires_grad_()
     b_enc = (leaf(S, seed=3).detach() - 3).requires_grad_()
     return [leaf(B, D, seed=1), W_enc, b_enc, leaf(S, D, seed=4), leaf(D, seed=5)]
 
 
 def codes(kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """values, indices, offsets."""
+    """Return values, indices and offsets."""
     generator = torch.Generator().manual_seed(0)
     shape = (B, K) if kind == "fixed" else (17,)
     indices = torch.randint(S, shape, generator=generator).to(DEVICE)

@@ -1,4 +1,4 @@
-"""Gradients in parts: what they sum to, and the update that consumes them."""
+"""Tests of gradients in parts: their sums, and the update that consumes them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kernel_cases import (
     mark_slow_in_interpreter,
     normal,
     ragged,
+    slow_in_interpreter,
 )
 from sae_kernels import reference
 from sae_kernels.adam import adam_rows_, square_norm
@@ -29,7 +30,7 @@ HYPER = {"lr": 3e-2, "beta1": 0.9, "beta2": 0.98, "eps": 1e-8}
 
 
 def parts(dtype: torch.dtype, dev: str, seed: int = 0) -> RowGrads:
-    """A fixed k, a ragged part with empty rows and repeats, and rows that are already summed."""
+    """Return a part with fixed k, a ragged part with empty rows and repeats, and summed rows."""
     fixed = torch.stack(
         [
             torch.randperm(D_SAE, generator=torch.Generator().manual_seed(seed + b))[:5]
@@ -95,7 +96,10 @@ def updated(dtype: torch.dtype, backend: str, unit_norm: bool, dense: bool, late
 
 @each_backend
 @each_dtype
-@pytest.mark.parametrize("case", ["plain", "unit-norm", "with-dense", "latent-major"])
+@pytest.mark.parametrize(
+    "case",
+    [slow_in_interpreter("plain"), "unit-norm", slow_in_interpreter("with-dense"), "latent-major"],
+)
 def test_update_from_parts_equals_the_reference(backend, dtype, case, monkeypatch):
     monkeypatch.setattr(
         "sae_kernels.cpu.row_grads.CHUNK_ELEMENTS", 8 * WIDTH
@@ -137,7 +141,7 @@ def test_ops_hand_over_parts_that_sum_to_the_gradient(backend):
         W, b_enc, W_dec, b_dec = leaves(W_enc, *rest, dtype=torch.float64, device=dev)
         if in_parts:
             W.row_grads, W_dec.row_grads = RowGrads(), RowGrads()
-        for seed in (5, 6):  # two backward passes add up
+        for seed in (5, 6):  # the gradients of two backward passes add up
             codes = encode_topk(x * seed, W, b_enc, 4, b_dec, backend=backend)
             cotangent = normal(9, 12, seed=seed).to(dev)
             (decode(codes, W_dec, b_dec, backend=backend) * cotangent).sum().backward()
@@ -210,8 +214,8 @@ def test_bf16_moments_are_unbiased_and_reproducible(backend):
     for a, b in zip(runs[0], runs[1], strict=True):
         assert torch.equal(a, b)
     assert not torch.equal(runs[0][2], runs[2][2])
-    # Rounded to nearest, exp_avg_sq stops where an increment of (g^2 - v) / 1000 is below half a
-    # step of bf16; the exact value after 200 steps is this.
+    # With rounding to nearest, exp_avg_sq would stop where its increment (g^2 - v) / 1000 is below
+    # half a step of bf16. This is the exact value after 200 steps.
     exact = 0.49 * (1 - 0.999**steps)
     assert runs[0][2].double().mean().item() == pytest.approx(exact, rel=0.01)
     assert runs[0][1].double().mean().item() == pytest.approx(0.7, rel=0.005)

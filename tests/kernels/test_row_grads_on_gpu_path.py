@@ -1,6 +1,6 @@
-"""Long lists that are cut, gradients in any number of parts, and the update's random bits.
+"""Tests of cut lists, gradients in any number of parts, and the random bits of the update.
 
-On a GPU or in the interpreter; the truth is plain float64 torch.
+They run on a GPU or in the interpreter, against plain PyTorch in float64.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from kernel_cases import (
     assert_as_accurate,
     each_dtype,
     given,
+    mark_slow_in_interpreter,
     normal,
     ragged,
     settings,
@@ -45,13 +46,13 @@ def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pairs_of(latents: list[int], d_sae: int, lengths: list[int], padding: int = 0) -> Pairs:
-    """Ragged pairs: `latents` cut into rows of `lengths`, and some slots of no row behind them."""
+    """Return ragged pairs: `latents` in rows of `lengths`, followed by slots of padding."""
     indices = torch.tensor(latents + [d_sae - 1] * padding, dtype=torch.int64, device=DEVICE)
     return Pairs(indices, torch.tensor([0, *lengths], device=DEVICE).cumsum(0), d_sae)
 
 
 def sums(pairs: Pairs, weights: torch.Tensor, left: torch.Tensor, table: torch.Tensor) -> list:
-    """sum_tokens, sum_weights and dot_rows of the slots that are no padding."""
+    """Return sum_tokens, sum_weights and dot_rows, the last without padding."""
     real = int(pairs.row_starts[-1])
     return [
         gpu_spmm.sum_tokens(pairs, weights, left),
@@ -79,7 +80,7 @@ def check_sums(pairs: Pairs, width: int, dtype: torch.dtype) -> None:
             [(pairs.indices.numel(),), (pairs.batch, width), (pairs.d_sae, width)]
         )
     ]
-    inputs[0][int(pairs.row_starts[-1]) :] = torch.nan  # of padding: must reach nothing
+    inputs[0][int(pairs.row_starts[-1]) :] = torch.nan  # padding must not reach any output
     narrow = [t.to(dtype) for t in inputs]
     results = zip(
         ["sum_tokens", "sum_weights", "dot_rows"],
@@ -134,7 +135,7 @@ def test_padding_gets_no_gradient():
 def parts(
     n_pairs: int, n_rows: int, d_sae: int, width: int, dtype: torch.dtype, seed: int = 0
 ) -> RowGrads:
-    """Pair parts with one latent in every slot of a row and one in none, and row parts."""
+    """Return pair parts, with one latent on every token and one on none, and row parts."""
     grads = RowGrads()
     for n in range(n_pairs):
         indices = torch.randint(d_sae - 1, (9, 3), generator=torch.Generator().manual_seed(n))
@@ -156,6 +157,7 @@ def in_float64(grads: RowGrads) -> RowGrads:
     )
 
 
+@mark_slow_in_interpreter
 @pytest.mark.parametrize("n_pairs", [0, 1, 3])
 @pytest.mark.parametrize("n_rows", [0, 2])
 @pytest.mark.parametrize("dense", [False, True], ids=["parts", "and-dense"])
@@ -177,7 +179,7 @@ def test_square_norm_of_any_number_of_parts(n_pairs, n_rows, dense, monkeypatch)
 def state(
     d_sae: int, width: int, dtype: torch.dtype, moments: torch.dtype | None = None
 ) -> list[torch.Tensor]:
-    """param with rows of length 1, and moments that have seen something."""
+    """Return a param with rows of length 1, and moments that are not zero."""
     param = torch.nn.functional.normalize(normal(d_sae, width, seed=3), dim=1).to(DEVICE, dtype)
     mean = normal(d_sae, width, seed=4).to(DEVICE) / 8
     return [param, mean.to(moments or dtype), mean.square().to(moments or dtype)]
@@ -209,7 +211,7 @@ def test_update_from_any_number_of_parts(n_pairs, n_rows, unit_norm, dtype):
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32], ids=str)
 def test_hyperparameters_on_the_device(kind):
-    """What a captured graph reads must do what the scalars do, rounding and its step included."""
+    """Values read from the device act like the scalars, also in the stochastic rounding."""
     results = []
     for device_step in (False, True):
         tensors = state(7, 9, torch.float32, torch.bfloat16)
@@ -340,8 +342,9 @@ def test_random_bits_are_uniform_and_uncorrelated():
         assert abs(share - 0.5) < 4 * 0.5 / drawn.numel() ** 0.5, bit
 
 
+@mark_slow_in_interpreter
 def test_bf16_moments_move_on_average():
-    """beta2 = 0.999 moves exp_avg_sq by an eighth of bf16's last place here; on average it must."""
+    """beta2 = 0.999 moves exp_avg_sq by 1/8 of bf16's last place, which must show on average."""
     param, v = torch.zeros(64, 128, device=DEVICE), torch.ones(64, 128, device=DEVICE).bfloat16()
     m = torch.zeros_like(v)
     for step in range(1, 21):
@@ -355,7 +358,7 @@ def test_bf16_moments_move_on_average():
 
 
 def test_decode_backward_over_cut_lists_equals_the_reference():
-    """The whole way: decode's backward on ragged codes with one latent in most slots."""
+    """The codes are ragged and have one latent in most slots."""
     from sae_kernels.decode import decode
 
     codes = ragged([3, 0, 9, 1], 6, seed=2, dtype=torch.float64)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from kernel_cases import device, each_backend, normal
+from kernel_cases import device, each_backend, mark_slow_in_interpreter, normal
 from sae_kernels.adam import adam_rows_
 from sae_kernels.decode import decode
 from sae_kernels.encode_topk import encode_topk
@@ -36,6 +36,7 @@ def train(backend: str, dev: str) -> list[torch.Tensor]:
 
 
 @each_backend
+@mark_slow_in_interpreter
 def test_three_steps_of_training_equal_the_dense_ones(backend):
     want = train("reference", "cpu")
     for got, expected in zip(train(backend, device(backend)), want, strict=True):

@@ -1,7 +1,7 @@
-"""`gpu.adam`: a whole row of d_in elements a program with unit_norm, else a block of it.
+"""`gpu.adam`: a program has a complete row of d_in elements with unit_norm, else a block of it.
 
-Whole rows are 1024 wide at d_in = 768 and 4096 at 2304 and 4096. Blocks are of 512 where the
-gradient has parts, and of 1024 where a tensor is taken as one long row.
+Complete rows take blocks of 1024 for d_in = 768 and 4096 for 2304 and 4096. Other blocks have 512
+columns if the gradient has parts, and 1024 if a tensor is treated as one long row.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ def case(
     unit_norm: bool = True,
     lazy: bool = False,
 ) -> Case:
-    """parts: how many pair parts, and one less row parts. pointers: which optional ones there are,
-    the dense gradient if nothing is said."""
+    """Return a case with `parts` pair parts and one row part fewer.
+
+    `pointers` are the optional pointers; by default only the dense gradient.
+    """
     moments, table = moments or dtype, table or dtype
     pointers = {"dense_ptr": f"*{dtype}"} if pointers is None else pointers
     types = {

@@ -1,4 +1,4 @@
-"""`gpu.encode_threshold`: sizes are arguments, so each of these stands for every real shape."""
+"""`gpu.encode_threshold`: sizes are arguments, so each case stands for all real shapes."""
 
 from __future__ import annotations
 

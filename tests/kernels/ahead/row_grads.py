@@ -1,4 +1,4 @@
-"""`gpu.row_grads`: rows go in blocks of 512 elements, so the three real widths are one case."""
+"""`gpu.row_grads`: rows go in blocks of 512 elements, so one case covers the three real widths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gpu.spmm`: rows go in blocks of 512 elements, so the three real widths are one case."""
+"""`gpu.spmm`: rows go in blocks of 512 elements, so one case covers the three real widths."""
 
 from __future__ import annotations
 
