@@ -38,7 +38,7 @@ from sae.cli.config import default_config, parse_config
 from sae.errors import UserError
 from sae.files import write_text
 from sae.training import Learner, OptimConfig
-from sae.training.parallel_steps import ParallelSteps, worth
+from sae.training.parallel_steps import ParallelSteps, faster_in_parallel
 from sae.training.train_config import TrainConfig
 from sae.worlds import SparseSuperposition
 from sae_kernels.matmul import linear
@@ -146,7 +146,9 @@ def train_together(learners: list[Learner], batches: Iterable[Batch]) -> None:
     run_in_parallel, parallel = ParallelSteps(), None
     for batch in batches:
         if parallel is None:
-            parallel = worth([len(batch) * learner.sae.W_enc.numel() for learner in learners])
+            parallel = faster_in_parallel(
+                [len(batch) * learner.sae.W_enc.numel() for learner in learners]
+            )
         jobs = [partial(learner.step, batch.acts) for learner in learners]
         run_in_parallel(jobs) if parallel else [job() for job in jobs]
     run_in_parallel.close()

@@ -37,7 +37,11 @@ KEYS = {
 }
 """Settings of a config, as dotted keys; the settings below one move with it."""
 
-CHECKPOINT_KEYS: dict[str, str] = {}
+CHECKPOINT_KEYS = {
+    "learner.meter": "learner.running_means",
+    "coder.meter": "coder.running_means",
+    "last_read": "last_metrics",
+}
 """Keys of a checkpoint's dicts, at any depth. A run of dotted parts matches inside a longer key:
 `learner.meter` also renames `members.0.learner.meter.sums`."""
 

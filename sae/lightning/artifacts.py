@@ -47,7 +47,7 @@ def finish(
         shared = {
             "seconds": round(module.seconds, 3),
             "tokens_per_second": round(module.tokens / max(module.seconds, 1e-9), 1),
-            "seed": member.recipe.seed,
+            "seed": member.config.seed,
             "device": _device(trainer),
             "positions": asdict(data.source.counts),
             "versions": {name: version(name) for name in ("torch", "lightning", "sae-workbench")},
@@ -105,7 +105,7 @@ def _finished(member: Member, place: RunDir, data: ActivationDataModule) -> dict
         **data.source.metadata(),
         "hook": str(learner.sae.site),
         "tokens": learner.tokens,
-        "seed": member.recipe.seed,
+        "seed": member.config.seed,
         "run": member.name,
         "version": version("sae-workbench"),
     }
@@ -115,7 +115,7 @@ def _finished(member: Member, place: RunDir, data: ActivationDataModule) -> dict
     firing = Firing(sae.d_sae, sae.W_dec.device)
     held_out = evaluate(sae, data.source, max_tokens=data.held_out_tokens, firing=firing)
     firing.save(place.path / "density.json")
-    more: dict[str, Any] = {} if learner.resampler is None else learner.resampler.read()
+    more: dict[str, Any] = {} if learner.resampler is None else learner.resampler.counts()
     if learner.average is not None:
         average = learner.export(ema=True)
         average.metadata |= metadata
@@ -127,8 +127,8 @@ def _finished(member: Member, place: RunDir, data: ActivationDataModule) -> dict
     return {
         "tokens": learner.tokens,
         "steps": learner.steps,
-        "fvu": member.last_read["fvu"],
-        "l0": member.last_read["l0"],
+        "fvu": member.last_metrics["fvu"],
+        "l0": member.last_metrics["l0"],
         "dead_fraction": learner.dead.dead_fraction().item(),
         "dead_after_tokens": learner.dead.dead_after,
         "d_in": sae.d_in,

@@ -75,7 +75,7 @@ class Members(Callback):
         for metric in columns:
             table.add_column(metric.short, justify="right")
         for member in module.members:
-            values = {**member.last_read, **member.held_out}
+            values = {**member.last_metrics, **member.held_out}
             cells = [
                 metric.text(values[metric.name]) if metric.name in values else ""
                 for metric in columns
@@ -91,7 +91,7 @@ class Members(Callback):
 
 def _figures(module: LightningModule) -> list[tuple[str, str]]:
     """Of one member; of several what they share, and the range of the errors."""
-    reads = [member.last_read for member in module.live]
+    reads = [member.last_metrics for member in module.live]
     if not all(reads):
         return []
     if len(module.members) > 1:

@@ -1,4 +1,4 @@
-"""The LightningModule around the autoencoders of a run, one or many."""
+"""The LightningModule that trains one or several SAEs on one stream of activations."""
 
 from __future__ import annotations
 
@@ -15,60 +15,54 @@ from sae.activations import Batch
 from sae.errors import UserError
 from sae.lightning.loggers import log_row
 from sae.training.member import Member
-from sae.training.parallel_steps import ParallelSteps, worth
+from sae.training.parallel_steps import ParallelSteps, faster_in_parallel
 
 
 class SAEModule(L.LightningModule):
-    """Autoencoders that learn from one stream, side by side: nothing of one enters another, so each
-    ends with the bits that it would end with alone.
+    """SAEs, the *members* of a run, that train side by side on one stream.
+
+    Members share nothing but the activations, so each ends with the same bits as when it is
+    trained alone.
 
     Args:
-        members: at least one; all with the same `accumulate`.
-
-    Raises UserError where members need different batches.
+        members: At least one, all with the same `accumulate`.
 
     Attributes:
-        after_validation: functions called with this module after each validation, when the
+        after_validation: Functions called with this module after each validation, when the
             held-out metrics of all members have been written.
+
+    Raises:
+        UserError: The members need different batches.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
         super().__init__()
         self.after_validation: list[Callable[[SAEModule], None]] = []
         self.members = nn.ModuleList(members)
-        for name, says in (
-            ("accumulate", "model.accumulate"),
-            ("full_contexts", "EndToEnd in model.losses"),
-        ):
-            if len(found := {getattr(member.recipe, name) for member in members}) > 1:
-                raise UserError(
-                    f"members differ in {says} ({', '.join(map(str, sorted(found)))}), which "
-                    "decides what a batch is; train them in runs of their own"
-                )
-        self.accumulate = members[0].recipe.accumulate
-        self.full_contexts = members[0].recipe.full_contexts
-        # A step calls backward and the optimisers itself; under automatic optimisation Lightning
+        self.accumulate = _shared_setting(members, "accumulate", "model.accumulate")
+        self.full_contexts = _shared_setting(members, "full_contexts", "EndToEnd in model.losses")
+        # A step calls backward and the optimizers itself. Under automatic optimization Lightning
         # would run them, and divide and clone the loss, around every step.
         self.automatic_optimization = False
         self.steps = 0
         self.seconds = 0.0
-        self._judged_at = 0
-        self._crew, self._in_crew = ParallelSteps(), False
+        self._validated_at = 0
+        self._parallel_steps, self._in_parallel = ParallelSteps(), False
 
     @property
     def live(self) -> list[Member]:
-        """The members that still learn."""
+        """The members that still train."""
         return [member for member in self.members if member.live]
 
     @property
     def tokens(self) -> int:
-        """Activations that the stream has handed out for training."""
+        """Number of training activations that the stream has handed out."""
         return max(m.learner.tokens if m.live else m.stopped["tokens"] for m in self.members)
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
         for member in self.members:
-            member.learner = member.recipe.build_learner(
+            member.learner = member.config.build_learner(
                 data.source.widths, data.batch_size, self.trainer.max_steps
             )
 
@@ -77,90 +71,93 @@ class SAEModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         self._clock = time.perf_counter()
-        self._read_at = (self.tokens, self.seconds)
-        first = None
+        self._logged_at = (self.tokens, self.seconds)
+        first_block = None
         if any(member.learner.scale is None for member in self.live):
-            first = self.trainer.datamodule.stream.first_block().to(self.device).acts
+            first_block = self.trainer.datamodule.stream.first_block().to(self.device).acts
         for member in self.live:
-            member.begin(first)
-        # Of members that share the model's own passes, one at a time.
-        alone = self.device.type != "cpu" or self.full_contexts
+            member.start(first_block)
+        # Run sequentially on a GPU, and when members share the model's own forward passes.
+        sequential = self.device.type != "cpu" or self.full_contexts
         batch = self.trainer.datamodule.batch_size * self.accumulate
-        saes = [member.learner.sae for member in self.live]
-        self._in_crew = not alone and worth([batch * sae.W_enc.numel() for sae in saes])
-        self.make_up()
+        sizes = [batch * member.learner.sae.W_enc.numel() for member in self.live]
+        self._in_parallel = not sequential and faster_in_parallel(sizes)
+        self.validate_if_due()
 
     def training_step(self, batches: list[Batch], batch_idx: int) -> None:
-        # One call a step of the stream, however many learn from it: Lightning counts the calls.
+        # One call per step of the stream, however many members train: Lightning counts the calls.
         advance = self.optimizers().step
-        for at in range(0, len(batches), self.accumulate):
-            micro = batches[at : at + self.accumulate]
-            runs = {"runs": [batch.run for batch in micro]} if self.full_contexts else {}
-            acts = [batch.acts for batch in micro]
-
-            jobs = [partial(member.step, *acts, **runs) for member in self.live]
-            advance(partial(self._at_once, jobs))
+        for first in range(0, len(batches), self.accumulate):
+            micro_batches = batches[first : first + self.accumulate]
+            acts = [batch.acts for batch in micro_batches]
+            options = {"runs": [b.run for b in micro_batches]} if self.full_contexts else {}
+            jobs = [partial(member.step, *acts, **options) for member in self.live]
+            advance(partial(self._run_jobs, jobs))
             self.steps += 1
             now = time.perf_counter()
             self.seconds, self._clock = self.seconds + now - self._clock, now
             last = self.steps == self.trainer.max_steps
             if self.steps % self.trainer.log_every_n_steps == 0 or last:
-                self._log()
+                self._log_training_metrics()
 
-    def _at_once(self, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Side by side where that is faster."""
-        return self._crew(jobs) if self._in_crew else [job() for job in jobs]
+    def _run_jobs(self, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Run one job for each member, in parallel if that is faster."""
+        return self._parallel_steps(jobs) if self._in_parallel else [job() for job in jobs]
 
     def teardown(self, stage: str) -> None:
-        self._crew.close()
+        self._parallel_steps.close()
 
-    def _log(self) -> None:
-        """One row of metrics for each; the only place in training that reads numbers off the
-        device."""
-        tokens, seconds = self._read_at
+    def _log_training_metrics(self) -> None:
+        """Write one row of training metrics for each member.
+
+        This is the only place in training that reads numbers off the device.
+        """
+        tokens, seconds = self._logged_at
         elapsed = max(self.seconds - seconds, 1e-9)
-        self._read_at = (self.tokens, self.seconds)
+        self._logged_at = (self.tokens, self.seconds)
         for member in self.live:
-            member.last_read = {
-                **member.read(),
+            member.last_metrics = {
+                **member.pop_metrics(),
                 "tokens": float(self.tokens),
                 "seconds": self.seconds,
                 "tokens_per_second": (self.tokens - tokens) / elapsed,
             }
-            self.write(member, member.last_read)
+            self._write_row(member, member.last_metrics)
         if not self.live:
             raise self.members[0].error()
 
-    def write(self, member: Member, row: dict[str, float]) -> None:
-        """Hand a row to every logger. `self.log` would round each number to float32, and costs
-        some 1,900 Python calls."""
-        member.rows.add(row, step=self.steps)
-        alone = len(self.members) == 1
-        named = row if alone else {f"{member.name}/{key}": value for key, value in row.items()}
-        log_row(self.trainer.loggers, named, self.steps)
+    def _write_row(self, member: Member, row: dict[str, float]) -> None:
+        """Write a row to the member's `metrics.csv` and to every logger.
+
+        `self.log` would round each number to float32, and takes about 1,900 Python calls.
+        """
+        member.metrics_csv.add(row, step=self.steps)
+        if len(self.members) > 1:
+            row = {f"{member.name}/{key}": value for key, value in row.items()}
+        log_row(self.trainer.loggers, row, self.steps)
 
     def on_validation_epoch_start(self) -> None:
         for member in self.live:
-            member.start_judging(self.device)
+            member.start_validation(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._at_once([partial(member.judge, batch.acts) for member in self.live])
+        self._run_jobs([partial(member.validate_batch, batch.acts) for member in self.live])
 
     def on_validation_epoch_end(self) -> None:
-        judged = self._judged()
-        if judged:  # for callbacks that watch a metric: of several members, the best
-            best = min(judged, key=lambda row: row["held_out_fvu"])
+        rows = self._write_held_out_metrics()
+        if rows:  # for callbacks that watch a metric: of several members, the best one's
+            best = min(rows, key=lambda row: row["held_out_fvu"])
             self.log_dict(best, logger=False)
-        self._clock = time.perf_counter()  # time spent on held-out text is not training time
+        self._clock = time.perf_counter()  # time spent on validation is not training time
 
-    def _judged(self) -> list[dict[str, float]]:
-        """The held-out figures of all that learn, written down."""
-        rows = {member: member.judged() for member in self.live}
+    def _write_held_out_metrics(self) -> list[dict[str, float]]:
+        """Write the held-out metrics of all live members, and return them."""
+        rows = {member: member.finish_validation() for member in self.live}
         if self.trainer.should_stop:  # Lightning validates once more when a run is stopped
             return []
         for member, row in rows.items():
-            self.write(member, row)
-        self._judged_at = self.steps
+            self._write_row(member, row)
+        self._validated_at = self.steps
         for function in self.after_validation:
             function(self)
         return list(rows.values())
@@ -171,15 +168,17 @@ class SAEModule(L.LightningModule):
         return self.trainer.val_check_interval * self.trainer.datamodule.steps_per_call
 
     @torch.inference_mode()
-    def make_up(self) -> None:
-        """Judge on held-out activations now, where that was due at the step of a checkpoint and
-        was not done: the checkpoint of a step is written before, and a kill can come between."""
-        if not self.steps or self.steps % self.validate_every or self._judged_at == self.steps:
+    def validate_if_due(self) -> None:
+        """Validate now if a validation was due at this step and was not done.
+
+        A checkpoint is written before the validation of its step, so a kill can come in between.
+        """
+        if not self.steps or self.steps % self.validate_every or self._validated_at == self.steps:
             return
         self.on_validation_epoch_start()
         for number, batch in enumerate(self.trainer.datamodule.val_dataloader()):
             self.validation_step(batch.to(self.device), number)
-        self._judged()
+        self._write_held_out_metrics()
         self._clock = time.perf_counter()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -187,7 +186,7 @@ class SAEModule(L.LightningModule):
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:
             reason = " ".join(str(error).partition(":")[2].split())
-            raise _of_another_run(reason.replace("torch.Size", "")) from error
+            raise _wrong_checkpoint(reason.replace("torch.Size", "")) from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = {
@@ -198,22 +197,34 @@ class SAEModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         run = checkpoint["run"]
-        there, here = [state["name"] for state in run["members"]], [m.name for m in self.members]
-        if there != here:
-            raise _of_another_run(f"its members are {', '.join(there)}, not {', '.join(here)}.")
+        saved = [state["name"] for state in run["members"]]
+        names = [member.name for member in self.members]
+        if saved != names:
+            raise _wrong_checkpoint(f"its members are {', '.join(saved)}, not {', '.join(names)}.")
         self.steps, self.seconds = run["steps"], run["seconds"]
         for member, state in zip(self.members, run["members"], strict=True):
             member.restore(state)
 
 
-def _of_another_run(reason: str) -> UserError:
+def _shared_setting(members: Sequence[Member], name: str, label: str) -> Any:
+    """Return a setting that decides what a batch is. Raises UserError if members differ in it."""
+    values = {getattr(member.config, name) for member in members}
+    if len(values) > 1:
+        raise UserError(
+            f"members differ in {label} ({', '.join(map(str, sorted(values)))}), which decides "
+            "what a batch is; train them in separate runs"
+        )
+    return values.pop()
+
+
+def _wrong_checkpoint(reason: str) -> UserError:
     return UserError(
-        f"the checkpoint is of another run: {reason} Resume with the settings it was made with"
+        f"the checkpoint belongs to another run: {reason} Resume with the settings it was made with"
     )
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """The optimisers of all members that learn, as the one that Lightning saves and counts by.
+    """The optimizers of all live members, as the one optimizer that Lightning saves and counts.
 
     Each learner calls its own; a step of this one is whatever closure it is given.
     """

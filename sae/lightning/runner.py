@@ -135,7 +135,7 @@ def _train(
         _fit(trainer, module, data, checkpoint)
         if module.steps < settings.steps:
             raise Stopped(module.steps, settings.steps, run.path)
-        module.make_up()
+        module.validate_if_due()
         with show_progress("computing the final metrics"):
             table = finish(run, list(member_dirs.values()), module, data, trainer, across_seeds)
     finally:

@@ -141,7 +141,7 @@ class AcrossSeeds(Callback):
         """Write a row of each group that is compared on the way."""
         for group, members in self.live(module).items():
             if _cheap(members):
-                saes = [member.learner.judged() for member in members]
+                saes = [member.learner.eval_model() for member in members]
                 densities = [member.density for member in members]
                 figures, _ = agreement(
                     [sae.W_dec for sae in saes], [sae.W_enc for sae in saes], densities

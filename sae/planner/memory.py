@@ -17,7 +17,7 @@ from sae.activations import ActivationData
 from sae.errors import UserError
 from sae.planner.system import free_bytes
 from sae.training import Learner
-from sae.training.parallel_steps import worth
+from sae.training.parallel_steps import faster_in_parallel
 from sae.training.row_adam import RowAdam
 from sae.training.run_settings import RunSettings
 from sae.training.schedule_free import ScheduleFreeSign
@@ -205,7 +205,7 @@ def pack_waves(settings: RunSettings, gib: float | None) -> tuple[list[list[str]
     # Members whose steps run in parallel have their temporary tensors at the same time. About half
     # of the parameters belong to the encoder.
     rows = data.batch_size * data.accumulate
-    parallel = worth([rows * e.parameter_count // 2 for e in estimates.values()])
+    parallel = faster_in_parallel([rows * e.parameter_count // 2 for e in estimates.values()])
     parallel = parallel and device.type == "cpu" and not settings.full_contexts
     at_once = torch.get_num_threads() if parallel else 1
     waves: list[list[str]] = []

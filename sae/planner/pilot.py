@@ -139,7 +139,7 @@ class Pilot:
         step = first = self._step(learner, config, learner.start_step + learner.total_steps // 2)
         if learner.start_step:
             first = self._step(learner, config, learner.start_step // 2)
-        model = learner.judged()
+        model = learner.eval_model()
         fvu = FVU(learner.sae.d_out, self.device)
         firing = Firing(learner.sae.d_sae, self.device)
 

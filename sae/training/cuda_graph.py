@@ -56,7 +56,7 @@ class GraphedStep:
             return
         shapes = tuple((n, tuple(t.shape), t.dtype) for acts in micro for n, t in acts.items())
         learner.update_schedules()
-        key = (shapes, len(learner.dead.silent), *learner.schedule())
+        key = (shapes, len(learner.dead.silent), *learner.scheduled())
         if key != self.recorded:
             self.micro = [{name: t.clone() for name, t in acts.items()} for acts in micro]
             self.silent = learner.dead.silent.clone()

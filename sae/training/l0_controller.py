@@ -52,7 +52,7 @@ class L0Controller(nn.Module):
         self.register_buffer("log_l0", torch.full((), math.nan, dtype=torch.float64))
         self.register_buffer("log_last", torch.full((), math.nan, dtype=torch.float64))
 
-    def aim(self, progress: float) -> None:
+    def set_target(self, progress: float) -> None:
         """Set what is aimed at, for a share of the run from 0 to 1."""
         left = max(1 - progress / self.until, 0.0) if self.until else 0.0
         self.log_target.fill_(math.log(self.target) + left * math.log(self.first / self.target))
@@ -62,7 +62,7 @@ class L0Controller(nn.Module):
         """0-d, float64, on the device."""
         return (self.integral + self.gain * self._error(self.log_l0)).exp()
 
-    def rise(self) -> Tensor:
+    def threshold_rise(self) -> Tensor:
         """By how much the bar goes up in this step: 0-d, float64; 0 before that."""
         return self.trims * self.TRIM * self._error(self.log_last)
 

@@ -13,7 +13,7 @@ from sae.training.row_adam import RowAdam, normalize_rows_, remove_row_component
 from sae.training.schedule_free import ScheduleFreeSign
 
 
-def optimizer_for(sae: SAE, optim: OptimConfig, lr: float) -> torch.optim.Optimizer:
+def build_optimizer(sae: SAE, optim: OptimConfig, lr: float) -> torch.optim.Optimizer:
     """The optimiser that `optim` names, for all parameters of `sae`.
 
     The learning rate of each of its groups is the run's times the group's `factor`. All but

@@ -61,7 +61,7 @@ class Resampler(nn.Module):
         self.revived += (self.waiting & fired).sum()
         self.waiting &= ~fired
 
-    def read(self) -> dict[str, float]:
+    def counts(self) -> dict[str, float]:
         """Latents resampled so far, each time counted, and how many of them fired again."""
         return {"resampled": self.resampled.item(), "revived": self.revived.item()}
 

@@ -48,7 +48,7 @@ def test_every_step_of_a_run_has_the_k_of_its_place(rule):
     for step in range(TOTAL):
         made.step(acts(step))
         seen.append(made.sae.sparsity.k)
-        most.append(made.read()["l0"])
+        most.append(made.pop_metrics()["l0"])
     assert seen == [20, 17, 14, 10, 7, 4, 4, 4, 4, 4]
     if rule is TopK:  # of 32 latents about half are positive
         assert most[0] > 8 and max(most[5:]) <= 4

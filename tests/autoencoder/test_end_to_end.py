@@ -156,7 +156,7 @@ def test_it_stands_beside_other_terms_with_its_coefficient(make_source):
     for terms in ([FVU()], [EndToEnd()], [FVU(), EndToEnd(coefficient=0.25)]):
         made = learner_on(source, SITES["autoencode"][0], terms[0])
         made.losses = terms
-        made.warm = torch.ones(len(terms), dtype=torch.float64)
+        made.warmup_weights = torch.ones(len(terms), dtype=torch.float64)
         _, loss = made(batch.acts, batch.run)
         loss.backward()
         values.append(loss.detach())

@@ -152,7 +152,7 @@ def test_averages_of_weights_pursue_as_training_does(site, ema):
     learner.initialise(data())
     for seed in range(4):
         learner.step(data(seed=seed))
-    mean = learner.judged() if ema is None else learner.average.averaged(made_of)
+    mean = learner.eval_model() if ema is None else learner.average.averaged(made_of)
     assert not torch.equal(mean.W_dec, made_of.W_dec)
     x, _ = mean.site.pair(data(seed=9))
     trained, used = mean.encode_training(x).codes.to_dense(), mean.encode(x).to_dense()

@@ -150,7 +150,7 @@ def test_a_resumed_run_repeats_its_draws(rule):
         resumed.step(batch)
     for name, value in straight.sae.state_dict().items():
         assert torch.equal(value, resumed.sae.state_dict()[name]), name
-    assert straight.read()["loss"] == resumed.read()["loss"]
+    assert straight.pop_metrics()["loss"] == resumed.pop_metrics()["loss"]
 
 
 @pytest.mark.parametrize(

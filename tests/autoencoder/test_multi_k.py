@@ -57,7 +57,7 @@ def test_the_step_counts_by_the_first_encoding_alone():
         made = learner(rule, terms)
         made.step(acts)
         assert (made.dead.tokens_since_fired > 0).any()
-        ends.append((made.dead.tokens_since_fired, made.sae.threshold, made.read()["l0"]))
+        ends.append((made.dead.tokens_since_fired, made.sae.threshold, made.pop_metrics()["l0"]))
     for plain, multi in zip(*ends, strict=True):
         assert torch.equal(torch.as_tensor(plain), torch.as_tensor(multi))
 

@@ -32,12 +32,12 @@ class TestWeight:
         l1 = (plain.pre.relu() * plain.norms).sum(1).mean().item()
         for weight in [0.2, 0.4, 0.6, 0.8, *[1.0] * 5]:
             made.step(acts)
-            assert made.read()["loss"] == pytest.approx(fvu + 0.3 * weight * l1, rel=1e-6)
+            assert made.pop_metrics()["loss"] == pytest.approx(fvu + 0.3 * weight * l1, rel=1e-6)
 
     def test_without_warm_up_it_is_whole_from_the_start(self):
         made = learner(ReLU(d_sae=D_SAE), [L1(warmup=0.0)])
         made.update_schedules()
-        assert made.warm.tolist() == [1.0]
+        assert made.warmup_weights.tolist() == [1.0]
 
     def test_a_resumed_run_warms_up_from_where_it_was(self):
         made = learner(ReLU(d_sae=D_SAE), [FVU(), L1(warmup=0.5)], total_steps=20)
@@ -47,7 +47,7 @@ class TestWeight:
         resumed = learner(ReLU(d_sae=D_SAE), [FVU(), L1(warmup=0.5)], total_steps=20)
         resumed.load_state_dict(made.state_dict())
         resumed.update_schedules()
-        assert resumed.warm.tolist() == [1.0, 0.5]
+        assert resumed.warmup_weights.tolist() == [1.0, 0.5]
 
     def test_the_learner_gives_the_loss_of_the_controllers_coefficient(self):
         made = learner(ReLU(d_sae=D_SAE), [L1(coefficient=0.3, target_l0=2, warmup=0)])
@@ -58,7 +58,7 @@ class TestWeight:
             want = made.controller.coefficient() * L1()(forward)
             torch.testing.assert_close(loss.detach(), want.detach())
             made.step(acts)
-            assert made.read()["penalty_coefficient"] == made.controller.coefficient().item()
+            assert made.pop_metrics()["penalty_coefficient"] == made.controller.coefficient().item()
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_folding_keeps_who_fires_and_divides_codes(rule, site):
     made = trained(rule, site)
     acts = activations(70)
     raw, raw_y = made.sae.site.pair(acts)
-    x, _ = made.read_acts(acts)
+    x, _ = made.scaled_pair(acts)
     scales = [made.scale[hook] for hook in made.sae.site.reads]
     assert len(set(scales)) == len(scales), "or one scale alone is tested"
     unit = scales[0] if len(scales) == 1 else 1.0
@@ -206,5 +206,5 @@ def test_folding_keeps_who_fires_and_divides_codes(rule, site):
 @pytest.mark.parametrize("scale", [0.013, 77.0])
 def test_folding_one_scale_for_all(rule, site, scale):
     made = trained(rule, site)
-    x, _ = made.read_acts(activations(80))
+    x, _ = made.scaled_pair(activations(80))
     assert_folded(made.sae.encode(x), made.sae.fold_scale(scale).encode(x / scale), scale)

@@ -106,7 +106,7 @@ def test_frozen_decoder_does_not_change_while_the_encoder_learns():
         if step == 0:
             learner.initialise(acts)
         learner.step(acts)
-        fvu.append(learner.read()["fvu"])
+        fvu.append(learner.pop_metrics()["fvu"])
     torch.testing.assert_close(sae.W_dec.detach(), start, atol=1e-6, rtol=0)
     assert not torch.allclose(sae.W_enc, first, atol=1e-2)
     assert fvu[-1] < 0.8 * fvu[0]

@@ -17,7 +17,7 @@ from rich.console import Console
 from sae import SAE, UserError
 from sae.cli.fit import fit
 from sae.lightning.callbacks import Members as MembersTable
-from sae.training import parallel_steps as crew
+from sae.training import parallel_steps
 from sae.training.member import Member
 
 STEPS = 24
@@ -113,7 +113,7 @@ def test_in_company_as_alone_to_the_last_bit(together, tmp_path, name):
 def test_on_several_threads_as_on_one(together, tmp_path, threads, monkeypatch):
     """Members side by side in threads of their own."""
     torch.set_num_threads(threads)
-    monkeypatch.setattr(crew, "WORTH", 0)  # however small they are
+    monkeypatch.setattr(parallel_steps, "MIN_MULTIPLY_ADDS", 0)  # however small they are
     config = write(tmp_path, members=MEMBERS)
     assert fit(["--config", str(config), "--runs", str(tmp_path)]) == 0
     assert torch.get_num_threads() == threads
@@ -226,15 +226,17 @@ def test_the_table_on_a_terminal():
     """A row for each; of one that was stopped, why."""
     read = {"fvu": 0.25, "l0": 4.0, "dead_fraction": 0.125}
     shown = lambda **more: SimpleNamespace(
-        **{"live": True, "last_read": {}, "held_out": {}, "stopped": None, **more}
+        **{"live": True, "last_metrics": {}, "held_out": {}, "stopped": None, **more}
     )
     module = SimpleNamespace(
         steps=10,
         seconds=5.0,
         members=[
-            shown(name="good", last_read=read, held_out={"held_out_fvu": 0.5}),
+            shown(name="good", last_metrics=read, held_out={"held_out_fvu": 0.5}),
             shown(name="fresh"),
-            shown(name="bad", live=False, last_read=read, stopped={"reason": "diverged: FVU nan"}),
+            shown(
+                name="bad", live=False, last_metrics=read, stopped={"reason": "diverged: FVU nan"}
+            ),
         ],
     )
     console = Console(file=io.StringIO(), width=100)
@@ -263,7 +265,7 @@ def test_what_counts_as_diverged(tmp_path, fvus, stops):
     rows = iter(fvus)
     member.learner = FakeLearner(lambda: (value := next(rows)) and {"fvu": value, "loss": value})
     for number in range(len(fvus)):
-        member.read()
+        member.pop_metrics()
         assert member.live == (number != stops), number
 
 
@@ -272,4 +274,4 @@ class FakeLearner(torch.nn.Module):
 
     def __init__(self, read) -> None:
         super().__init__()
-        self.read, self.steps, self.tokens = read, 1, 64
+        self.pop_metrics, self.steps, self.tokens = read, 1, 64

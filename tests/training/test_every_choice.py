@@ -179,7 +179,7 @@ def test_choice(tmp_path: Path, site: Site, rule: Sparsity, losses: str) -> None
             saved = copy.deepcopy(straight.state_dict())
             moments = copy.deepcopy(straight.optimizer.state_dict())
         straight.step(batch)
-        errors.append(straight.read()["fvu"])
+        errors.append(straight.pop_metrics()["fvu"])
     assert sum(errors[-5:]) < 0.9 * sum(errors[:5])
     pursuit = isinstance(rule, MatchingPursuit)
     tied = pursuit and isinstance(site, Autoencoder | Crosscoder)  # then b_enc is for AuxK alone

@@ -25,7 +25,7 @@ class Plain:
     def __init__(self) -> None:
         self.integral, self.smooth, self.aim_at = math.log(START), None, TARGET
 
-    def aim(self, progress: float) -> None:
+    def set_target(self, progress: float) -> None:
         self.aim_at = TARGET * 8 ** max(1 - progress / 0.5, 0.0)
 
     def error(self) -> float:
@@ -47,7 +47,7 @@ class Plain:
 def run(controller: L0Controller, l0s: list[float], first: int = 0) -> list[float]:
     found = []
     for number, l0 in enumerate(l0s, start=first):
-        controller.aim(number / len(L0S))
+        controller.set_target(number / len(L0S))
         found.append(controller.coefficient().item())
         controller.update(torch.tensor(l0))
     return found
@@ -56,7 +56,7 @@ def run(controller: L0Controller, l0s: list[float], first: int = 0) -> list[floa
 def test_its_arithmetic():
     plain, want = Plain(), []
     for number, l0 in enumerate(L0S):
-        plain.aim(number / len(L0S))
+        plain.set_target(number / len(L0S))
         want.append(plain.coefficient())
         plain.update(l0)
     assert want[0] == pytest.approx(START)
@@ -69,21 +69,21 @@ def test_its_arithmetic():
 def test_in_the_last_fifth_the_bar_moves():
     controller = L0Controller(TARGET, START)
     late = L0Controller(TARGET, START, first=40.0, until=0.9)
-    late.aim(0.89)
+    late.set_target(0.89)
     assert not late.trims
-    late.aim(0.9)
+    late.set_target(0.9)
     assert late.trims
     for progress, l0, rise in ((0.79, 25.0, 0.0), (0.8, 30.0, 0.03 * math.log(1.5))):
-        controller.aim(progress)
+        controller.set_target(progress)
         controller.update(torch.tensor(l0))
-        assert controller.rise().item() == pytest.approx(rise)
+        assert controller.threshold_rise().item() == pytest.approx(rise)
 
 
 def test_the_aim_falls_to_the_target():
     controller = L0Controller(TARGET, START, **FALLING)
     aims = []
     for progress in (0.0, 0.25, 0.5, 1.0):
-        controller.aim(progress)
+        controller.set_target(progress)
         aims.append(controller.log_target.exp().item())
     assert aims == pytest.approx([160.0, TARGET * 8**0.5, TARGET, TARGET])
 
@@ -91,14 +91,14 @@ def test_the_aim_falls_to_the_target():
 def test_left_out_it_is_the_target_from_the_start():
     controller = L0Controller(TARGET, START)
     for progress in (0.0, 0.5):
-        controller.aim(progress)
+        controller.set_target(progress)
         assert controller.log_target.item() == math.log(TARGET)
 
 
 @pytest.mark.parametrize("far", [1e4, 0.0], ids=["above", "below"])
 def test_a_far_error_is_cut_to_1(far):
     controller = L0Controller(TARGET, START)
-    controller.aim(1.0)
+    controller.set_target(1.0)
     sign = 1 if far else -1
     for step in range(1, 4):
         controller.update(torch.tensor(far))
@@ -108,7 +108,7 @@ def test_a_far_error_is_cut_to_1(far):
 
 def test_at_the_target_nothing_moves():
     controller = L0Controller(TARGET, START)
-    controller.aim(1.0)
+    controller.set_target(1.0)
     for _ in range(5):
         controller.update(torch.tensor(TARGET))
     assert controller.coefficient().item() == pytest.approx(START, rel=1e-12)
@@ -116,7 +116,7 @@ def test_at_the_target_nothing_moves():
 
 def test_no_latent_at_all_counts_as_a_hundredth_of_the_target():
     controller = L0Controller(TARGET, START)
-    controller.aim(1.0)
+    controller.set_target(1.0)
     controller.update(torch.tensor(TARGET))
     controller.update(torch.tensor(0.0))
     smooth = controller.log_l0.item() - math.log(TARGET)
@@ -160,7 +160,7 @@ def test_the_bar_of_each_rule_rises_where_too_many_fire(rule, term, bar, sign, d
         learner.steps = steps
         before = {name: p.detach().clone() for name, p in sae.named_parameters()}
         learner.step({"x": acts})
-        rise = learner.controller.rise().item()
+        rise = learner.controller.threshold_rise().item()
         assert (rise > 0.01) == rises
         for name, param in sae.named_parameters():
             state = learner.optimizer.state[param]

@@ -14,7 +14,7 @@ from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import JumpReLU, TopK
 from sae.training import Learner, OptimConfig
 from sae.training.cuda_graph import GraphedStep
-from sae.training.dead_latents import DeadLatents
+from sae.training.step import DeadLatents
 from sae_kernels import reference
 from sae_kernels.codes import Codes
 
@@ -102,7 +102,7 @@ def test_step_equals_the_dense_twin(k_aux, clip_norm):
         loss = twin.step(batch["h"], _lr(ours), clip_norm, dead_after=96, k_aux=k_aux)
         ours.step(batch)
         deaths.append(twin.dead)
-        assert ours.read()["loss"] == pytest.approx(loss, rel=1e-9)
+        assert ours.pop_metrics()["loss"] == pytest.approx(loss, rel=1e-9)
         for name, value in ours.sae.named_parameters():
             torch.testing.assert_close(value.detach(), twin.p[name].detach(), rtol=1e-7, atol=1e-9)
         torch.testing.assert_close(ours.dead.tokens_since_fired, twin.silent_for)
@@ -179,7 +179,7 @@ def test_resumed_state_goes_on_with_the_same_bits():
             saved = copy.deepcopy(straight.state_dict())
             moments = copy.deepcopy(straight.optimizer.state_dict())
         if i % 5 == 4:
-            rows.append(straight.read())
+            rows.append(straight.pop_metrics())
 
     resumed = learner(dtype=torch.float32, refresh_steps=4)
     resumed.load_state_dict(saved)
@@ -188,7 +188,7 @@ def test_resumed_state_goes_on_with_the_same_bits():
     for i in range(7, 12):
         resumed.step(data[i])
         if i % 5 == 4:
-            assert resumed.read() == rows[-1]
+            assert resumed.pop_metrics() == rows[-1]
     for name, value in straight.state_dict().items():
         if torch.is_tensor(value):
             assert torch.equal(value, resumed.state_dict()[name]), name
@@ -202,8 +202,8 @@ def test_reading_changes_nothing_that_is_learnt_from():
         for batch in data:
             ours.step(batch)
             if ours is chatty:
-                ours.read()
-                ours.read()
+                ours.pop_metrics()
+                ours.pop_metrics()
     for (name, a), b in zip(
         quiet.sae.state_dict().items(), chatty.sae.state_dict().values(), strict=True
     ):
@@ -220,8 +220,8 @@ def test_figures_are_averages_over_the_steps_since_the_last_read():
     for batch in data:
         ours.step(batch)
         each.step(batch)
-        singles.append(each.read())
-    read = ours.read()
+        singles.append(each.pop_metrics())
+    read = ours.pop_metrics()
     for name in ("loss", "l0"):
         assert read[name] == pytest.approx(sum(s[name] for s in singles) / 3)
     assert min(s["fvu"] for s in singles) < read["fvu"] < max(s["fvu"] for s in singles)
@@ -295,7 +295,7 @@ def test_micro_batches_are_one_batch_where_losses_are_means_over_tokens(name):
         whole.step({"h": torch.cat([batch["h"] for batch in data[at : at + 3]])})
         parts.step(*data[at : at + 3])
         assert torch.equal(whole.dead.tokens_since_fired, parts.dead.tokens_since_fired)
-        ours, theirs = parts.read(), whole.read()
+        ours, theirs = parts.pop_metrics(), whole.pop_metrics()
         ours.pop("fvu"), theirs.pop("fvu")  # the variance is around the mean of each part
         assert ours == pytest.approx(theirs, rel=1e-9)
     assert parts.steps == 10 and parts.tokens == whole.tokens == 960
@@ -314,7 +314,7 @@ def test_loss_terms_are_logged_with_their_weight_and_add_up_to_the_loss():
     made.initialise(data[0])
     for number in range(0, 8, 2):  # two micro-batches a step
         made.step(*data[number : number + 2])
-    row = made.read()
+    row = made.pop_metrics()
     names = ["loss_fvu", "loss_auxk", "loss_l1", "loss_l1_2"]
     assert [name for name in row if name.startswith("loss_")] == names
     assert all(row[name] > 0 for name in names)

@@ -14,7 +14,7 @@ from sae.autoencoder.sites import Autoencoder, CrossLayerTranscoder, SkipTransco
 from sae.autoencoder.sparsity import JumpReLU, TopK
 from sae.training import Learner, OptimConfig
 from sae.training.cuda_graph import GraphedStep
-from sae.training.optimizers import optimizer_for
+from sae.training.optimizers import build_optimizer
 from sae.training.row_adam import RowAdam
 from sae.training.schedule_free import ScheduleFreeSign
 
@@ -134,7 +134,7 @@ def test_signum_follows_its_formula(unit_norm):
         made.step(batch(number))
         twin.learner.dead = copy.deepcopy(made.dead)
         twin.equals(made)
-    used = made.judged()
+    used = made.eval_model()
     for name, value in used.named_parameters():
         torch.testing.assert_close(value, x[name], rtol=1e-9, atol=1e-11, msg=name)
         assert not torch.equal(value, getattr(made.sae, name)), "an average that moved"
@@ -142,7 +142,7 @@ def test_signum_follows_its_formula(unit_norm):
 
 def test_the_average_is_what_is_validated_and_exported():
     made = run(learner(OptimConfig(name="signum", lr=1e-2)), range(5))
-    average, acts = made.judged(), batch(9)
+    average, acts = made.eval_model(), batch(9)
     y, y_hat, _ = made.predict(acts)
     torch.testing.assert_close(y_hat, average(y))
     assert not torch.allclose(y_hat, made.sae(y))
@@ -186,7 +186,7 @@ def test_muon_moves_matrices_by_orthogonal_steps_and_adam_the_rest(unit_norm):
 def test_rows_of_w_dec_keep_norm_one_where_they_shall(name):
     for unit_norm in (True, False):
         made = run(learner(OptimConfig(name=name, lr=1e-2, unit_norm=unit_norm)), range(4))
-        for sae in (made.sae, made.judged()):
+        for sae in (made.sae, made.eval_model()):
             off = (sae.W_dec.norm(dim=1) - 1).abs().max()
             assert off < 1e-12 if unit_norm else off > 1e-4
 
@@ -217,7 +217,7 @@ def test_a_resumed_run_ends_with_the_same_bits(name, dtype):
     resumed.load_state_dict(saved[0])
     resumed.optimizer.load_state_dict(saved[1])
     run(resumed, range(5, 10))
-    for one, other in ((straight.sae, resumed.sae), (straight.judged(), resumed.judged())):
+    for one, other in ((straight.sae, resumed.sae), (straight.eval_model(), resumed.eval_model())):
         for (key, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
             assert torch.equal(a, b), key
     states = straight.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
@@ -260,7 +260,7 @@ def test_factors_multiply_the_learning_rate_of_their_parameter_alone(name):
         before = {n: v.detach().clone() for n, v in sae.named_parameters()}
         run(made, range(1))
         moved.append({n: v.detach() - before[n] for n, v in sae.named_parameters()})
-        assert made.read()["lr"] == 1e-4
+        assert made.pop_metrics()["lr"] == 1e-4
     assert all(step.any() for step in moved[0].values())
     for parameter, plain in moved[0].items():
         factor = factors.get(parameter, 1.0)
@@ -271,7 +271,7 @@ def test_factors_multiply_the_learning_rate_of_their_parameter_alone(name):
 def test_a_factor_of_nothing_is_refused():
     optim = OptimConfig(lr_factors={"treshold": 10})
     with pytest.raises(UserError, match="lr_factors.treshold .* W_enc, b_enc, b_dec, W_dec"):
-        optimizer_for(autoencoder(), optim, 1e-3)
+        build_optimizer(autoencoder(), optim, 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -290,13 +290,13 @@ def test_impossible_settings_name_themselves(wrong):
 
 def test_what_does_not_go_together_is_refused():
     with pytest.raises(UserError, match="optim.name=muon"):
-        optimizer_for(autoencoder(dtype=torch.bfloat16), OptimConfig(name="muon"), 1e-3)
+        build_optimizer(autoencoder(dtype=torch.bfloat16), OptimConfig(name="muon"), 1e-3)
     with pytest.raises(UserError, match="cuda_graph=True is for adam and adamw, not signum"):
         GraphedStep(learner(OptimConfig(name="signum")))
 
 
 def test_defaults():
-    assert isinstance(optimizer_for(autoencoder(), OptimConfig(), 1e-3), RowAdam)
+    assert isinstance(build_optimizer(autoencoder(), OptimConfig(), 1e-3), RowAdam)
     signum = OptimConfig(name="signum", warmup=0.5, decay=0.5)
     assert {signum.schedule(step, 10) for step in range(10)} == {1.0}
 
@@ -310,7 +310,7 @@ def test_groups_that_may_not_write_stay_silent_in_copies_too():
         for kind in ("master", "z", "x"):
             if kind in made.optimizer.state[sae.W_dec]:
                 assert not made.optimizer.state[sae.W_dec][kind][forbidden].any(), kind
-        assert not made.judged().W_dec[forbidden].any()
+        assert not made.eval_model().W_dec[forbidden].any()
 
 
 def test_resampled_rows_of_signum_start_anew_in_all_sequences():

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from sae.training.parallel_steps import WORTH, ParallelSteps, worth
+from sae.training.parallel_steps import MIN_MULTIPLY_ADDS, ParallelSteps, faster_in_parallel
 
 
 @pytest.fixture
@@ -63,6 +63,9 @@ def test_an_error_is_raised_once_all_are_done(crew):
     assert sys.getswitchinterval() == interval
 
 
-def test_worth_where_steps_are_large_and_several():
-    assert worth([WORTH, WORTH]) and worth([WORTH // 2, 2 * WORTH])
-    assert not worth([WORTH - 1, WORTH]) and not worth([4 * WORTH])
+def test_several_large_steps_are_faster_in_parallel():
+    large = MIN_MULTIPLY_ADDS
+    assert faster_in_parallel([large, large])
+    assert faster_in_parallel([large // 2, 2 * large])
+    assert not faster_in_parallel([large - 1, large])
+    assert not faster_in_parallel([4 * large])

@@ -94,7 +94,7 @@ def state_of(made: Learner) -> dict[tuple[str, str], torch.Tensor]:
 def expected(made: Learner, acts, tokens: dict[int, int]) -> dict[str, torch.Tensor]:
     """Parameters of the dead, each from its token, written out latent by latent."""
     sae, site = made.sae, made.sae.site
-    x, y = made.read_acts(acts)
+    x, y = made.scaled_pair(acts)
     residual = y - sae.decode(sae.encode_training(x).codes, x)
     norms = sae.W_enc.detach().norm(dim=0)
     new = {"W_enc": [], "b_enc": [], "W_dec": []}
@@ -125,7 +125,7 @@ def expected(made: Learner, acts, tokens: dict[int, int]) -> dict[str, torch.Ten
 def token_of(made: Learner, acts, latent: int) -> int:
     """Which token's x lies along the encoder column of `latent`."""
     sae = made.sae
-    x, _ = made.read_acts(acts)
+    x, _ = made.scaled_pair(acts)
     group = latent // (D_SAE // sae.site.groups)
     x = x[:, group * sae.d_in : (group + 1) * sae.d_in]
     tied = sae.site.reads == sae.site.predicts
@@ -163,7 +163,7 @@ def test_the_dead_and_nothing_else_start_anew(rule, site):
     for first in range(groups):  # within a group no token twice
         ours = [tokens[n] for n in DEAD if n // (D_SAE // groups) == first]
         assert len(set(ours)) == len(ours)
-    assert made.read()["resampled"] == len(DEAD)
+    assert made.pop_metrics()["resampled"] == len(DEAD)
     assert made.resampler.waiting.nonzero().flatten().tolist() == DEAD
 
 
@@ -215,7 +215,7 @@ def test_nothing_happens_where_nothing_is_wrong():
     made.resample(nothing)  # no token has an error
     for name in ("W_enc", "W_dec"):
         assert torch.equal(made.state_dict()[f"sae.{name}"], before[f"sae.{name}"])
-    assert made.read()["resampled"] == 0
+    assert made.pop_metrics()["resampled"] == 0
 
 
 def test_the_draw_is_a_function_of_seed_and_step():
@@ -236,7 +236,7 @@ def test_when_it_is_done():
     made.steps = 29
     kill(made, silence=True)
     made.step(batch(1))
-    assert made.steps == 30 and made.read()["resampled"] == len(DEAD)
+    assert made.steps == 30 and made.pop_metrics()["resampled"] == len(DEAD)
     with pytest.raises(UserError, match="resample_every=81 never comes.*step 80"):
         learner(every=81)
 
@@ -249,12 +249,12 @@ def test_revived_are_those_that_fired_since():
         torch.ones(1, len(latents)), torch.tensor([latents]), d_sae=4
     ).fired()
     counter.count(fire(1, 2))
-    assert counter.read() == {"resampled": 3, "revived": 1}
+    assert counter.counts() == {"resampled": 3, "revived": 1}
     counter.count(fire(1, 2))
-    assert counter.read() == {"resampled": 3, "revived": 1}, "once each"
+    assert counter.counts() == {"resampled": 3, "revived": 1}, "once each"
     counter.waiting[1] = True  # dead and resampled again
     counter.count(fire(1, 3))
-    assert counter.read()["revived"] == 3
+    assert counter.counts()["revived"] == 3
 
 
 def test_a_resumed_run_ends_with_the_same_bits():
@@ -281,9 +281,9 @@ def test_a_resumed_run_ends_with_the_same_bits():
     resumed.load_state_dict(saved[0])
     resumed.optimizer.load_state_dict(saved[1])
     go_on(resumed, range(5, 16))
-    read = straight.read()
+    read = straight.pop_metrics()
     assert read["resampled"] == 4 * len(DEAD) and read["revived"] > len(DEAD)
-    assert read == resumed.read()
+    assert read == resumed.pop_metrics()
     for name, value in straight.state_dict().items():
         if torch.is_tensor(value):
             assert torch.equal(value, resumed.state_dict()[name]), name

@@ -52,9 +52,9 @@ def test_the_dictionary_is_learnt_then_held_while_the_encoder_is():
     assert torch.equal(first["W_dec"], one.coder.D[one.coder.best()])
     assert torch.equal(first["W_enc"], first["W_dec"].t())
     assert dictionary_mcc_signed(first["W_dec"], WORLD.truth) > 0.98
-    row = one.read()
+    row = one.pop_metrics()
     assert row.keys() >= {"objective", "fvu", "l0", "penalty", "replaced_atoms", "dead_fraction"}
-    x, _ = one.read_acts(batch(0))
+    x, _ = one.scaled_pair(batch(0))
     before = x.sub(one.sae.decode(one.sae.encode(x))).square().sum()
     for index in range(60, 120):
         one.step(batch(index))
@@ -62,10 +62,10 @@ def test_the_dictionary_is_learnt_then_held_while_the_encoder_is():
     assert torch.equal(last["W_dec"], first["W_dec"]) and torch.equal(last["b_dec"], first["b_dec"])
     assert not torch.equal(last["W_enc"], first["W_enc"])
     assert x.sub(one.sae.decode(one.sae.encode(x))).square().sum() < 0.9 * before
-    assert one.rate < 0.1 * one.lr  # the schedule is over the second part
+    assert one.current_lr < 0.1 * one.lr  # the schedule is over the second part
     for sae in (one.export(), one.export(ema=True)):
         torch.testing.assert_close(sae.W_dec, first["W_dec"], atol=1e-5, rtol=0)
-    assert one.read().keys() >= {"loss", "fvu", "l0", "lr"}
+    assert one.pop_metrics().keys() >= {"loss", "fvu", "l0", "lr"}
 
 
 def test_schedules_begin_with_the_second_part():
@@ -73,7 +73,7 @@ def test_schedules_begin_with_the_second_part():
     rates = []
     for index in range(40):
         one.step(batch(index))
-        rates.append(one.rate)
+        rates.append(one.current_lr)
     assert rates[20:25] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
 
 

@@ -21,7 +21,7 @@ from sae.inference.active_set import active_set_codes
 from sae.training.dictionary_learning.config import SparseCoding
 from sae.training.dictionary_learning.updates import add_products, lasso_codes, sweep
 from sae.training.resample import drawn
-from sae.training.running_means import RunningMeans
+from sae.training.step import RunningMeans
 
 # An atom with less than this share of the mean energy of codes is not needed.
 IDLE = 0.02
@@ -44,7 +44,7 @@ class DictionaryLearner(nn.Module):
         D [R, d_sae, d_in], rows of norm 1; b [R, d_in].
     """
 
-    METERS = ("samples", "squared_error", "variance", "l0", "objective")
+    METRICS = ("samples", "squared_error", "variance", "l0", "objective")
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class DictionaryLearner(nn.Module):
         self.register_buffer("x", torch.zeros(d_in, dtype=dtype))
         self.register_buffer("held", torch.zeros(R, dtype=torch.float64))
         self.register_buffer("replaced", torch.zeros(R, dtype=torch.int64))
-        self.meter = RunningMeans(self.METERS)
+        self.running_means = RunningMeans(self.METRICS)
         self.samples = 0.0  # how many the sums stand for
         self.steps = 0
 
@@ -130,7 +130,7 @@ class DictionaryLearner(nn.Module):
         if self.settings.holds(self.steps, self.total_steps):
             self.held += objective
         n, best = len(x), self.best()
-        self.meter.add(
+        self.running_means.add(
             samples=n,
             squared_error=n * error[best],
             variance=(x - x.mean(0)).double().square().sum(),
@@ -168,9 +168,9 @@ class DictionaryLearner(nn.Module):
         energy = self.zz[r].diagonal()
         return energy < IDLE * energy.mean()
 
-    def read(self) -> dict[str, float]:
+    def pop_metrics(self) -> dict[str, float]:
         """Averages since the last call, of the best restart so far. Waits for the device."""
-        sums = self.meter.read()
+        sums = self.running_means.pop()
         n = max(sums["samples"], 1.0)
         return {
             "objective": sums["objective"] / n,

@@ -105,7 +105,7 @@ class SparseCodingLearner(Learner):
         if not self.coding:
             super().step(*micro, runs=runs)
             return
-        self.coder.step(torch.cat([self.read_acts(acts)[0] for acts in micro]))
+        self.coder.step(torch.cat([self.scaled_pair(acts)[0] for acts in micro]))
         self.hold()
         self.steps += 1
         self.tokens += sum(len(next(iter(acts.values()))) for acts in micro)
@@ -125,12 +125,12 @@ class SparseCodingLearner(Learner):
         """As `Learner`; in the first part by FISTA."""
         if not self.coding:
             return super().predict(acts, sae)
-        x, y = self.read_acts(acts)
+        x, y = self.scaled_pair(acts)
         best = self.coder.best()
         z = self.coder.codes(x.to(self.coder.D), self.coder.settings.iterations)[best]
         y_hat = self.coder.b[best] + z @ self.coder.D[best]
         return y, y_hat.to(y.dtype), ragged_codes([sparse_rows(z)], self.sae.d_sae)
 
-    def read(self) -> dict[str, float]:
+    def pop_metrics(self) -> dict[str, float]:
         """As `Learner`; in the first part the figures of the dictionary."""
-        return self.coder.read() if self.steps <= self.start_step else super().read()
+        return self.coder.pop_metrics() if self.steps <= self.start_step else super().pop_metrics()
