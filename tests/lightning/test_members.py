@@ -181,9 +181,9 @@ def test_another_list_of_members_cannot_go_on(together, tmp_path):
         ({"consensus": {}}, "'consensus' cannot be"),
         ({"a": {"data.batch_size": 3}}, "members.a: batch_size is the same for all"),
         ({"a": {"model.accumulate": 2}}, "members.a: accumulate is the same for all"),
-        ({"a": {"model.sae.q": 3}}, "members.a: model.sae.q is not a setting"),
+        ({"a": {"model.sae.q": 3}}, "members.a: sae.q is not a setting"),
         ({"a": {"model.sae.k": 0}}, "k=0"),
-        ({"a": {"model.sae.k": "x"}}, "members.a: model.sae.k=x is of the wrong kind"),
+        ({"a": {"model.sae.k": "x"}}, "members.a: sae.k=x is of the wrong kind"),
         (
             {"a": {}, "b": {"model.losses": ["EndToEnd"]}},
             "members differ in EndToEnd",

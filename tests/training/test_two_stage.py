@@ -133,7 +133,7 @@ def test_every_optimiser_leaves_the_dictionary(name):
     ("change", "words"),
     [
         ({"rule": MatchingPursuit(d_sae=16, k=2)}, "MatchingPursuit has none"),
-        ({"resample_every": 10}, "model.resample_every=10 changes the dictionary"),
+        ({"resample_every": 10}, "resample_every=10 changes the dictionary"),
         ({"steps": 1}, "share=0.5 of 1 steps leaves no step"),
     ],
 )
