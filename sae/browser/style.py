@@ -7,6 +7,7 @@ import os
 import re
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 # In SVG the page's text color replaces this color, so that one plot serves light and dark pages.
 INK = "#010203"
 COLORS = ("#2f7fc1", "#d9772b", "#3a9a5b", "#a34fb0", "#8c6d31", "#c0392b", "#5b6770", "#17a2a2")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.5,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ class _Plot:
     name: str
     title: str
     draw: Callable[[], Figure]
-    panels: list[Callable[[], Figure]]
+    panels: Sequence[Callable[[], Figure]]
 
 
 def write_sweep_report(folder: str | Path, best: dict[str, list[MemberResult]]) -> Path:

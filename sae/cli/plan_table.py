@@ -16,7 +16,7 @@ def plan_tables(title: str, plan: Plan) -> list[Table]:
     for column in ("parameters", "memory", "GFLOP/step", "GB/step", "ms/step"):
         members.add_column(column, justify="right")
     rows = [
-        (name, m.memory.parameter_count, m.memory.persistent, m.step_work, m.times.step)
+        (name, m.memory.parameter_count, m.memory.persistent, m.step_work, m.step_seconds)
         for name, m in plan.members.items()
     ]
     if len(rows) > 1:

@@ -121,6 +121,7 @@ def _run_trials(folder: Path, spec: SweepSpec, options: Namespace, trials: dict[
     import ray
     import torch
     from ray import tune as ray_tune
+    from ray.tune.schedulers import ASHAScheduler
 
     trainer = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["trainer"]
     steps, every = trainer["max_steps"], trainer["val_check_interval"]
@@ -130,7 +131,7 @@ def _run_trials(folder: Path, spec: SweepSpec, options: Namespace, trials: dict[
         "gpu": float(torch.cuda.is_available()) if gpus is None else gpus,
     }
     # Do not stop trials at the last step, because the final metrics come after it.
-    asha = partial(ray_tune.schedulers.ASHAScheduler, time_attr="step", stop_last_trials=False)
+    asha = partial(ASHAScheduler, time_attr="step", stop_last_trials=False)
     scheduler = asha(max_t=steps, grace_period=max(every, steps // 4), reduction_factor=2)
     trial = ray_tune.with_parameters(
         _trial, folder=str(folder), numbers=trials, cwd=str(Path.cwd())

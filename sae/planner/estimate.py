@@ -43,6 +43,11 @@ class PlannedMember:
         """Work of a step."""
         return sum(self.work.values(), Work(0, 0))
 
+    @property
+    def step_seconds(self) -> float:
+        """Time of a step; NaN before it is known."""
+        return math.nan if self.times is None else self.times.step
+
 
 @dataclass(frozen=True)
 class Plan:

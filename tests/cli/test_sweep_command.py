@@ -218,12 +218,12 @@ def test_an_existing_sweep_is_not_overwritten(done, capsys):
 def test_member_names_are_escaped_on_the_page(done, tmp_path):
     folder = tmp_path / "s"
     shutil.copytree(done, folder)
-    asked = json.loads((folder / "sweep.json").read_text())
+    spec = json.loads((folder / "sweep.json").read_text())
     text = (folder / "sweep.csv").read_text()
     bad = "<script>alert(1)</script>"
-    old = next(iter(asked["waves"][0]))
-    asked["waves"] = [{bad if n == old else n: c for n, c in asked["waves"][0].items()}]
-    (folder / "sweep.json").write_text(json.dumps(asked))
+    old = next(iter(spec["waves"][0]))
+    spec["waves"] = [{bad if n == old else n: c for n, c in spec["waves"][0].items()}]
+    (folder / "sweep.json").write_text(json.dumps(spec))
     (folder / "sweep.csv").write_text(text.replace(f'"{old}",', f'"{bad}",', 1))
     write_sweep_report(folder, {})
     page = (folder / "sweep.html").read_text()

@@ -1,5 +1,4 @@
-"""Weights & Biases sweeps: the real `wandb sweep` and `wandb agent`, of which only the server is
-stood in for, run real trials."""
+"""Weights & Biases sweeps: `wandb sweep` and `wandb agent` run real trials; the server is fake."""
 
 from __future__ import annotations
 
@@ -51,43 +50,43 @@ WORLD = {
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
-def test_a_shipped_sweep_asks_for_settings_that_there_are(file, monkeypatch):
-    """The command as an agent makes it, with the first and the last value of every parameter."""
+def test_shipped_sweeps_set_existing_settings(file, monkeypatch):
+    """Build the command as an agent does, with the first and the last value of every parameter."""
     monkeypatch.chdir(REPO)
-    asked = load_sweep_config(str(file))
-    assert asked["metric"] == {"name": "held_out_fvu", "goal": "minimize"}
+    sweep = load_sweep_config(str(file))
+    assert sweep["metric"] == {"name": "held_out_fvu", "goal": "minimize"}
     for end, name in ((0, "first"), (-1, "last")):
         monkeypatch.setenv("WANDB_RUN_ID", name)
         values = {
-            key: (of.get("values") or [of["min"], of["max"]])[end]
-            for key, of in asked["parameters"].items()
+            key: (parameter.get("values") or [parameter["min"], parameter["max"]])[end]
+            for key, parameter in sweep["parameters"].items()
         }
         flags = create_sweep_command_args({"args": {k: {"value": v} for k, v in values.items()}})
-        command = create_sweep_command(list(asked["command"]))
+        command = create_sweep_command(list(sweep["command"]))
         assert command[:4] == ["${env}", "${interpreter}", "${program}", "fit"]
-        assert asked["program"] == "train.py" and command[-1] == "${args}"
+        assert sweep["program"] == "train.py" and command[-1] == "${args}"
         settings = parse_config([*command[4:-1], *flags["args"]])
         assert settings.run.name == name and settings.options.wandb == "online"
         assert len(settings.run.members) == (4 if file.stem == "packed" else 1)
         for config in settings.run.member_configs.values():
-            found = {
+            actual = {
                 key: config["model"]["sae"]["init_args"][key.split(".")[-1]]
                 if key.startswith("model.sae.")
                 else reduce(getitem, key.split("."), config)
                 for key in values
             }
-            assert found == values
+            assert actual == values
         assert len({m.optim.lr for m in settings.run.members.values()}) == len(settings.run.members)
 
 
-def test_a_name_that_speaks_of_nothing(monkeypatch):
+def test_unset_environment_variable_in_the_name_is_refused(monkeypatch):
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     with pytest.raises(UserError, match=r"name=\$WANDB_RUN_ID references an unset"):
         parse_config(["--config", str(REPO / "configs/default.yaml"), "--name=$WANDB_RUN_ID"])
 
 
 class Recorder(DummyLogger):
-    """Keeps the rows; at `stop_at` it sends what an agent sends to a trial that fell behind."""
+    """A logger that keeps its rows, and at `stop_at` sends the signal by which agents stop trials."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         super().__init__()
@@ -105,7 +104,7 @@ def recorded(folder: Path, monkeypatch, logger: Recorder, **changes: Any) -> int
     return fit(["--config", str(folder / "c.yaml"), "--runs", str(folder), "--name", "run"])
 
 
-def test_loggers_get_the_final_figures(tmp_path, monkeypatch):
+def test_loggers_get_the_final_metrics(tmp_path, monkeypatch):
     logger = Recorder()
     assert recorded(tmp_path, monkeypatch, logger) == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -115,7 +114,7 @@ def test_loggers_get_the_final_figures(tmp_path, monkeypatch):
     assert row == held_out | {"dead_fraction": summary["dead_fraction"]}
 
 
-def test_of_several_those_of_the_best_stand_alone_too(tmp_path, monkeypatch):
+def test_metrics_of_the_best_member_are_also_logged_without_its_name(tmp_path, monkeypatch):
     logger = Recorder()
     members = {"k=1": {"model.sae.k": 1}, "k=8": {"model.sae.k": 8}, "k=2": {"model.sae.k": 2}}
     assert recorded(tmp_path, monkeypatch, logger, members=members) == 0
@@ -130,7 +129,7 @@ def test_of_several_those_of_the_best_stand_alone_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("agent", [True, False])
-def test_a_trial_that_an_agent_stops_has_not_failed(agent, tmp_path, monkeypatch):
+def test_a_trial_stopped_by_an_agent_exits_with_success(agent, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
     if agent:
         monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
@@ -140,11 +139,14 @@ def test_a_trial_that_an_agent_stops_has_not_failed(agent, tmp_path, monkeypatch
 
 
 class Server(ThreadingHTTPServer):
-    """What of api.wandb.ai a sweep needs: it keeps the sweep that is made, and answers the
-    heartbeats of an agent with one trial after another, then with the end."""
+    """A fake of the parts of api.wandb.ai that a sweep needs.
+
+    It keeps the created sweep, and answers the heartbeats of an agent with one trial after another
+    and then with the order to exit.
+    """
 
     def __init__(self, trials: list[dict[str, Any]]) -> None:
-        super().__init__(("127.0.0.1", 0), _Answers)
+        super().__init__(("127.0.0.1", 0), _Handler)
         self.orders = [
             {"type": "run", "run_id": f"trial{number}", "program": "train.py"}
             | {"args": {key: {"value": value} for key, value in trial.items()}}
@@ -176,10 +178,10 @@ class Server(ThreadingHTTPServer):
         return {"viewer": viewer | {"teams": {"edges": []}}}
 
 
-class _Answers(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        data = self.server.answer(asked["query"], asked.get("variables") or {})
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        data = self.server.answer(request["query"], request.get("variables") or {})
         body = json.dumps({"data": data}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -188,7 +190,7 @@ class _Answers(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -207,7 +209,7 @@ def serve() -> Iterator[Any]:
 
 
 def wandb(folder: Path, server: Server, *words: str) -> str:
-    """Run the `wandb` command in `folder`; its output."""
+    """Run the `wandb` command in `folder` and return its output."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         [sys.executable, "-m", "wandb", *words],
@@ -220,7 +222,7 @@ def wandb(folder: Path, server: Server, *words: str) -> str:
             "WANDB_API_KEY": "0" * 40,
             "WANDB_MODE": "offline",
             "WANDB_ERROR_REPORTING": "false",
-            "WANDB__SERVICE_WAIT": "90",  # a loaded machine takes long to start its helper
+            "WANDB__SERVICE_WAIT": "90",  # its helper starts slowly on a busy machine
             "WANDB_CONFIG_DIR": str(folder / ".config"),
             "WANDB_CACHE_DIR": str(folder / ".cache"),
         },
@@ -233,8 +235,8 @@ def wandb(folder: Path, server: Server, *words: str) -> str:
 
 
 @pytest.mark.slow
-def test_an_agent_runs_the_trials_of_a_shipped_sweep(serve, tmp_path):
-    """As they are shipped, but for the config, which is here of a small world."""
+def test_agent_runs_the_trials_of_a_shipped_sweep(serve, tmp_path):
+    """Run the shipped files, with a config of a small world."""
     (tmp_path / "configs/sweeps").mkdir(parents=True)
     shutil.copy(REPO / "train.py", tmp_path)
     shutil.copy(REPO / "configs/sweeps/grid.yaml", tmp_path / "configs/sweeps")
@@ -253,7 +255,7 @@ def test_an_agent_runs_the_trials_of_a_shipped_sweep(serve, tmp_path):
         assert summary["steps"] == WORLD["trainer"]["max_steps"]
         (file,) = run.glob(f"wandb/offline-run-*-trial{number}/run-trial{number}.wandb")
         written = file.read_bytes()
-        assert b"sweep1" in written  # the run is one of the sweep's
+        assert b"sweep1" in written  # the run belongs to the sweep
         for name in ("fvu", "l0", "dictionary_mcc_signed"):
             assert f"held_out_{name}".encode() in written
             assert str(summary["held_out"][name]).encode() in written
