@@ -86,7 +86,7 @@ def test_unset_environment_variable_in_the_name_is_refused(monkeypatch):
 
 
 class Recorder(DummyLogger):
-    """A logger that keeps its rows; at `stop_at` it sends the signal of agents that stop a trial."""
+    """A logger that keeps its rows; at `stop_at` it sends the signal by which agents stop runs."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         super().__init__()
