@@ -34,22 +34,29 @@ from sae.training.train_config import TrainConfig
 D_IN, D_SAE, K, BATCH = 64, 512, 8, 256
 
 
-class Kept(Source):
-    """One block of normal numbers, handed out again and again."""
+class RepeatedBlock(Source):
+    """A source that returns the same block of normally distributed numbers every time."""
 
     def setup(self, device: torch.device | str = "cpu") -> None:
         self.widths = {"x": D_IN}
         rows = 32 * BATCH
-        self.kept = Batch({"x": torch.randn(rows, D_IN, device=device)})
+        self.batch = Batch({"x": torch.randn(rows, D_IN, device=device)})
 
     def block(self, split: str, index: int, size: int, seed: int) -> Batch:
-        return self.kept.rows(slice(0, size))
+        return self.batch.rows(slice(0, size))
 
 
 def milliseconds(steps: int, *, bare: bool, accelerator: str, calls: int = 1) -> float:
-    """Per step, of the second half of a run of `steps`."""
+    """Return the milliseconds per step in the second half of a run.
+
+    Args:
+        steps: Length of the run.
+        bare: Whether to use a plain loop instead of Lightning.
+        accelerator: cpu or gpu.
+        calls: Steps per call of Lightning.
+    """
     data = ActivationDataModule(
-        Kept(), batch_size=BATCH, held_out_tokens=BATCH, steps_per_call=calls
+        RepeatedBlock(), batch_size=BATCH, held_out_tokens=BATCH, steps_per_call=calls
     )
     marks: list[float] = []
 
@@ -104,7 +111,7 @@ def main() -> None:
     loops = {
         "bare": {"bare": True},
         "trainer": {"bare": False},
-        "trainer, 10 steps a call": {"bare": False, "calls": 10},
+        "trainer, 10 steps per call": {"bare": False, "calls": 10},
     }
     rounds: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(args.rounds):
@@ -112,8 +119,8 @@ def main() -> None:
             rounds[name].append(milliseconds(args.steps, accelerator=args.accelerator, **options))
     device = torch.cuda.get_device_name() if args.accelerator == "gpu" else results_io.cpu_name()
     for name, times in rounds.items():
-        middle, spread = statistics.median(times), f"{min(times):.3f}-{max(times):.3f}"
-        sys.stdout.write(f"{name}: {middle:.3f} ms a step ({spread})\n")
+        median, spread = statistics.median(times), f"{min(times):.3f}-{max(times):.3f}"
+        sys.stdout.write(f"{name}: {median:.3f} ms per step ({spread})\n")
     sys.stdout.write(
         f"{D_IN} to {D_SAE}, k {K}, batch {BATCH}, {device}, {args.threads} threads, "
         f"{results_io.versions(['lightning'])}, commit {results_io.commit()}\n"
