@@ -92,5 +92,5 @@ def check_readme_output(code: str, folder: Path) -> None:
         [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"^latent \d+: \d", done.stdout, re.MULTILINE)) == 5
-    assert len(code.strip().splitlines()) <= 15
+    assert len(re.findall(r"'latent \d+': \d", done.stdout)) == 5
+    assert len(code.strip().splitlines()) <= 12
