@@ -8,8 +8,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.ensemble import GradientBoostingRegressor
-from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from sae.metrics.code_matching import samples_matrix
@@ -79,6 +77,11 @@ def dci(
         penalty: of the lasso, in units of the feature's standard deviation.
         seed: seed of the split.
     """
+    # Imported here: the list of metrics is read at the start of every run, and scikit-learn is slow
+    # to import.
+    from sklearn.ensemble import GradientBoostingRegressor
+    from sklearn.linear_model import Lasso
+
     truth, codes = samples_matrix(z).toarray(), samples_matrix(z_hat).toarray()
     order = np.random.default_rng(seed).permutation(len(truth))
     fit, test = order[: len(order) // 2], order[len(order) // 2 :]

@@ -112,7 +112,8 @@ def downstream(
         if model.has_head:
             runs["zero_ablation"] = torch.zeros_like(y)
         at, targets = source.rule.next_tokens(*inputs)
-        predicts, targets = tuple(x.to(model.device) for x in at), targets.to(model.device)
+        predicts = at[0].to(model.device), at[1].to(model.device)
+        targets = targets.to(model.device)
         for name, y_hat in runs.items():
             put = {hook: partial(_put, part) for hook, part in site.split(y_hat).items()}
             out = model.outputs(*inputs, replace=put, positions=counts)

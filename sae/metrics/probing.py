@@ -7,10 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from sae.errors import UserError
@@ -60,9 +56,9 @@ def sparse_probing_balanced_accuracy(
     Raises:
         UserError: the numbers of samples differ.
     """
-    labels = labels.reshape(len(labels), -1).bool().cpu().numpy()
+    classes = labels.reshape(len(labels), -1).bool().cpu().numpy()
     matrix, dense = samples_matrix(codes).tocsc(), acts.detach().double().cpu().numpy()
-    n = len(labels)
+    n = len(classes)
     if not n == matrix.shape[0] == len(dense):
         raise UserError(
             f"{matrix.shape[0]} codes, {len(dense)} activations and {n} labels do not belong to "
@@ -70,9 +66,9 @@ def sparse_probing_balanced_accuracy(
         )
     order = np.random.default_rng(seed).permutation(n)
     fit, test = order[: n // 2], order[n // 2 :]
-    scores = {name: np.full(labels.shape[1], np.nan) for name in ("acts", "neuron", *ks)}
+    scores = {name: np.full(classes.shape[1], np.nan) for name in ("acts", "neuron", *ks)}
     fitted = matrix.tocsr()[fit]
-    for task, y in enumerate(labels.T):
+    for task, y in enumerate(classes.T):
         counts = [half.sum() for half in (y[fit], ~y[fit], y[test], ~y[test])]
         if min(counts) < MIN_EXAMPLES:
             continue
@@ -95,6 +91,13 @@ def _difference(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _probe(x: np.ndarray, y: np.ndarray, fit: np.ndarray, test: np.ndarray) -> float:
     """Return the balanced accuracy on `test` of a probe fitted on `fit`."""
+    # Imported here: the list of metrics is read at the start of every run, and scikit-learn is slow
+    # to import.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import balanced_accuracy_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     probe = make_pipeline(
         StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000)
     )
