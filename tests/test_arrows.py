@@ -1,4 +1,4 @@
-"""Who may import whom: the arrows between the rooms, and what importing a room costs."""
+"""Which room may import which, import circles between files, and what importing a room costs."""
 
 from __future__ import annotations
 
@@ -83,6 +83,12 @@ ARROWS = {
         "sae_configs",
     },
 }
+# Imports inside a function that lead back to the importing file. (start of the file's name, target)
+KNOWN_BACK_EDGES = [
+    ("sae_kernels.", "sae_kernels.encode_custom_ops"),  # torch.library wraps the op that calls it
+    ("sae_kernels.", "sae_kernels.decode_custom_ops"),
+    ("sae_kernels.gpu.adam", "sae_kernels.adam"),
+]
 ABOVE_THE_STEP = {"sae.api", "sae.lightning", "sae.cli"}
 ONLY_THERE = {"lightning", "wandb", "ray", "jsonargparse", "pytorch_lightning"}
 ONLY_IN_KERNELS = {"triton"}
@@ -128,14 +134,81 @@ def test_a_room_leans_only_on_those_to_its_left(room):
                 target = room_of(module)
                 allowed = ARROWS[room] | {room}
                 if room != "sae_kernels":
-                    allowed |= {
-                        "sae.configurable",
-                        "sae.errors",
-                        "sae.files",
-                        "sae.legacy",
-                        "sae.progress",
-                    }
+                    allowed |= COMMON
                 assert target in allowed, f"{file} imports {module}"
+
+
+def module_files() -> dict[str, Path]:
+    """Return the file of every module of `sae` and `sae_kernels` by its import name."""
+    modules = {}
+    for package, folder in (("sae", REPO / "sae"), ("sae_kernels", REPO / "kernels")):
+        for file in sorted(folder.rglob("*.py")):
+            parts = file.relative_to(folder).with_suffix("").parts
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            modules[".".join((package, *parts))] = file
+    return modules
+
+
+def imported_modules(file: Path, modules: dict[str, Path]) -> set[str]:
+    """Return our modules that `file` imports, at its top or in a function.
+
+    Imports under `if TYPE_CHECKING:` do not count: they never run, and a type may name both sides.
+    """
+    tree = ast.parse(file.read_text())
+    not_run = {
+        node
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.unparse(branch.test)
+        for statement in branch.body
+        for node in ast.walk(statement)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if node in not_run:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in modules else node.module for name in submodules}
+    return names & set(modules)
+
+
+def test_no_two_files_import_each_other_in_a_circle():
+    modules = module_files()
+    graph = {name: imported_modules(file, modules) - {name} for name, file in modules.items()}
+    for name, target in KNOWN_BACK_EDGES:
+        for module in graph:
+            if module.startswith(name):
+                graph[module] -= {target}
+    while leaves := [name for name, targets in graph.items() if not targets]:
+        for name in leaves:
+            del graph[name]
+        graph = {name: targets - set(leaves) for name, targets in graph.items()}
+    assert not graph, "in a circle, or importing one: " + ", ".join(sorted(graph))
+
+
+def test_the_lightning_room_holds_only_what_imports_lightning():
+    lines = 0
+    for file in files("sae.lightning"):
+        lines += len(file.read_text().splitlines())
+        if file.name != "__init__.py":
+            tops = {module.split(".")[0] for module in imports(file)}
+            assert tops & {"lightning", "pytorch_lightning"}, f"{file} does not import lightning"
+    assert lines < 2000
+
+
+def test_no_private_name_is_imported_across_rooms():
+    for room in ARROWS:
+        for file in files(room):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if not isinstance(node, ast.ImportFrom) or not node.module:
+                    continue
+                ours = node.module.split(".")[0] in ("sae", "sae_kernels")
+                names = [*node.module.split("."), *(alias.name for alias in node.names)]
+                private = [n for n in names if n.startswith("_") and not n.startswith("__")]
+                if ours and private:
+                    assert room_of(node.module) == room, f"{file} imports {private}"
 
 
 def test_every_folder_is_a_room_and_is_packaged():

@@ -155,7 +155,9 @@ def _gradient(y: Tensor, atoms: Tensor, k: int, non_negative: bool) -> Tensor:
             room = torch.where(along < 0, value / -along, torch.inf)
             step = torch.minimum(step, room.amin(1))
         values[:, so_far] += step[:, None] * along
-        if non_negative:  # what reached 0 may lie a rounding below
-            values.clamp_(min=0)
+        if non_negative:
+            # A value that limits the step ends at 0 exactly. If rounding left it at 1e-18, it would
+            # limit the next step to nothing; below 0 it would be an invalid code.
+            values[:, so_far].masked_fill_(room <= step[:, None], 0).clamp_(min=0)
         r = r - step[:, None] * change
     return y.new_zeros(rows, len(atoms)).scatter_add_(1, picked, values)

@@ -49,9 +49,13 @@ def move(y, z, D, support, atom, non_negative):
         along[(z <= 0) & (along < 0)] = 0
     change = along @ D
     step = (r @ change) / (change @ change)
-    if non_negative and (along < 0).any():
-        step = min(step, (z[along < 0] / -along[along < 0]).min())
-    return np.maximum(z + step * along, 0) if non_negative else z + step * along
+    if not non_negative:
+        return z + step * along
+    room = np.full(len(D), np.inf)
+    room[along < 0] = z[along < 0] / -along[along < 0]
+    step = min(step, room.min())
+    # Exactly 0, not 1e-18: what is above 0 by a rounding would limit the next step to nothing.
+    return np.where(room <= step, 0, np.maximum(z + step * along, 0))
 
 
 def fit(y, z, D, support, atom, non_negative):

@@ -104,14 +104,22 @@ def run(args: list[str]) -> tuple[float, float]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
 def test_plan_predicts_memory_and_time_of_a_real_run(tmp_path):
-    plan_file = tmp_path / "plan.json"
-    args = [*SMALL, "--runs", str(tmp_path / "runs"), "--members", json.dumps(MEMBERS)]
-    run(["plan", *args, "--json", str(plan_file)])
-    assert list(tmp_path.iterdir()) == [plan_file]  # planning writes nothing else
-    planned = json.loads(plan_file.read_text())
-    seconds, peak = run(["fit", *args])
-    assert planned["peak_bytes"] / 2**20 == pytest.approx(peak, rel=0.25)
-    assert 1 / 3 < planned["seconds"] / seconds < 3  # other processes may start or end in between
+    # Other work on the machine may start or end between the plan and the run, so the time has three
+    # attempts to agree. All other numbers must agree at the first.
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        plan_file = folder / "plan.json"
+        args = [*SMALL, "--runs", str(folder / "runs"), "--members", json.dumps(MEMBERS)]
+        run(["plan", *args, "--json", str(plan_file)])
+        assert list(folder.iterdir()) == [plan_file]  # it starts nothing, and leaves nothing
+        planned = json.loads(plan_file.read_text())
+        seconds, peak = run(["fit", *args])
+        assert planned["peak_bytes"] / 2**20 == pytest.approx(peak, rel=0.25)
+        ratio = planned["seconds"] / seconds
+        if 1 / 3 < ratio < 3:
+            break
+    assert 1 / 3 < ratio < 3
     assert planned["seconds"] == pytest.approx(sum(planned["seconds_by_part"].values()))
     assert planned["peak_bytes"] == sum(planned["memory_bytes"].values())
     counts = {"few": 2 * 64 * 256 + 256 + 64, "wide": 2 * 64 * 512 + 512 + 64}
