@@ -1,4 +1,4 @@
-"""What a source may offer beyond activations.
+"""Protocols for everything that a source may offer beyond activations.
 
 `Source` has a method for each of these Protocols. It returns None unless a source overrides it, so
 metrics, the planner and the browser ask the source instead of testing for its class.

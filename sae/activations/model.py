@@ -108,7 +108,7 @@ class ActivationModel:
 
     @property
     def has_head(self) -> bool:
-        """Whether the model predicts tokens."""
+        """True if the model predicts tokens."""
         return self.model.get_output_embeddings() is not None
 
     def activations(

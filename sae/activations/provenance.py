@@ -1,4 +1,4 @@
-"""Where activations came from: optional columns that travel with a batch."""
+"""Provenance of activations: optional columns that travel with a batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Provenance:
     columns: Mapping[str, Tensor]
     cluster: str | None = None
     """Column that numbers the independent units of the data, such as `document` or `image`.
-    Activations of one unit are correlated, so confidence intervals resample whole units. None if
+    Activations of one unit are correlated, so confidence intervals resample entire units. None if
     every activation is independent."""
 
     def __getitem__(self, column: str) -> Tensor:

@@ -31,7 +31,7 @@ class Batch:
     acts: dict[str, Tensor]
     """Hook name as the user wrote it -> [n, width], in the dtype of the source."""
     provenance: Provenance | None = None
-    """Where each row came from, on the device of the activations."""
+    """The origin of each row, on the device of the activations; None if the source has none."""
     run: ModelRun | None = None
     """The forward pass that gave these rows, if they are all rows of some full contexts."""
 

@@ -19,7 +19,7 @@ class Directions(ABC):
     """A way to place n features in d_in dimensions."""
 
     learned = False
-    """Whether `rows` trains a network; its result is then kept on disk."""
+    """True if `rows` trains a network; its result is then kept on disk."""
 
     def check(self, n: int, d_in: int) -> None:  # noqa: B027
         """Raise UserError if n features cannot be placed in d_in dimensions this way."""

@@ -121,7 +121,7 @@ class NonlinearMixing(Source):
 
     @cached_property
     def class_vectors(self) -> Tensor:
-        """What distinguishes the classes, float32 [classes, n_features]."""
+        """Vectors that distinguish the classes, float32 [classes, n_features]."""
         seed = self._settings["world_seed"]
         return self.latents.class_vectors(self.classes, generator_of(seed, 1))
 

@@ -38,7 +38,7 @@ class Active(ABC):
         return None
 
     scaled_by_parent = False
-    """Whether the value of a feature is multiplied by that of its parent."""
+    """True if the value of a feature is multiplied by that of its parent."""
 
     def out_of_distribution(self) -> Self | None:
         """Return a distribution of combinations that never occur in this one, or None."""

@@ -46,7 +46,7 @@ def test_every_context_of_a_block_is_handed_out_once_in_shuffled_order(
         order = torch.randperm(len(in_order), generator=stream(source)._generator(index))
         assert handed_out == sum((in_order[i] for i in order.tolist()), [])
         begun = 0
-        for i, batch in enumerate(mine):  # the share of i begins behind i * SIZE positions
+        for i, batch in enumerate(mine):  # share i starts after i * SIZE positions
             assert i * SIZE <= begun < i * SIZE + CONTEXT
             begun += len(batch)
         assert len(mine[-1]) < SIZE + 2 * CONTEXT
@@ -69,7 +69,9 @@ def test_split_contexts_covers_every_context_without_empty_parts() -> None:
             share.start.sum().item() for share in shares
         ]
         assert len(shares) == 2 and all(map(len, shares))
-        late += int(counted[order][:-1].sum() >= 20)  # the last one begins behind 2 * 10
+        late += int(
+            counted[order][:-1].sum() >= 20
+        )  # the last context starts after 2 * 10 positions
     assert late > 0
 
 
@@ -81,7 +83,7 @@ def test_full_context_batch_depends_only_on_its_index(make_source: Make) -> None
     resumed = stream(make_source("llama"))
     resumed.load_state_dict(halfway.state_dict())
     resumed.first_block()
-    assert resumed._first is None, "a block is kept that no iteration takes up"
+    assert resumed._first is None, "a block is kept that no iteration uses"
     for got, want in zip(islice(resumed, 5), batches[7:], strict=True):
         assert positions(got) == positions(want)
         assert torch.equal(got.acts["layers.1"], want.acts["layers.1"])
@@ -101,7 +103,7 @@ def test_activations_and_logits_equal_a_plain_forward_pass(make_source: Make, pa
                 want = whole.hidden_states[layer][run.where]
                 torch.testing.assert_close(batch.acts[hook], want)
         assert torch.equal(run.tokens[run.where], batch.provenance["token"])
-        real = run.attention_mask.bool() & (run.tokens > 2)  # behind <s>, </s> and <unk>
+        real = run.attention_mask.bool() & (run.tokens > 2)  # ids after <s>, </s> and <unk>
         torch.testing.assert_close(run.logits, whole.logits[:, :-1][real[:, 1:]])
         assert torch.equal(run.targets, run.tokens[:, 1:][real[:, 1:]])
         assert len(run.targets) < real.numel()

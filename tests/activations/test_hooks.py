@@ -28,8 +28,8 @@ def test_short_hook_names_resolve_in_every_family(folders: dict[str, Path], fami
     hooks = ["layers.0", "layers.1.attention", "layers.1.mlp", f"{LAYERS[family]}.2"]
     model = ActivationModel.load(str(folders[family]), hooks)
     layers = LAYERS[family]
-    wanted = [f"{layers}.0", f"{layers}.1.{attention}", f"{layers}.1.{mlp}", f"{layers}.2"]
-    assert list(model.modules.values()) == wanted
+    expected = [f"{layers}.0", f"{layers}.1.{attention}", f"{layers}.1.{mlp}", f"{layers}.2"]
+    assert list(model.modules.values()) == expected
     assert model.widths == dict.fromkeys(hooks, 16)
 
 
@@ -41,7 +41,7 @@ def test_unique_suffix_of_a_full_name_resolves(folders: dict[str, Path]) -> None
 
 
 @pytest.mark.parametrize(
-    ("hook", "says"),
+    ("hook", "message"),
     [
         (
             "layers.7",
@@ -54,10 +54,10 @@ def test_unique_suffix_of_a_full_name_resolves(folders: dict[str, Path]) -> None
     ids=["beyond", "stack", "typo", "several"],
 )
 def test_unknown_hook_error_lists_similar_names(
-    folders: dict[str, Path], hook: str, says: str
+    folders: dict[str, Path], hook: str, message: str
 ) -> None:
     model = transformers.BertModel.from_pretrained(folders["bert"])
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=message) as error:
         resolve(model, hook)
     assert "\n" not in str(error.value)
 
@@ -87,8 +87,7 @@ INPUTS = {
 def test_module_inputs_are_read_and_replaced_in_every_family(
     folders: dict[str, Path], family: str
 ) -> None:
-    """What the family's own module is called with, also where that is by name; an input can be
-    replaced as an output can."""
+    """An input hook reads and replaces a module's input, given by position or by name."""
     layer, (attention, mlp) = LAYERS[family], INPUTS[family]
     hooks = ["layers.1.attention.in", "layers.1.mlp.in", f"{layer}.2.in", "layers.1"]
     model = ActivationModel.load(str(folders[family]), hooks)

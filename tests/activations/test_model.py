@@ -73,7 +73,7 @@ def test_outputs_without_replacement_equal_the_model(folders: dict[str, Path], f
 def test_replacement_changes_only_the_given_positions(
     folders: dict[str, Path], family: str
 ) -> None:
-    # The last layer feeds nothing but the output, so a change there stays at its position.
+    # Only the output reads the last layer, so a change there stays at its position.
     model = ActivationModel.load(str(folders[family]), ["layers.2", "layers.0"])
     positions = torch.zeros_like(TOKENS, dtype=torch.bool)
     positions[0, 3] = positions[2, 5] = True
@@ -143,7 +143,7 @@ def test_model_saved_with_another_head_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("pypi:no-such-distribution", r"is not installed; pip install no-such-distribution$"),
         ("pypi:pytest", r"no folder with a model's config\.json"),
@@ -155,8 +155,8 @@ def test_model_saved_with_another_head_loads(tmp_path: Path) -> None:
     ],
     ids=["distribution", "no model in it", "folder", "hub"],
 )
-def test_missing_model_error_says_what_to_do(name: str, says: str) -> None:
-    with pytest.raises(UserError, match=says) as error:
+def test_missing_model_error_says_what_to_do(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         ActivationModel.load(name, ["layers.0"])
     assert "\n" not in str(error.value)
 
@@ -189,7 +189,7 @@ def damage_config(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (damage_nothing_left, r"is a folder without a config\.json"),
         (damage_truncated, r"cannot be loaded from"),
@@ -203,18 +203,18 @@ def damage_config(folder: Path) -> None:
     ids=["config", "truncated", "pickle", "incomplete", "type"],
 )
 def test_damaged_model_error_names_the_problem(
-    tmp_path: Path, folders: dict[str, Path], damage, says: str
+    tmp_path: Path, folders: dict[str, Path], damage, message: str
 ) -> None:
     for file in folders["bert"].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     damage(tmp_path)
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=message) as error:
         ActivationModel.load(str(tmp_path), ["layers.0"])
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("family", "hooks", "says"),
+    ("family", "hooks", "message"),
     [
         ("bert", ["pooler.dense"], r"'pooler\.dense' gives \[1, 16\], not \[rows, ctx, width\]"),
         ("gpt2", ["lm_head"], r"'lm_head' \(lm_head\) does not run"),
@@ -223,9 +223,9 @@ def test_damaged_model_error_names_the_problem(
     ids=["shape", "head", "twice"],
 )
 def test_unreadable_hook_is_refused(
-    folders: dict[str, Path], family: str, hooks: list[str], says: str
+    folders: dict[str, Path], family: str, hooks: list[str], message: str
 ) -> None:
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         ActivationModel.load(str(folders[family]), hooks)
 
 

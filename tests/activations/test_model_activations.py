@@ -169,7 +169,7 @@ def test_bad_activations_are_replaced_and_counted(
     n = int(bad.sum())
     assert n > 0 and len(block) == 1000 and rare not in block.provenance["token"]
     assert torch.equal(block.acts["layers.1"][~bad], clean.acts["layers.1"][~bad])
-    # What fills a place is a whole row of the block, its place in the text included.
+    # A bad position is replaced by a complete row of the block, with its provenance.
     acts_at = dict(zip(positions(clean), clean.acts["layers.1"], strict=True))
     filled = positions(block)
     for i in bad.nonzero().squeeze(1).tolist():
@@ -185,7 +185,7 @@ def test_bad_activations_are_dropped_from_held_out(make_source: Make) -> None:
     Broken(source, {word: 50.0})
     block = source.block("held_out", 0, 100, 0)
     assert same(block, clean.rows((clean.provenance["token"] != word).nonzero().squeeze(1)))
-    assert source.counts.outliers == 0  # of training
+    assert source.counts.outliers == 0  # counts cover training only
 
 
 def test_outliers_stay_without_outlier_norm(make_source: Make, rare: int) -> None:
@@ -213,7 +213,7 @@ def test_block_read_twice_is_counted_once(make_source: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"hooks": []}, r"source\.hooks=\[\]"),
         ({"hooks": ["layers.1", "layers.1"]}, r"source\.hooks=.* twice"),
@@ -225,13 +225,13 @@ def test_block_read_twice_is_counted_once(make_source: Make) -> None:
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
-def test_constructor_refuses_impossible_settings(make_source: Make, settings, says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_constructor_refuses_impossible_settings(make_source: Make, settings, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         make_source(setup=False, **settings)
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"context_size": 65}, r"source\.context_size=65 exceeds the 64 tokens"),
         ({"held_out_every": 44}, r"has 43 documents, too few to hold any out"),
@@ -241,10 +241,10 @@ def test_constructor_refuses_impossible_settings(make_source: Make, settings, sa
     ids=["context", "held out", "text", "hook"],
 )
 def test_setup_refuses_settings_that_do_not_fit_the_model(
-    make_source: Make, settings, says: str
+    make_source: Make, settings, message: str
 ) -> None:
     source = make_source(setup=False, **settings)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         source.setup()
 
 

@@ -59,7 +59,7 @@ def test_shuffling_keeps_acts_and_provenance_of_a_row_together() -> None:
 
 
 def test_batches_have_their_pinned_values() -> None:
-    # Resumed runs and published results rest on this order: it may not change unnoticed.
+    # Resumed runs and published results depend on this order, so it must not change.
     assert tokens(iter(Stream(Numbers(), **SIZES)), 1) == [[16, 30, 22, 15, 10, 17, 31, 23]]
 
 
@@ -118,9 +118,9 @@ def test_held_out_blocks_may_be_short_before_the_end() -> None:
             block = super().block(split, index, size, seed)
             return block.rows(slice(0, 13 if index == 0 else None))
 
-    found = tokens(iter(Stream(Gaps(), split="held_out", **SIZES)))
-    assert sum(found, []) == [*range(13), *range(32, 75)]
-    assert [len(batch) for batch in found] == [8, 5, 8, 8, 8, 8, 8, 3]
+    batches = tokens(iter(Stream(Gaps(), split="held_out", **SIZES)))
+    assert sum(batches, []) == [*range(13), *range(32, 75)]
+    assert [len(batch) for batch in batches] == [8, 5, 8, 8, 8, 8, 8, 3]
 
 
 def test_overlap_makes_the_next_block_in_the_background() -> None:
@@ -172,9 +172,9 @@ def test_model_source_resumes_and_overlaps_bit_for_bit(
     ):
         stream.load_state_dict({**state, "position": 6})
         iterator = iter(stream)
-        for batch, wanted in zip(islice(iterator, 8), whole[6:], strict=True):
-            assert torch.equal(batch.provenance["token"], wanted.provenance["token"])
-            assert torch.equal(batch.acts["layers.1"], wanted.acts["layers.1"])
+        for batch, expected in zip(islice(iterator, 8), whole[6:], strict=True):
+            assert torch.equal(batch.provenance["token"], expected.provenance["token"])
+            assert torch.equal(batch.acts["layers.1"], expected.acts["layers.1"])
         iterator.close()
 
 

@@ -85,7 +85,7 @@ def test_builtin_text_is_ordered_and_english() -> None:
     assert documents[60:120] == list(islice(BuiltinText().documents(60), 60))
     assert documents[70:] == list(text.documents(70))
     assert 1.5e6 < sum(map(len, documents)) < 4e6
-    # Of the json package, by its source and in the order it stands there.
+    # The docstrings of the json package, in the order of its source.
     package = next(x for x in documents if x.startswith("JSON (JavaScript Object Notation)"))
     assert package.index("Serialize ``obj`` as a JSON formatted stream") < package.index(
         "Deserialize ``s``"
@@ -93,7 +93,7 @@ def test_builtin_text_is_ordered_and_english() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "message"),
     [
         ("a.jsonl", '{"text": "a"}\n{"text": \n', r"a\.jsonl' line 2 is not JSON"),
         (
@@ -110,19 +110,19 @@ def test_builtin_text_is_ordered_and_english() -> None:
     ids=["json", "field", "null", "list", "utf8", "parquet", "kind"],
 )
 def test_unreadable_text_error_names_the_place(
-    tmp_path: Path, name: str, content: str | bytes, says: str
+    tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow")
     content = content.encode() if isinstance(content, str) else content
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=message) as error:
         list(FileText([str(tmp_path / name)]).documents())
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"paths": ["nowhere.txt"]}, r"text\.paths='nowhere\.txt' is not a file"),
         ({"paths": ["none-*.txt"]}, r"text\.paths='none-\*\.txt' matches no file"),
@@ -131,19 +131,19 @@ def test_unreadable_text_error_names_the_place(
     ],
     ids=["missing", "glob", "none", "separator"],
 )
-def test_settings_without_text_are_refused(settings: dict, says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_settings_without_text_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         list(FileText(**settings).documents())
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [(" \n\n ", "has no document"), ("a<|endoftext|>b", "has 2 documents, too few")],
     ids=["empty", "few"],
 )
-def test_text_with_too_few_documents_is_refused(tmp_path: Path, content: str, says: str) -> None:
+def test_text_with_too_few_documents_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "a.txt").write_text(content)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         FileText([str(tmp_path / "a.txt")]).check(3)
 
 

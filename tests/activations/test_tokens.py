@@ -44,23 +44,23 @@ def test_contexts_hold_every_token_of_the_split_once(
     tokenizer = tiny_tokenizer(family)
     documents = list(text.documents())
     chosen = [i for i in range(43) if (i % 5 == 4) == (split == "held_out")]
-    wanted = {
+    expected = {
         (i, p): token
         for i in chosen
         for p, token in enumerate(tokenizer(documents[i], add_special_tokens=False)["input_ids"])
     }
     read = reader(family, text, packing, split=split)
-    found = {}
+    tokens_at = {}
     while (cursor := read.cursor) is not None and cursor[0] == 0:
         row = read.take_rows(1)
         at = row.position_mask[0]
         for d, p, token in zip(
             row.document[0][at], row.position[0][at], row.tokens[0][at], strict=True
         ):
-            if (int(d), int(p)) in found:  # the pass ended within this row and the next began
+            if (int(d), int(p)) in tokens_at:  # the next pass started within this context
                 assert int(d) == chosen[0] and packing == "packed" and split == "train"
-            found[int(d), int(p)] = int(token)
-    assert found == wanted
+            tokens_at[int(d), int(p)] = int(token)
+    assert tokens_at == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -94,7 +94,7 @@ def test_context_layout_equals_the_tokenizer(text: FileText, family: str, packin
 def test_reading_from_any_cursor_gives_the_same_contexts(text: FileText, packing: str) -> None:
     read = reader("bert", text, packing)
     rows, cursors = [], []
-    for _ in range(200):  # beyond the first pass
+    for _ in range(200):  # past the first pass
         cursors.append(read.cursor)
         rows += rows_of(read.take_rows(1))
     assert {pass_ for pass_, _, _ in cursors} == {0, 1, 2}
@@ -128,10 +128,10 @@ def test_last_held_out_context_is_padded_and_kept(text: FileText) -> None:
 
 def test_skip_first_leaves_out_the_start_of_contexts(text: FileText) -> None:
     all_ = reader("llama", text, "packed").take_rows(20)
-    some = reader("llama", text, "packed", skip_first=4).take_rows(20)
-    assert not some.position_mask[:, :4].any() and all_.position_mask[:, 1:4].any()
-    assert torch.equal(some.position_mask[:, 4:], all_.position_mask[:, 4:])
-    assert torch.equal(some.tokens, all_.tokens)
+    skipping = reader("llama", text, "packed", skip_first=4).take_rows(20)
+    assert not skipping.position_mask[:, :4].any() and all_.position_mask[:, 1:4].any()
+    assert torch.equal(skipping.position_mask[:, 4:], all_.position_mask[:, 4:])
+    assert torch.equal(skipping.tokens, all_.tokens)
 
 
 def test_unknown_token_is_used_unless_it_is_another_special_token() -> None:

@@ -71,7 +71,7 @@ def test_a_unit_head_has_rows_of_norm_1():
 def test_classifier_is_trained_once_and_depends_on_settings_only(monkeypatch):
     block = small().block("train", 3, 100, 5)
     (file,) = folder().iterdir()
-    # Trained again: the same bits. Found on disk: no training at all.
+    # Training again gives the same bits; loading from disk trains nothing.
     file.unlink()
     assert torch.equal(small().block("train", 3, 100, 5).acts["world"], block.acts["world"])
     monkeypatch.setattr(Classifier, "fit", None)
@@ -83,8 +83,8 @@ def test_classifier_is_trained_once_and_depends_on_settings_only(monkeypatch):
 def test_unwritable_cache_folder_does_not_fail(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    made = cached({"a": 1}, lambda: {"w": torch.ones(2)}, "making")
-    assert made["w"].tolist() == [1, 1] and (tmp_path / "file").read_text() == ""
+    tensors = cached({"a": 1}, lambda: {"w": torch.ones(2)}, "making")
+    assert tensors["w"].tolist() == [1, 1] and (tmp_path / "file").read_text() == ""
 
 
 def test_block_is_the_network_applied_to_the_mixed_codes():
@@ -99,7 +99,7 @@ def test_block_is_the_network_applied_to_the_mixed_codes():
     assert len(block) == 300 and block.provenance is None
     for other in (("train", 2, 7), ("held_out", 3, 7), ("held_out", 2, 8)):
         assert not torch.isin(world.sample(*other[:2], 300, other[2])[0], z).any(), other
-    # The classifier learns from samples of its own.
+    # The classifier has training samples of its own.
     assert not torch.isin(world._sample(300, (0, 2, 1))[0], z).any()
 
 
@@ -184,7 +184,7 @@ def test_fit_batch_norm_uses_the_statistics_of_its_data():
         return x, torch.zeros(size, dtype=torch.int64)
 
     net.fit(draw, steps=3, batch_size=8, lr=1e-2)
-    assert [len(x) for x in drawn] == [8, 8, 8, 128]  # the last are for the statistics
+    assert [len(x) for x in drawn] == [8, 8, 8, 128]  # the last batch is for batch normalisation
     torch.testing.assert_close(norm.running_mean, linear(drawn[-1]).mean(0))
 
 

@@ -79,9 +79,9 @@ def test_pairs_fire_together_as_often_as_the_copula_predicts(name):
 
 
 def test_correlation_matrices_match_the_settings():
-    wanted = torch.eye(5, dtype=torch.float64)
-    wanted[0, 1:] = wanted[1:, 0] = 0.4
-    torch.testing.assert_close(FirstCopula(rho=0.4).correlation(5), wanted)
+    expected = torch.eye(5, dtype=torch.float64)
+    expected[0, 1:] = expected[1:, 0] = 0.4
+    torch.testing.assert_close(FirstCopula(rho=0.4).correlation(5), expected)
     low_rank = LowRankCopula(rank=3, strength=0.6).correlation(9)
     assert torch.linalg.eigvalsh(low_rank)[:6].tolist() == pytest.approx([0.4] * 6)
     few = DenseCopula(low=0.1, high=0.2).correlation(4)  # so small that nothing is set to zero
@@ -144,7 +144,7 @@ def test_feature_0_occurs_only_with_its_allowed_features():
     assert out[:, 0].all() and not out[:, 1:5].any()
     assert outside.out_of_distribution() is None
     assert Bernoulli().out_of_distribution() is None and TREES.parents(28) is not None
-    # All subsets there are, each as often as the others: 6 pairs with feature 0, and 56 triples.
+    # All allowed subsets are equally frequent: 6 pairs with feature 0, and 56 triples.
     for part, n_subsets in ((active[first], 6), (active[~first], 56), (out, 6)):
         counts = part.unique(dim=0, return_counts=True)[1].double()
         assert len(counts) == n_subsets

@@ -32,9 +32,9 @@ def test_dense_features_get_own_dimensions_and_sparse_ones_share():
     )
     assert W.shape == (2, 2, 4) and b.shape == (2, 4)
     dense, sparse = (w.T @ w for w in W)
-    kept = torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0]))
-    torch.testing.assert_close(dense, kept, atol=0.15, rtol=0)
-    # What is left out is guessed by its mean.
+    represented = torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    torch.testing.assert_close(dense, represented, atol=0.15, rtol=0)
+    # The bias predicts features that are left out by their mean.
     torch.testing.assert_close(b[0, 2:], torch.full((2,), 0.5), atol=0.1, rtol=0)
     assert (sparse.diagonal() > 0.8).all()
     assert ((sparse - torch.eye(4)).amin(1) < -0.7).all()
@@ -72,7 +72,7 @@ def test_learned_directions_are_trained_once_on_samples_of_the_world(tmp_path, m
     make = lambda **kw: World(
         2,
         6,
-        Bernoulli(mean_active=6.0),  # always on: the two that matter most are kept
+        Bernoulli(mean_active=6.0),  # always on: the two most important are represented
         Uniform(),
         ToyModel(**{"importance_decay": 0.3, "steps": 300, "batch_size": 64, "lr": 1e-2, **kw}),
     )

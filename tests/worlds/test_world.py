@@ -41,8 +41,8 @@ COUNT = 40_000
 )
 @pytest.mark.parametrize("signed", [False, True])
 def test_magnitudes_have_their_moments(magnitudes, mean, second, fourth, signed):
-    made = type(magnitudes)(**{**vars(magnitudes), "signed": signed})
-    values = made.draw(COUNT, generator_of(0)).double()
+    distribution = type(magnitudes)(**{**vars(magnitudes), "signed": signed})
+    values = distribution.draw(COUNT, generator_of(0)).double()
     first = values.mean().item()
     spread = sqrt((second - (0 if signed else mean**2)) / COUNT)
     assert abs(first - (0 if signed else mean)) < 4.5 * spread
@@ -57,10 +57,10 @@ def test_uniform_magnitudes_stay_in_their_range():
     assert values.min() > 0.25 and values.max() <= 2 and values.max() > 1.999
 
 
-@pytest.mark.parametrize("wanted", [0.2, 0.3, 0.9])
-def test_coherence_matches_the_setting(wanted):
-    rows = Coherent(coherence=wanted).rows(48, 24, 0, None)
-    assert coherence(rows.double()) == pytest.approx(wanted, abs=1e-4)
+@pytest.mark.parametrize("expected", [0.2, 0.3, 0.9])
+def test_coherence_matches_the_setting(expected):
+    rows = Coherent(coherence=expected).rows(48, 24, 0, None)
+    assert coherence(rows.double()) == pytest.approx(expected, abs=1e-4)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(48))
     assert torch.linalg.matrix_rank(rows) == 24
 
