@@ -75,7 +75,7 @@ def attach(model: nn.Module, name: str, function: Callable[[Any], Any]) -> Remov
 
     def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         key = next((k for k, v in kwargs.items() if isinstance(v, Tensor)), None)
-        new = function(args[0] if args else kwargs.get(key))
+        new = function(args[0] if args else kwargs.get(key or ""))
         if new is None:
             return None
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, key: new})
@@ -116,7 +116,7 @@ def _nearest(model: nn.Module, hook: str, names: list[str]) -> str:
     tails = {".".join(name.split(".")[-depth:]): name for name in names for depth in (2, 3)}
     near += [tails[t] for t in difflib.get_close_matches(hook, tails, n=4, cutoff=0.6)]
     layers = [
-        f"layers.0 to layers.{len(model.get_submodule(name)) - 1} ({name}.N)"
+        f"layers.0 to layers.{len(list(model.get_submodule(name).children())) - 1} ({name}.N)"
         for name in stacks(model)
     ]
     listed = ", ".join([*layers, *dict.fromkeys(near)])

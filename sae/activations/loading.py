@@ -93,7 +93,7 @@ def load(
         config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False)
         config.use_cache = False
         head = any(x.endswith(("ForCausalLM", "LMHeadModel")) for x in config.architectures or [])
-        auto = transformers.AutoModelForCausalLM if head else transformers.AutoModel
+        auto: Any = transformers.AutoModelForCausalLM if head else transformers.AutoModel
         options = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
         if random_weights is None:
             model, info = auto.from_pretrained(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from sae.activations.hooks import attach, resolve
 from sae.activations.loading import Attention, DType, load
@@ -50,7 +50,7 @@ class ActivationModel:
         max_context: Most tokens a row may have, special ones included.
     """
 
-    def __init__(self, name: str, model: nn.Module, tokenizer: Any, hooks: list[str]) -> None:
+    def __init__(self, name: str, model: Any, tokenizer: Any, hooks: list[str]) -> None:
         self.name = name
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -169,9 +169,11 @@ class ActivationModel:
         """
         replace = replace or {}
         assert set(replace) <= set(self.hooks), f"{set(replace)} are not among {self.hooks}"
-        where = positions
         if isinstance(positions, Tensor):
-            where = positions.to(self.device).nonzero(as_tuple=True)
+            row, column = positions.to(self.device).nonzero(as_tuple=True)
+            where = row, column
+        else:
+            where = positions
 
         def swap(hook: str, output: Any) -> Any:
             if hook not in replace:

@@ -71,7 +71,7 @@ class Stream:
         if full_contexts and split != "train":
             raise ValueError("full_contexts=True needs split='train'")
         self.source = source
-        self.split = split
+        self.split: Split = split
         self.batch_size = batch_size
         self.block_batches = block_batches
         self.seed = seed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor
@@ -220,10 +220,10 @@ class NonlinearMixing(Source):
     parents = None  # independent latents, no hierarchy
 
     def known_features(self) -> KnownFeatures:
-        return self
+        return cast(KnownFeatures, self)  # pyright does not match cached_property with a property
 
     def labelled_network(self) -> LabelledNetwork:
-        return self
+        return cast(LabelledNetwork, self)
 
     def out_of_distribution(self) -> Self | None:
         """Return the same network on combinations of latents that it was never trained on.

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Generator, Tensor
@@ -99,7 +99,7 @@ class World(Source):
         return self.directions.rows(self.n_features, self.d_in, seed, samples)
 
     def known_features(self) -> KnownFeatures:
-        return self
+        return cast(KnownFeatures, self)  # pyright does not match cached_property with a property
 
     def out_of_distribution(self) -> Self | None:
         """Return this world with combinations of features that never occur in it.
@@ -195,12 +195,15 @@ def draw_codes(
     flat = torch.cat(indices)
     codes = Codes(magnitudes.draw(len(flat), generator), flat, n, offsets)
     if active.scaled_by_parent:
-        _scale_by_parent(codes, active.parents(n))
+        parents = active.parents(n)
+        assert parents is not None, "only a hierarchy scales values by parents"
+        _scale_by_parent(codes, parents)
     return codes
 
 
 def _scale_by_parent(codes: Codes, parents: Tensor) -> None:
     """Multiply the value of every feature by that of its parent, roots first, in place."""
+    assert codes.offsets is not None
     rows = torch.repeat_interleave(codes.offsets.diff()) * codes.d_sae
     slots = rows + codes.indices  # increasing: rows are in order, and indices increase in each row
     parent = parents[codes.indices]
