@@ -1,4 +1,4 @@
-"""What a finished run leaves: the SAE, its figures, examples and the report."""
+"""The files of a finished run: the SAE, its metrics, examples and the report."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _log(summaries: list[dict[str, Any]], trainer: Trainer, step: int) -> None:
 
 
 def _stopped(member: Member) -> dict[str, Any]:
-    """What there is to say of a member that did not reach the end."""
+    """Return the summary of a member that was stopped before the end."""
     return {
         "stopped": member.stopped["reason"],
         "steps": member.stopped["step"],
@@ -99,7 +99,7 @@ def _stopped(member: Member) -> dict[str, Any]:
 
 
 def _finished(member: Member, place: RunDir, data: ActivationDataModule) -> dict[str, Any]:
-    """Export a member and judge it."""
+    """Export a member, measure its held-out metrics and return its summary."""
     learner = member.learner
     metadata = {
         **data.source.metadata(),
@@ -208,7 +208,7 @@ def _tables(of_run: dict[str, Any], run: RunDir) -> str:
 
 
 def printed(table: Table) -> str:
-    """A table as text."""
+    """Return a table as text, 100 columns wide."""
     console = Console(file=io.StringIO(), width=100)
     console.print(table)
     return console.file.getvalue()
@@ -222,7 +222,7 @@ def _device(trainer: Trainer) -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout this code runs from, with `+` when it was changed since."""
+    """Return the commit of the checkout this code runs from, with `+` if files were changed."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None

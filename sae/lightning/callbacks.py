@@ -1,4 +1,4 @@
-"""What happens around the steps: progress, and a Ctrl-C that loses nothing."""
+"""Callbacks for progress, checkpoints, and a Ctrl-C that loses no step."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sae.runs.run_dir import RunDir
 
 
 class ProgressBarWithMetrics(RichProgressBar):
-    """A progress bar that shows the last logged figures.
+    """A progress bar that shows the last logged metrics.
 
     Metrics logged with `prog_bar=True` are read off the device at every step, shown or not.
     """
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        return dict(_figures(pl_module))
+        return dict(_progress_metrics(pl_module))
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "training"  # a stream has no epochs to count
@@ -48,7 +48,7 @@ class ProgressLines(Callback):
             return
         self._last = now
         left = pl_module.seconds / max(done, 1) * (total - done)
-        figures = "  ".join(f"{name} {text}" for name, text in _figures(pl_module))
+        figures = "  ".join(f"{name} {text}" for name, text in _progress_metrics(pl_module))
         sys.stdout.write(f"step {done}/{total}  {figures}  {left:.0f} s left\n")
         sys.stdout.flush()
 
@@ -89,8 +89,8 @@ class Members(Callback):
             self._live.stop()
 
 
-def _figures(module: LightningModule) -> list[tuple[str, str]]:
-    """Of one member; of several what they share, and the range of the errors."""
+def _progress_metrics(module: LightningModule) -> list[tuple[str, str]]:
+    """Return what a progress bar shows, as (label, text); of several members the range of FVU."""
     reads = [member.last_metrics for member in module.live]
     if not all(reads):
         return []

@@ -1,4 +1,4 @@
-"""Members of a run that differ in nothing but their seed: how far they agree, and on what."""
+"""Agreement between members of a run that differ only in their seed."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class AcrossSeeds(Callback):
         self.levels = state_dict["levels"]
 
     def live(self, module: SAEModule) -> dict[str, list[Member]]:
-        """The members of each group that still learn, where these are two or more."""
+        """Return the live members of each group that has at least two of them."""
         # What diverged since its last row of metrics is not stopped yet.
         members = {m.name: m for m in module.live if m.learner.sae.W_dec.isfinite().all()}
         found = {
@@ -114,7 +114,7 @@ class AcrossSeeds(Callback):
         return {group: some for group, some in found.items() if len(some) > 1}
 
     def on_train_start(self, trainer: Trainer, pl_module: SAEModule) -> None:
-        """Before the first step: which groups can be compared, and how alike the starts are."""
+        """Drop groups that cannot be compared, and measure the agreement at the start."""
         for group, (first, *_) in self.live(pl_module).items():
             if reason := _incomparable(first.learner.sae):
                 del self.groups[group]
@@ -138,7 +138,7 @@ class AcrossSeeds(Callback):
         pl_module.after_validation.append(self.compare_live_members)
 
     def compare_live_members(self, module: SAEModule) -> None:
-        """Write a row of each group that is compared on the way."""
+        """Write a row for each group that is compared during training."""
         for group, members in self.live(module).items():
             if _cheap(members):
                 saes = [member.learner.eval_model() for member in members]
@@ -149,7 +149,7 @@ class AcrossSeeds(Callback):
                 self.write(module.trainer, module.steps, group, figures)
 
     def write(self, trainer: Trainer, step: int, group: str, figures: dict[str, float]) -> None:
-        """Hand a row to every logger."""
+        """Write a row of agreement metrics to `metrics.csv` and to every logger."""
         beside = {"pw_mcc_signed": figures["pw_mcc_signed"], **self.levels[group], **figures}
         row = {f"{group}/{key}": value for key, value in beside.items()}
         self.rows.add(row, step=step)
@@ -158,8 +158,12 @@ class AcrossSeeds(Callback):
     def finish(
         self, folder: Path, places: Mapping[str, Path], module: SAEModule, trainer: Trainer
     ) -> dict[str, dict[str, Any]]:
-        """`compare` each group by what it saved in `places`, member to folder; the last row of
-        each is of that. The consensus of a group goes to `folder/consensus/<group>`."""
+        """Compare the saved SAEs of each group, write a last row, and return the results.
+
+        Args:
+            folder: Folder of the run; the consensus of a group goes to `consensus/<group>` there.
+            places: Folder of each member, by name.
+        """
         found = {}
         for group, members in self.live(module).items():
             own = {member.name: places[member.name] for member in members}
@@ -171,7 +175,7 @@ class AcrossSeeds(Callback):
 
 
 def _incomparable(sae: SAE) -> str | None:
-    """Why dictionaries like this one are not matched; None where they are."""
+    """Return why dictionaries like this one cannot be matched, or None if they can."""
     if sae.site.groups > 1:
         return f"latents of {type(sae.site).__name__} go by their place"
     if sae.d_sae > MOST:
@@ -180,7 +184,7 @@ def _incomparable(sae: SAE) -> str | None:
 
 
 def _cheap(members: list[Member]) -> bool:
-    """Whether all pairs can be matched at every validation."""
+    """Return whether all pairs are matched fast enough to do it at every validation."""
     pairs = len(members) * (len(members) - 1) // 2
     return pairs * members[0].learner.sae.d_sae ** 3 <= LIVE
 
@@ -224,7 +228,7 @@ def compare(
 
 
 def table(found: Mapping[str, dict[str, Any]]) -> Table:
-    """A row for each group."""
+    """Return a table with a row for each group."""
     table = Table(title="seeds: what they agree on", title_justify="left")
     levels = find_metrics(
         (

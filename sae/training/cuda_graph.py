@@ -17,14 +17,17 @@ from sae.training.row_adam import RowAdam
 
 
 class GraphedStep:
-    """`Learner.step` for a batch size that does not change; the same numbers, bit by bit.
+    """`Learner.step` as a CUDA graph, with the same bits; for a batch size that never changes.
 
-    The first steps run as usual, for kernels are tuned and moments made then; they are real steps.
-    The step is recorded anew when the list of dead latents changes its length, or a schedule what
-    is computed (k, the exponent of a penalty).
+    The first `WARM_UP` steps run as usual, because they tune kernels and create the moments. The
+    step is recorded again when the list of dead latents changes its length, or when a schedule
+    changes what is computed (k, the exponent of a penalty).
 
     Args:
-        learner: on a CUDA device, with `RowAdam`. Raises UserError on any other, or with another.
+        learner: A learner on a CUDA device, with `RowAdam`.
+
+    Raises:
+        UserError: The device is not CUDA, or the optimizer is another one.
     """
 
     WARM_UP = 3
@@ -49,7 +52,7 @@ class GraphedStep:
         self.silent = learner.dead.silent
 
     def __call__(self, *micro: dict[str, Tensor]) -> None:
-        """As `Learner.step`."""
+        """Train on one batch, or on micro-batches, like `Learner.step`."""
         learner = self.learner
         if learner.steps < self.WARM_UP or not learner.optimizer.state:
             self._on_own_stream(lambda: learner.step(*micro))
@@ -60,9 +63,9 @@ class GraphedStep:
         if key != self.recorded:
             self.micro = [{name: t.clone() for name, t in acts.items()} for acts in micro]
             self.silent = learner.dead.silent.clone()
-        for own, acts in zip(self.micro, micro, strict=True):
+        for recorded, acts in zip(self.micro, micro, strict=True):
             for name, tensor in acts.items():
-                own[name].copy_(tensor)
+                recorded[name].copy_(tensor)
         self.silent.copy_(learner.dead.silent)
         learner.dead.silent = self.silent
         if key != self.recorded:
@@ -76,7 +79,7 @@ class GraphedStep:
         learner.host_step(micro)
 
     def _record(self) -> None:
-        """Recording runs nothing: state is what it was, also for who reads it from Python."""
+        """Record the step without running it; no state changes."""
         torch.cuda.synchronize()
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=self.stream):

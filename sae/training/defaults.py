@@ -1,5 +1,5 @@
-"""What settings are when they are left out: one set of rules, chosen by a sweep over three kinds of
-activations and three sizes of each (`python -m benchmarks.defaults`; docs/defaults.md)."""
+"""Default settings, as rules chosen by a sweep over three kinds of activations and three sizes of
+each (`python -m benchmarks.defaults`; docs/defaults.md)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRAVEL = 1.5
 def learning_rate(
     optimizer: str, d_in: int, d_sae: int, steps: int, *, needs_penalty: bool = False
 ) -> float:
-    """The highest of a run of `steps` steps.
+    """Return the default learning rate, the highest of a run of `steps` steps.
 
     Adam moves every entry of a row of norm 1 by about the learning rate, so the row turns by about
     lr sqrt(d_in) in a step, and if steps were a random walk by lr sqrt(d_in steps) in the run. That
@@ -38,7 +38,7 @@ def target_l0_of(rule: Sparsity, losses: Sequence[LossTerm]) -> float:
 
 
 def dead_after(d_sae: int, l0: float, tokens: int) -> int:
-    """Tokens without firing after which a latent is dead, of a run over `tokens`.
+    """Return the tokens without firing after which a latent is dead, in a run over `tokens`.
 
     A latent of average use fires every d_sae / L0 tokens; one that stays away for 512 times as long
     is dead, and in runs that can afford to wait only one that does so for 2% of the run: 10 million
@@ -48,6 +48,6 @@ def dead_after(d_sae: int, l0: float, tokens: int) -> int:
 
 
 def refresh_steps(dead_after: int, batch_size: int) -> int:
-    """Steps between two lists of dead latents: twice in the time it takes to die, and at least
-    every 50 steps."""
+    """Return the steps between two lists of dead latents: two lists in `dead_after` tokens, and at
+    least one every 50 steps."""
     return min(50, max(1, dead_after // (2 * batch_size)))

@@ -14,14 +14,14 @@ from sae.training.row_adam import normalize_rows_
 
 
 class WeightAverage(nn.Module):
-    """Exponential moving average of all that an SAE has learnt, thresholds included; fp32.
+    """Exponential moving average, in fp32, of everything an SAE learns, thresholds included.
 
-    After step t it is the mean of the weights after steps 1 to t, step s weighing decay^(t - s):
-    what there was before the first step has no share.
+    After step t it is the mean of the weights after steps 1 to t, where step s has the weight
+    decay^(t - s). The weights before the first step do not count.
 
     Args:
-        sae: what is averaged.
-        decay: above 0 and below 1; 0.999 looks back some 1,000 steps. Raises UserError for others.
+        sae: The SAE to average.
+        decay: Above 0 and below 1 (UserError otherwise); 0.999 averages over about 1,000 steps.
     """
 
     def __init__(self, sae: SAE, decay: float) -> None:
@@ -35,26 +35,29 @@ class WeightAverage(nn.Module):
         self.register_buffer("share", torch.ones((), dtype=torch.float64), persistent=False)
 
     def set_share(self, steps: int) -> None:
-        """What the coming step weighs, when `steps` are done."""
+        """Set the weight of the coming step, after `steps` steps."""
         self.share.fill_((1 - self.decay) / (1 - self.decay ** (steps + 1)))
 
     @torch.no_grad()
     def update(self, sae: SAE) -> None:
-        """Take in the weights after a step."""
+        """Add the weights after a step to the average."""
         for name, tensor in sae.state_dict().items():
             average = getattr(self, name)
             average.lerp_(tensor.to(average.dtype), self.share.to(average.dtype))
 
     @torch.no_grad()
     def restart(self, latents: Tensor, new: dict[str, Tensor]) -> None:
-        """Forget what `latents` were before they were resampled."""
+        """Replace the average of `latents`, which were resampled, by their new values."""
         for name, rows in new.items():
             write_rows(name, getattr(self, name), latents, rows)
 
     @torch.no_grad()
     def averaged(self, sae: SAE) -> SAE:
-        """A copy of `sae` with average weights; means of rows of norm 1 are shorter, so rows of
-        W_dec get their norm back where training holds it."""
+        """Return a copy of `sae` with the averaged weights.
+
+        A mean of unit-norm rows is shorter than 1, so rows of W_dec are normalized again if
+        training holds them at norm 1.
+        """
         average = copy.deepcopy(sae)
         for name, tensor in average.state_dict().items():
             mean = getattr(self, name)

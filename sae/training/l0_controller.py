@@ -1,4 +1,4 @@
-"""A penalty's coefficient, steered so that the run ends with a wanted L0."""
+"""Control of a penalty's coefficient, so that the run ends with a target L0."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from torch import Tensor, nn
 class L0Controller(nn.Module):
     """Proportional and integral control of the logarithm of a coefficient.
 
-    With e the logarithm of L0 over its target, smoothed over some 20 steps and cut to +-1, the
-    coefficient is exp(I + GAIN e), and I grows by RATE e a step. Everything stays on the device.
+    Let e be the logarithm of L0 over its target, smoothed over about 20 steps and clamped to +-1.
+    The coefficient is exp(I + gain e), and I grows by rate e per step. All of it stays on the
+    device.
 
-    What is aimed at falls from `first` to the target: a dictionary that may use more latents while
-    it is learnt is a better one (MCC .86 -> .95 for JumpReLU, .53 -> .95 for L1, on the data of
-    `benchmarks.recovery`).
+    The current target falls from `first` to `target`, because a dictionary that may use more
+    latents while it is learned ends up better (MCC .86 -> .95 for JumpReLU, .53 -> .95 for L1, on
+    the data of `benchmarks.recovery`).
 
-    In the last fifth of the run, once the target is what is aimed at, the bar that pre-activations
-    must pass moves as well, by TRIM e a step, with e not smoothed: all latents alike, in a unit in
-    which pre-activations are about 1. L0 answers to the coefficient over hundreds of steps, and
-    ended up to 30% off; to the bar it answers at once.
+    In the last fifth of the run, after the fall, the firing threshold of all latents moves too, by
+    TRIM e per step with e not smoothed, in a unit in which pre-activations are about 1. L0 responds
+    to the coefficient over hundreds of steps and ended up to 30% off; it responds to the threshold
+    at once.
 
     Args:
-        target: latents per token to end with.
-        start: coefficient to begin with.
-        first: latents per token to aim at in the beginning; the target when left out.
-        until: share of the run over which the aim falls, evenly in its logarithm.
-        gain, rate: see above. Where L0 follows slowly and overshoots, gain helps and rate harms.
+        target: L0 (latents per token) at the end of the run.
+        start: Coefficient at the start.
+        first: Target at the start of the run; `target` if None.
+        until: Share of the run over which the target falls, linearly in its logarithm.
+        gain, rate: See above. If L0 responds slowly and overshoots, raise `gain` and lower `rate`.
     """
 
     SMOOTHING, TRIM, TRIM_FROM = 0.05, 0.03, 0.8
@@ -53,17 +54,17 @@ class L0Controller(nn.Module):
         self.register_buffer("log_last", torch.full((), math.nan, dtype=torch.float64))
 
     def set_target(self, progress: float) -> None:
-        """Set what is aimed at, for a share of the run from 0 to 1."""
+        """Set the target for a share of the run from 0 to 1."""
         left = max(1 - progress / self.until, 0.0) if self.until else 0.0
         self.log_target.fill_(math.log(self.target) + left * math.log(self.first / self.target))
         self.trims.fill_(progress >= max(self.TRIM_FROM, self.until))
 
     def coefficient(self) -> Tensor:
-        """0-d, float64, on the device."""
+        """Return the coefficient of the penalty: 0-d, float64, on the device."""
         return (self.integral + self.gain * self._error(self.log_l0)).exp()
 
     def threshold_rise(self) -> Tensor:
-        """By how much the bar goes up in this step: 0-d, float64; 0 before that."""
+        """Return by how much thresholds rise in this step: 0-d, float64, 0 until the last fifth."""
         return self.trims * self.TRIM * self._error(self.log_last)
 
     def _error(self, log_l0: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ class L0Controller(nn.Module):
 
     @torch.no_grad()
     def update(self, l0: Tensor) -> None:
-        """Take note of a batch's L0 [0-d]."""
+        """Update the controller with the L0 of a batch (0-d)."""
         log_l0 = l0.double().clamp_min(self.target / 100).log()
         first = self.log_l0.isnan()
         self.log_l0.copy_(torch.where(first, log_l0, self.log_l0.lerp(log_l0, self.SMOOTHING)))

@@ -1,4 +1,4 @@
-"""The optimiser of a run, by its name."""
+"""Optimizers by name, and the parameter groups they get."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sae.training.schedule_free import ScheduleFreeSign
 
 
 def build_optimizer(sae: SAE, optim: OptimConfig, lr: float) -> torch.optim.Optimizer:
-    """The optimiser that `optim` names, for all parameters of `sae`.
+    """Return the optimizer that `optim` names, for all parameters of `sae`.
 
     The learning rate of each of its groups is the run's times the group's `factor`. All but
     `RowAdam` take gradients as tensors as large as the parameter.
@@ -42,7 +42,7 @@ def build_optimizer(sae: SAE, optim: OptimConfig, lr: float) -> torch.optim.Opti
 
 
 def parameter_groups(sae: SAE, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Parameters that are treated alike, together; W_dec comes last."""
+    """Return the parameter groups; parameters with the same settings share one, W_dec is last."""
     named = dict(sae.named_parameters())
     named["W_dec"] = named.pop("W_dec")
     for name in optim.lr_factors:
@@ -91,7 +91,7 @@ class MuonAndAdam(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """One state and one list of groups: what is saved, loaded and scheduled is this one's."""
+        """Let both optimizers use the state and groups of this one, which are saved."""
         groups = iter(self.param_groups)
         for part in self.parts:
             part.state = self.state

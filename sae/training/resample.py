@@ -1,4 +1,4 @@
-"""Dead latents started anew where the SAE is worst."""
+"""Resampling: dead latents restart on tokens that the SAE reconstructs badly."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ class Resampler(nn.Module):
         self.register_buffer("revived", torch.zeros((), dtype=torch.int64))
 
     def due(self, step: int) -> bool:
-        """Whether latents are resampled when `step` steps are done."""
+        """Return whether dead latents are resampled after `step` steps."""
         return step % self.every == 0 and step <= self.last
 
     @torch.no_grad()
     def count(self, fired: Tensor) -> None:
-        """Take note of which latents [d_sae] fired in one step."""
+        """Count the resampled latents that fired, bool [d_sae], in one step."""
         self.revived += (self.waiting & fired).sum()
         self.waiting &= ~fired
 
     def counts(self) -> dict[str, float]:
-        """Latents resampled so far, each time counted, and how many of them fired again."""
+        """Return how many latents were resampled so far, and how many of them fired again."""
         return {"resampled": self.resampled.item(), "revived": self.revived.item()}
 
     @torch.no_grad()

@@ -72,8 +72,11 @@ class ScheduleFreeSign(torch.optim.Optimizer):
 
 @torch.no_grad()
 def averaged(sae: SAE, optimizer: torch.optim.Optimizer) -> SAE:
-    """`sae` as it is to be used: a copy with x for y where `optimizer` is schedule-free and has
-    made a step, or else `sae` itself."""
+    """Return the SAE to validate and export.
+
+    It is a copy with x in place of y if `optimizer` is schedule-free and has made a step, and `sae`
+    itself otherwise.
+    """
     if not isinstance(optimizer, ScheduleFreeSign) or not optimizer.state:
         return sae
     average = copy.deepcopy(sae)

@@ -1,4 +1,4 @@
-"""What one autoencoder of a run is, and how it is trained."""
+"""The settings of one SAE of a run: what it is, and how it is trained."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class TrainConfig:
         self.sae_dtype, self.ema = getattr(torch, dtype), ema
 
     def build_learner(self, widths: Mapping[str, int], batch_size: int, steps: int) -> Learner:
-        """What learns by these settings from hooks of these widths, in `steps` steps."""
+        """Return a learner with these settings, for hooks of these widths and `steps` steps."""
         site = self.site.bind(widths)
         sae = SAE(
             site.d_in,

@@ -5,7 +5,7 @@ from sae.lightning.datamodule import BatchGroups
 from sae.worlds import SparseSuperposition
 
 
-def test_calls_are_the_batches_of_the_stream_in_order():
+def test_batch_groups_hand_out_the_stream_in_order():
     source = SparseSuperposition(d_in=4, n_features=8, mean_active=2.0)
     source.setup()
     make = lambda: Stream(source, batch_size=3, block_batches=2, batches=7)
@@ -17,7 +17,7 @@ def test_calls_are_the_batches_of_the_stream_in_order():
     assert all((a == b).all() for a, b in zip(flat, want, strict=True))
 
 
-def test_calls_resume_behind_the_last_list():
+def test_batch_groups_resume_after_the_last_list():
     source = SparseSuperposition(d_in=4, n_features=8, mean_active=2.0)
     source.setup()
     make = lambda: BatchGroups(Stream(source, batch_size=3, block_batches=2, batches=7), 3)

@@ -103,14 +103,14 @@ def together(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-def test_in_company_as_alone_to_the_last_bit(together, tmp_path, name):
+def test_a_member_has_the_bits_of_a_run_of_its_own(together, tmp_path, name):
     """Alone by the configuration that the run left for each member, which is a run like any."""
     assert fit(["--config", str(together / name / "config.yaml"), "--runs", str(tmp_path)]) == 0
     same(together / name, tmp_path / name)
 
 
 @pytest.mark.parametrize("threads", [2, 5])
-def test_on_several_threads_as_on_one(together, tmp_path, threads, monkeypatch):
+def test_members_in_parallel_threads_have_the_same_bits(together, tmp_path, threads, monkeypatch):
     """Members side by side in threads of their own."""
     torch.set_num_threads(threads)
     monkeypatch.setattr(parallel_steps, "MIN_MULTIPLY_ADDS", 0)  # however small they are
@@ -126,7 +126,7 @@ def test_members_differ(together):
     assert len(found) == len(MEMBERS)
 
 
-def test_what_diverges_is_stopped_and_the_others_do_not_notice(together, tmp_path, capsys):
+def test_a_diverged_member_stops_and_does_not_change_the_others(together, tmp_path, capsys):
     config = write(tmp_path, members={"absurd": ABSURD, **MEMBERS})
     assert fit(["--config", str(config), "--runs", str(tmp_path)]) == 0
     for name in MEMBERS:
@@ -147,14 +147,14 @@ def test_what_diverges_is_stopped_and_the_others_do_not_notice(together, tmp_pat
     assert rows(again / "absurd") == rows(tmp_path / "r" / "absurd")
 
 
-def test_alone_it_ends_the_run(tmp_path):
+def test_a_diverged_single_member_ends_the_run(tmp_path):
     config = write(tmp_path)
     flags = [f"--{key}={value}" for key, value in ABSURD.items()]
     with pytest.raises(UserError, match=r"diverged.*step 4, with optim.lr=1e\+12; .* lower"):
         fit(["--config", str(config), "--runs", str(tmp_path), *flags])
 
 
-def test_resume_is_exact_for_all(together, tmp_path):
+def test_resume_is_exact_for_every_member(together, tmp_path):
     again = tmp_path / "r"
     shutil.copytree(together, again)
     (again / "checkpoints" / f"step={STEPS}.ckpt").unlink()
@@ -165,7 +165,7 @@ def test_resume_is_exact_for_all(together, tmp_path):
         same(together / name, again / name)
 
 
-def test_another_list_of_members_cannot_go_on(together, tmp_path):
+def test_resume_refuses_another_list_of_members(together, tmp_path):
     again = tmp_path / "r"
     shutil.copytree(together, again)
     with pytest.raises(UserError, match="its members are plain, wide.*not plain"):
@@ -190,7 +190,7 @@ def test_another_list_of_members_cannot_go_on(together, tmp_path):
         ),
     ],
 )
-def test_wrong_members_are_said_to_be(tmp_path, members, words):
+def test_wrong_member_settings_are_refused(tmp_path, members, words):
     config = write(tmp_path, members=members)
     with pytest.raises(UserError) as error:
         fit(["--config", str(config), "--runs", str(tmp_path)])
@@ -260,7 +260,7 @@ def test_the_table_on_a_terminal():
         ([float("inf")], 0),
     ],
 )
-def test_what_counts_as_diverged(tmp_path, fvus, stops):
+def test_divergence_needs_a_large_fvu_that_grew(tmp_path, fvus, stops):
     member = Member("m", None, tmp_path)
     rows = iter(fvus)
     member.learner = FakeLearner(lambda: (value := next(rows)) and {"fvu": value, "loss": value})

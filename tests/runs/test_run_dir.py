@@ -42,7 +42,7 @@ def test_a_folder_without_a_run_is_left_alone(tmp_path):
 def test_a_run_with_a_metrics_row_is_not_written_over(run, place):
     (run.path / place).parent.mkdir(exist_ok=True)
     (run.path / place).write_text("step,loss\n4,0.5\n")
-    with pytest.raises(UserError, match=r"holds an unfinished run; choose another --name, or"):
+    with pytest.raises(UserError, match=r"holds an unfinished run; choose another"):
         run.start(overwrite=False)
     run.start(overwrite=True)
     assert not run.path.exists()
@@ -51,7 +51,7 @@ def test_a_run_with_a_metrics_row_is_not_written_over(run, place):
 def test_a_run_with_a_checkpoint_is_not_written_over(run):
     add_checkpoint(run, 100)
     add_checkpoint(run, 20)
-    with pytest.raises(UserError, match=r"unfinished run at step 100; continue it with `--resume"):
+    with pytest.raises(UserError, match=r"unfinished run at step 100; continue it with"):
         run.start(overwrite=False)
 
 

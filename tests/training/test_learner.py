@@ -168,7 +168,7 @@ def test_export_reconstructs_raw_activations():
     torch.testing.assert_close(ours.export()(x), ours.sae(x * ours.scale["h"]) / ours.scale["h"])
 
 
-def test_resumed_state_goes_on_with_the_same_bits():
+def test_resumed_learner_continues_with_the_same_bits():
     data = batches(12, torch.float32)
     straight = learner(dtype=torch.float32, refresh_steps=4)
     straight.initialise(data[0])
@@ -194,7 +194,7 @@ def test_resumed_state_goes_on_with_the_same_bits():
             assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_reading_changes_nothing_that_is_learnt_from():
+def test_logging_does_not_change_training():
     data = batches(8, torch.float32)
     quiet, chatty = learner(dtype=torch.float32), learner(dtype=torch.float32)
     for ours in (quiet, chatty):
@@ -211,7 +211,7 @@ def test_reading_changes_nothing_that_is_learnt_from():
     assert torch.equal(quiet.dead.tokens_since_fired, chatty.dead.tokens_since_fired)
 
 
-def test_figures_are_averages_over_the_steps_since_the_last_read():
+def test_metrics_are_averages_over_the_steps_since_the_last_log():
     data = batches(3)
     ours, each = learner(), learner()
     for one in (ours, each):
