@@ -24,7 +24,7 @@ class ProgressBarWithMetrics(RichProgressBar):
     """
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        return dict(_progress_metrics(pl_module))
+        return dict(progress_metrics(pl_module))
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "training"  # a stream has no epochs to count
@@ -48,7 +48,7 @@ class ProgressLines(Callback):
             return
         self._last = now
         left = pl_module.seconds / max(done, 1) * (total - done)
-        figures = "  ".join(f"{name} {text}" for name, text in _progress_metrics(pl_module))
+        figures = "  ".join(f"{name} {text}" for name, text in progress_metrics(pl_module))
         sys.stdout.write(f"step {done}/{total}  {figures}  {left:.0f} s left\n")
         sys.stdout.flush()
 
@@ -89,7 +89,7 @@ class Members(Callback):
             self._live.stop()
 
 
-def _progress_metrics(module: LightningModule) -> list[tuple[str, str]]:
+def progress_metrics(module: LightningModule) -> list[tuple[str, str]]:
     """Return what a progress bar shows, as (label, text); of several members the range of FVU."""
     reads = [member.last_metrics for member in module.live]
     if not all(reads):

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from sae.lightning.callbacks import Members, ProgressBarWithMetrics, ProgressLines, _figures
+from sae.lightning.callbacks import Members, ProgressBarWithMetrics, ProgressLines, progress_metrics
 
 
 class NotebookProgress(Callback):
@@ -42,7 +42,7 @@ class NotebookProgress(Callback):
 
     def _html(self, trainer: Trainer, module: LightningModule) -> str:
         done, total = module.steps, trainer.max_steps
-        metrics = "  ".join(f"{name} {text}" for name, text in _figures(module))
+        metrics = "  ".join(f"{name} {text}" for name, text in progress_metrics(module))
         return (
             f"<progress value='{done}' max='{total}' style='width:16em'></progress> "
             f"step {done:,} of {total:,} &ensp; {escape(metrics)}"
