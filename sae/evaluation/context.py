@@ -1,4 +1,4 @@
-"""What is known about an evaluated SAE: the inputs of the measurements."""
+"""The inputs of the measurements: everything known about an evaluated SAE."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class EvaluationContext:
 
     @cached_property
     def similarity(self) -> Similarity | None:
-        """How similar two rows are, judged without an SAE."""
+        """The similarity of two rows, computed without an SAE."""
         return self.sample_similarity.of_samples(self.source, self.samples)
 
     @cached_property

@@ -106,7 +106,7 @@ class Samples:
 
     @property
     def provenance(self) -> Provenance | None:
-        """Where the stored rows came from, on the CPU; None if the source does not say."""
+        """The provenance of the stored rows, on the CPU; None if the source has none."""
         return Provenance.cat(self._provenance) if self._provenance else None
 
     def codes(self) -> Codes:

@@ -42,7 +42,7 @@ class SampleSimilarity:
 
     @property
     def description(self) -> str:
-        """What samples are compared by, in a few words."""
+        """A few words on the basis of the comparison."""
         if self.embedding is None:
             return "the cosine of true codes"
         return f"the model's embeddings of {2 * REACH + 1} tokens around"

@@ -1,4 +1,4 @@
-"""What keeps codes from being the true ones: inference, or the dictionary."""
+"""Attribution of wrong codes to inference or to the dictionary."""
 
 from __future__ import annotations
 

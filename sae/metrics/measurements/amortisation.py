@@ -1,4 +1,4 @@
-"""How much error better codes for the same dictionary would save."""
+"""Error that better codes for the same dictionary would save."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether compressed sensing allows for this many active latents."""
+"""Bounds of compressed sensing on the number of active latents."""
 
 from __future__ import annotations
 

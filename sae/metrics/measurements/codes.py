@@ -1,4 +1,4 @@
-"""How well codes match the true codes of a world."""
+"""Agreement of codes with the true codes of a world."""
 
 from __future__ import annotations
 

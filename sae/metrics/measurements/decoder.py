@@ -1,4 +1,4 @@
-"""How much the decoder rows of different latents overlap."""
+"""Overlap of the decoder rows of different latents."""
 
 from __future__ import annotations
 

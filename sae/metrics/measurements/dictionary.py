@@ -1,4 +1,4 @@
-"""How well decoder rows match the true directions of a world."""
+"""Agreement of decoder rows with the true directions of a world."""
 
 from __future__ import annotations
 

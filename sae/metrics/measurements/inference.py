@@ -1,4 +1,4 @@
-"""Whether inference or the dictionary keeps codes from being the true ones."""
+"""Attribution of wrong codes to inference or to the dictionary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many latents fire on a token, and how often each fires."""
+"""Number of latents that fire on a token, and shares of latents by how often they fire."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well the activity of a true feature is read off a few latents."""
+"""Linear probes for true features on a few latents."""
 
 from __future__ import annotations
 
