@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import (
+    ActionConfigFile,  # pyright: ignore[reportPrivateImportUsage]
+    ArgumentError,
+    ArgumentParser,
+    Namespace,
+)
 from lightning.pytorch import Callback
 
 # Classes are named by their bare names in YAML, so the parser must know them all.
