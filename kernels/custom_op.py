@@ -1,4 +1,4 @@
-"""What `encode_custom_ops` and `decode_custom_ops` share.
+"""Code shared by `encode_custom_ops` and `decode_custom_ops`.
 
 Each public function calls its custom op while torch.compile or torch.export trace it; when the
 graph runs, the custom op calls the public function. In eager mode a function uses its

@@ -1,4 +1,4 @@
-"""What the ops on a short list of latents share: `aux_error` and `pre_act_loss`."""
+"""Code shared by the ops on a short list of latents: `aux_error` and `pre_act_loss`."""
 
 from __future__ import annotations
 

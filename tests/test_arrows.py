@@ -1,4 +1,4 @@
-"""Which room may import which, import circles between files, and what importing a room costs."""
+"""Imports between rooms, circles between files, and the cost of importing a room."""
 
 from __future__ import annotations
 

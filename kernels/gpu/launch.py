@@ -1,4 +1,4 @@
-"""What every Triton launcher needs: the device of a tensor and the dtype of its sums."""
+"""Helpers of every Triton launcher: the device of a tensor and the dtype of its sums."""
 
 from __future__ import annotations
 

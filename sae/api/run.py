@@ -1,4 +1,4 @@
-"""What a training run left, as Python objects."""
+"""Results of a training run, as Python objects."""
 
 from __future__ import annotations
 

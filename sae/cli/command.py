@@ -1,4 +1,4 @@
-"""What every command of the command line has in common: its parser and its entry in the table."""
+"""The parser and the table entry that every command of the command line has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the TopK formats share: an SAE from four tensors, and which SAEs can be written."""
+"""Code shared by the TopK formats: an SAE from four tensors, and which SAEs can be written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far codes are from the best codes: an upper bound that needs no optimum."""
+"""An upper bound on the distance of codes from the best codes, without knowing the optimum."""
 
 from __future__ import annotations
 

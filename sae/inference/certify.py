@@ -1,4 +1,4 @@
-"""How good codes are that came from anywhere."""
+"""Certify the quality of codes from any source."""
 
 from __future__ import annotations
 

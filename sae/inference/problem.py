@@ -1,4 +1,4 @@
-"""What all methods share: the rows to explain, the atoms to do it with, and runs of rows."""
+"""The problem of all methods: rows to explain, atoms to explain them with, and chunks of rows."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Problem:
 
 
 def rows_per_run(like: Tensor, d_sae: int, width: int = 0) -> int:
-    """How many rows are worked on at once, with `width` numbers of each beside its dense codes."""
+    """Return how many rows fit at once, with `width` numbers each beside dense codes."""
     numbers = NUMBERS_PER_RUN.get(like.device.type, 2**20)
     rows = max(LEAST_ROWS, numbers // max(d_sae, 1))
     return min(rows, max(1, 16 * numbers // width)) if width else rows

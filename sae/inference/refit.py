@@ -77,7 +77,7 @@ def support_then_refit(
 
 
 def strongest(strength: Tensor, k: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Where the positive entries of strength [rows, d_sae] are, at most the k largest of each row:
+    """Return the positions of the positive entries of strength [rows, d_sae], at most k per row:
     indices [rows, slots], and which slots are one, with as many slots as the fullest row needs.
     k: also [rows], one number for each."""
     counts = (strength > 0).sum(1)

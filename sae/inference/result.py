@@ -1,4 +1,4 @@
-"""What every inference method returns."""
+"""The result that every inference method returns."""
 
 from __future__ import annotations
 

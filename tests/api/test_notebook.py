@@ -17,7 +17,7 @@ class ZMQInteractiveShell:
 
 
 class Display:
-    """What `IPython.display.display` returns: it records what is shown."""
+    """A stand-in for the handle of `IPython.display.display`; it records what is shown."""
 
     def __init__(self, html: str) -> None:
         self.shown = [html]

@@ -77,7 +77,7 @@ def jumprelu(terms: Sequence[LossTerm], site: str = "autoencode", d_sae: int = 3
 
 
 def gradients(made: Learner) -> dict[str, Tensor]:
-    """What a backward pass left for every parameter; 0 where nothing."""
+    """Return the gradient of every parameter after a backward pass; 0 where there is none."""
     found = {}
     for name, parameter in made.sae.named_parameters():
         by_latent = (lambda t: t.t()) if name == "W_enc" else (lambda t: t)
@@ -92,7 +92,7 @@ def gradients(made: Learner) -> dict[str, Tensor]:
 def value_and_gradients(
     made: Learner, term: LossTerm, acts: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor], ForwardOutput]:
-    """Of one term before its coefficient."""
+    """Return the value of one term before its coefficient, and its gradients."""
     forward, _ = made(acts)
     value = term(forward)
     if value.requires_grad:
@@ -116,7 +116,7 @@ class Dense:
         return self.p["W_dec"].norm(dim=1)
 
     def fvu(self, acts: Tensor) -> Tensor:
-        """Of the reconstruction from acts [batch, d_sae]."""
+        """Return the FVU of the reconstruction from acts [batch, d_sae]."""
         y_hat = acts @ self.p["W_dec"] + self.p["b_dec"]
         return (self.target - y_hat).square().sum() / self.variance
 

@@ -39,7 +39,7 @@ def test_gates_reconstruct_with_a_decoder_that_is_held(site):
 
 
 def test_gates_whose_bias_is_not_read_leave_b_dec_alone():
-    """What reaches b_dec of an autoencoder comes through x - b_dec, and not from the decoder."""
+    """The gradient of an autoencoder's b_dec comes through x - b_dec, and not from the decoder."""
     term = GateReconstruction()
     made, acts = learner(Gated(d_sae=D_SAE), [FVU(), L1(), term]), activations()
     _, grads, _ = value_and_gradients(made, term, acts)

@@ -1,4 +1,4 @@
-"""What holds for every sparsity rule with every site: one step, its files, its folding."""
+"""Every sparsity rule with every site: one step, its files, its folding."""
 
 from __future__ import annotations
 

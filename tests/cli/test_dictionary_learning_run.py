@@ -50,7 +50,7 @@ def config(tmp_path, monkeypatch) -> Path:
 
 
 def rows(run: Path) -> list[dict[str, str]]:
-    """Of metrics.csv, without what the clock says."""
+    """Return the rows of metrics.csv without the columns that depend on time."""
     with (run / "metrics.csv").open(newline="") as handle:
         table = list(csv.DictReader(handle))
     return [{name: cell for name, cell in row.items() if "second" not in name} for row in table]

@@ -1,4 +1,4 @@
-"""Which measurements apply where, each compared with its own function, tested elsewhere."""
+"""The measurements that apply to each run, compared with their own functions, tested elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both TopK formats must do: round trips, atomic writing, and refusing damaged files."""
+"""Requirements of both TopK formats: round trips, atomic writing, refusing damaged files."""
 
 from __future__ import annotations
 

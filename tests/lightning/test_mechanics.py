@@ -1,4 +1,4 @@
-"""How a run is trained, set from the command line: dtype, averages, accumulation, resampling."""
+"""Settings of training from the command line: dtype, averages, accumulation, resampling."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def train(folder: Path, ways: list[str]) -> Path:
 
 
 def rows(run: Path) -> list[list[str]]:
-    """Of metrics.csv, without what the clock says."""
+    """Return the rows of metrics.csv without the columns that depend on time."""
     lines = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
     clock = [lines[0].index(name) for name in ("seconds", "tokens_per_second")]
     return [[cell for i, cell in enumerate(line) if i not in clock] for line in lines]

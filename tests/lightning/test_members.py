@@ -72,7 +72,7 @@ def write(folder: Path, **changes) -> Path:
 
 
 def rows(run: Path) -> list[dict[str, str]]:
-    """Of metrics.csv, without what the clock says."""
+    """Return the rows of metrics.csv without the columns that depend on time."""
     with (run / "metrics.csv").open(newline="") as handle:
         table = list(csv.DictReader(handle))
     return [

@@ -31,7 +31,7 @@ FILES += ["density.json", "report.html"]
 
 
 def fvus(run: Path) -> list[float]:
-    """Of each row of training."""
+    """Return the FVU of each training row."""
     with (run / "metrics.csv").open(newline="") as file:
         return [float(row["fvu"]) for row in csv.DictReader(file) if row["fvu"]]
 

@@ -1,4 +1,4 @@
-"""What settings are when they are left out."""
+"""Values of settings that are left out."""
 
 from __future__ import annotations
 

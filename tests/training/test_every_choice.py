@@ -89,7 +89,7 @@ STEPS, HALF = 30, 15
 
 
 def refused(site: Site, rule: Sparsity, losses: str) -> str | None:
-    """What the complaint says, or None where the choice is a right one."""
+    """Return the text of the error, or None if the choice is valid."""
     grouped, name = isinstance(site, CrossLayerTranscoder), type(rule).__name__
     if losses in ("PreActs", "AuxK") and grouped:
         return f"{losses} does not apply to CrossLayerTranscoder"
@@ -135,7 +135,7 @@ def learner(
 
 
 def gradients(made: Learner, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of one loss, and the loss itself; changes nothing."""
+    """Return the gradients of one loss, and the loss; change nothing."""
     _, loss = made(batch)
     loss.backward()
     found = {"loss": loss.detach()}

@@ -123,7 +123,7 @@ def expected(made: Learner, acts, tokens: dict[int, int]) -> dict[str, torch.Ten
 
 
 def token_of(made: Learner, acts, latent: int) -> int:
-    """Which token's x lies along the encoder column of `latent`."""
+    """Return the token whose x lies along the encoder column of `latent`."""
     sae = made.sae
     x, _ = made.scaled_pair(acts)
     group = latent // (D_SAE // sae.site.groups)

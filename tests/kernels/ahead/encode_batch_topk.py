@@ -19,7 +19,7 @@ def key(bits: str) -> tl.dtype:
 
 
 def selection(bits: str, chips: tuple[int, ...], members: bool) -> list[Case]:
-    """Of a list of group maxima, or of kept keys and the members of groups."""
+    """Return the cases of a selection from group maxima, or from kept keys and group members."""
     types = {"keys_ptr": f"*{bits}", "size": "i32:16", "n": "i32:16", "histograms_ptr": "*i32"}
     constants = {"KEY": key(bits), "DIGITS": DIGITS[bits], "GROUP": 32, "BLOCK": BLOCK}
     out = {"state_ptr": "*i64", "ranks_ptr": "*i64", "first_row": "i32:16", "d_sae": "i32:16"}
