@@ -21,7 +21,7 @@ def test_a_run_changes_only_its_knob(tmp_path, monkeypatch):
     sweep.main(["--out", str(tmp_path)])
     (file,) = tmp_path.glob("defaults_cpu_*.csv")
     rule, twice, auxk, dead = results_io.read_rows(file, sweep.Row)
-    assert rule.lr == pytest.approx(defaults.TRAVEL / (32 * 24) ** 0.5)
+    assert rule.lr == pytest.approx(defaults.ROW_ROTATION / (32 * 24) ** 0.5)
     assert twice.lr == pytest.approx(2 * rule.lr) and twice.fvu != rule.fvu
     assert (rule.d_sae, rule.k, rule.coefficient) == (128, 5, 0.5)
     assert rule.k_aux == AuxK().effective_k_aux(32) == 4

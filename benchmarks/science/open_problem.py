@@ -155,7 +155,7 @@ def run(
         else:
             learner.coder.load_state_dict(dictionary)
             learner.steps = learner.start_step
-            learner.hold()
+            learner.copy_dictionary()
         for index in range(steps[0], sum(steps)):
             learner.step(world.block("train", index, BATCH, 0).acts)
         sae = learner.export()

@@ -1,6 +1,6 @@
-"""A training step recorded once as a CUDA graph, and replayed.
+"""Training steps recorded as a CUDA graph and replayed.
 
-At d_sae of 32,768 and less the kernels of a step take less time than Python takes to launch them.
+If d_sae is 32,768 or less, the kernels of a step take less time than Python takes to launch them.
 A replay launches all of them at once.
 """
 
@@ -42,9 +42,9 @@ class GraphedStep:
         if device.type != "cuda":
             raise UserError(f"model.cuda_graph=true needs a CUDA device, this one is {device}")
         self.learner, self.stream = learner, torch.cuda.Stream(device)
-        learner.optimizer.hyper = [
-            torch.zeros(7, dtype=torch.float64, device=device)
-            for _ in learner.optimizer.param_groups
+        self.optimizer = learner.optimizer
+        self.optimizer.hyper = [
+            torch.zeros(7, dtype=torch.float64, device=device) for _ in self.optimizer.param_groups
         ]
         self.graph: torch.cuda.CUDAGraph | None = None
         self.recorded: tuple | None = None
@@ -54,7 +54,7 @@ class GraphedStep:
     def __call__(self, *micro: dict[str, Tensor]) -> None:
         """Train on one batch, or on micro-batches, like `Learner.step`."""
         learner = self.learner
-        if learner.steps < self.WARM_UP or not learner.optimizer.state:
+        if learner.steps < self.WARM_UP or not self.optimizer.state:
             self._on_own_stream(lambda: learner.step(*micro))
             return
         shapes = tuple((n, tuple(t.shape), t.dtype) for acts in micro for n, t in acts.items())
@@ -71,11 +71,12 @@ class GraphedStep:
         if key != self.recorded:
             self._record()
             self.recorded = key
-        learner.optimizer.replay = self.graph.replay
+        assert self.graph is not None
+        self.optimizer.replay = self.graph.replay
         try:
-            learner.optimizer.step()
+            self.optimizer.step()
         finally:
-            learner.optimizer.replay = None
+            self.optimizer.replay = None
         learner.host_step(micro)
 
     def _record(self) -> None:
@@ -83,7 +84,7 @@ class GraphedStep:
         torch.cuda.synchronize()
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=self.stream):
-            self.learner.device_step(self.micro, self.learner.optimizer.apply)
+            self.learner.device_step(self.micro, self.optimizer.apply)
 
     def _on_own_stream(self, call: Callable[[], None]) -> None:
         # Autograd's accumulation into leaves remembers the stream of its first use.

@@ -1,5 +1,8 @@
-"""Default settings, as rules chosen by a sweep over three kinds of activations and three sizes of
-each (`python -m benchmarks.defaults`; docs/defaults.md)."""
+"""Rules for default settings.
+
+They were chosen by a sweep over three kinds of activations with three sizes each
+(`python -m benchmarks.defaults`; docs/defaults.md).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from collections.abc import Sequence
 from sae.autoencoder.losses import LossTerm
 from sae.autoencoder.sparsity import Sparsity
 
-USUAL_L0 = 32
-TRAVEL = 1.5
+# L0 that is assumed if neither the rule nor a penalty gives one.
+DEFAULT_L0 = 32
+# Angle, in radians, by which a row turns in a run if Adam's steps are a random walk.
+ROW_ROTATION = 1.5
 
 
 def learning_rate(
@@ -19,35 +24,43 @@ def learning_rate(
     """Return the default learning rate, the highest of a run of `steps` steps.
 
     Adam moves every entry of a row of norm 1 by about the learning rate, so the row turns by about
-    lr sqrt(d_in) in a step, and if steps were a random walk by lr sqrt(d_in steps) in the run. That
-    is what is held: at 1.5. d_sae, k and batch size did not move the best rate by as much as the
-    grid's factor of 2. Twice as much where a penalty keeps latents from firing: that takes longer
-    to sort them than a choice of k. Muon's updates are of the size of Adam's. For signum, which
-    averages its iterates, sparsify's rule.
+    lr sqrt(d_in) in a step, and in the run by lr sqrt(d_in steps) if steps are a random walk. The
+    rule sets this angle to 1.5. d_sae, k and batch size changed the best learning rate by less than
+    a factor of 2, the resolution of the sweep. The learning rate is twice as high if a penalty
+    makes codes sparse, because latents then take longer to separate than with a fixed k. Muon's
+    updates have the size of Adam's. Signum, which averages its iterates, has sparsify's rule.
+
+    Args:
+        optimizer: Name of the optimizer, as in `OptimConfig`.
+        d_in: Width of the activations.
+        d_sae: Number of latents.
+        steps: Length of the run.
+        needs_penalty: Whether a penalty makes codes sparse, as opposed to a k.
     """
     if optimizer == "signum":
         return 5e-3 / math.sqrt(d_sae / 2**14)
-    return (2 if needs_penalty else 1) * TRAVEL / math.sqrt(d_in * steps)
+    return (2 if needs_penalty else 1) * ROW_ROTATION / math.sqrt(d_in * steps)
 
 
 def target_l0_of(rule: Sparsity, losses: Sequence[LossTerm]) -> float:
-    """Latents per token that a run ends with: k, or a penalty's target_l0, or 32 if neither is
-    given."""
+    """Return the L0 at the end of a run: k, or a penalty's `target_l0`, or 32 if none is given."""
     targets = [term.target_l0 for term in losses if term.target_l0]
-    return rule.expected_l0 or next(iter(targets), USUAL_L0)
+    return rule.expected_l0 or next(iter(targets), DEFAULT_L0)
 
 
 def dead_after(d_sae: int, l0: float, tokens: int) -> int:
     """Return the tokens without firing after which a latent is dead, in a run over `tokens`.
 
-    A latent of average use fires every d_sae / L0 tokens; one that stays away for 512 times as long
-    is dead, and in runs that can afford to wait only one that does so for 2% of the run: 10 million
-    tokens of 500 million, which is what Gao et al. (2024) wait.
+    An average latent fires every d_sae / L0 tokens, and is dead if it is silent for 512 times as
+    long, or for 2% of the run if that is more. 2% of 500 million tokens are the 10 million tokens
+    of Gao et al. (2024).
     """
     return max(1, math.ceil(512 * d_sae / l0), tokens // 50)
 
 
 def refresh_steps(dead_after: int, batch_size: int) -> int:
-    """Return the steps between two lists of dead latents: two lists in `dead_after` tokens, and at
-    least one every 50 steps."""
+    """Return the steps between two updates of the list of dead latents.
+
+    The list is updated twice in `dead_after` tokens, and at least every 50 steps.
+    """
     return min(50, max(1, dead_after // (2 * batch_size)))

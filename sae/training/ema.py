@@ -1,4 +1,4 @@
-"""An average of the weights over the last steps."""
+"""Exponential moving average (EMA) of an SAE's weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sae.training.row_adam import normalize_rows_
 
 
 class WeightAverage(nn.Module):
-    """Exponential moving average, in fp32, of everything an SAE learns, thresholds included.
+    """The exponential moving average, in fp32, of all parameters and buffers of an SAE.
 
     After step t it is the mean of the weights after steps 1 to t, where step s has the weight
     decay^(t - s). The weights before the first step do not count.
@@ -23,6 +23,8 @@ class WeightAverage(nn.Module):
         sae: The SAE to average.
         decay: Above 0 and below 1 (UserError otherwise); 0.999 averages over about 1,000 steps.
     """
+
+    share: Tensor
 
     def __init__(self, sae: SAE, decay: float) -> None:
         super().__init__()
@@ -35,7 +37,7 @@ class WeightAverage(nn.Module):
         self.register_buffer("share", torch.ones((), dtype=torch.float64), persistent=False)
 
     def set_share(self, steps: int) -> None:
-        """Set the weight of the coming step, after `steps` steps."""
+        """Set the weight of the next step in the average, after `steps` steps."""
         self.share.fill_((1 - self.decay) / (1 - self.decay ** (steps + 1)))
 
     @torch.no_grad()

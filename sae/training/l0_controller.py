@@ -9,18 +9,19 @@ from torch import Tensor, nn
 
 
 class L0Controller(nn.Module):
-    """Proportional and integral control of the logarithm of a coefficient.
+    """A proportional-integral controller of the logarithm of a coefficient.
 
     Let e be the logarithm of L0 over its target, smoothed over about 20 steps and clamped to +-1.
-    The coefficient is exp(I + gain e), and I grows by rate e per step. All of it stays on the
-    device.
+    The coefficient is exp(I + gain e), and I grows by rate * e per step. All state stays on
+    the device.
 
     The current target falls from `first` to `target`, because a dictionary that may use more
     latents while it is learned ends up better (MCC .86 -> .95 for JumpReLU, .53 -> .95 for L1, on
     the data of `benchmarks.recovery`).
 
-    In the last fifth of the run, after the fall, the firing threshold of all latents moves too, by
-    TRIM e per step with e not smoothed, in a unit in which pre-activations are about 1. L0 responds
+    In the last fifth of the run, after the target has fallen, the firing threshold of all latents
+    moves too, by TRIM * e per step, with e not smoothed. Its unit is that of pre-activations, which
+    are about 1. L0 responds
     to the coefficient over hundreds of steps and ended up to 30% off; it responds to the threshold
     at once.
 
@@ -31,6 +32,12 @@ class L0Controller(nn.Module):
         until: Share of the run over which the target falls, linearly in its logarithm.
         gain, rate: See above. If L0 responds slowly and overshoots, raise `gain` and lower `rate`.
     """
+
+    log_target: Tensor
+    integral: Tensor
+    trims: Tensor
+    log_l0: Tensor
+    log_last: Tensor
 
     SMOOTHING, TRIM, TRIM_FROM = 0.05, 0.03, 0.8
 

@@ -1,4 +1,4 @@
-"""How the parameters move: settings of the optimiser and its schedule."""
+"""Settings of the optimiser and of its learning-rate schedule."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,26 +11,26 @@ OPTIMIZERS = ("adam", "adamw", "signum", "muon")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The optimiser and its schedule.
+    """The optimiser and its learning-rate schedule.
 
     Args:
-        name: `adam`; `adamw`, Adam with weight_decay; `signum`, sign descent that averages its
-            iterates instead of following a schedule (warmup and decay are not used; the average is
-            what is validated and exported); `muon` for W_enc and W_dec, with Adam for the rest.
-        lr: learning rate, the highest of the run; left out, a rule finds one from d_in and the
-            length of the run (`sae.training.defaults`).
-        lr_factors: what the learning rate is multiplied by, by name of a parameter: W_enc, b_enc,
-            W_dec, b_dec, W_skip, or one of the sparsity rule's own.
-        weight_decay: of adamw; a step multiplies W_enc, W_skip, and W_dec unless unit_norm holds
-            its rows, by 1 - learning rate * weight_decay.
-        betas: decay rates of Adam's two moments.
-        eps: added to Adam's denominator.
-        moments: dtype in which Adam keeps its moments; bfloat16 takes half the memory.
-        clip_norm: the most that the norm of the gradient may be, over all parameters; none when
-            left out. The signs that signum takes are the same with it.
-        warmup: share of the run over which the learning rate rises.
-        decay: share of the run, at its end, over which it falls to zero.
-        unit_norm: hold the rows of W_dec at norm 1.
+        name: `adam`; `adamw` (Adam with weight_decay); `signum` (sign descent that averages its
+            iterates and ignores warmup and decay; the average is validated and exported); or `muon`
+            (Muon for W_enc and W_dec, Adam for the other parameters).
+        lr: Highest learning rate of the run. If left out, a rule sets it from d_in and the length
+            of the run (`sae.training.defaults`).
+        lr_factors: Factors on the learning rate by the name of a parameter: W_enc, b_enc, W_dec,
+            b_dec, W_skip, or a parameter of the sparsity rule.
+        weight_decay: Weight decay of adamw. Each step multiplies W_enc, W_skip and, without
+            unit_norm, W_dec by 1 - learning rate * weight_decay.
+        betas: Decay rates of Adam's two moments.
+        eps: Number added to Adam's denominator.
+        moments: dtype of Adam's moments; bfloat16 takes half the memory.
+        clip_norm: Largest norm of the gradient over all parameters. If left out, gradients are not
+            clipped. It has no effect on signum, which uses only signs.
+        warmup: Share of the run over which the learning rate rises.
+        decay: Share of the run, at its end, over which the learning rate falls to zero.
+        unit_norm: Keep the rows of W_dec at norm 1.
     """
 
     name: Literal["adam", "adamw", "signum", "muon"] = "adam"
@@ -48,12 +48,12 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
             raise UserError(f"model.optim.name={self.name}; choose among: {', '.join(OPTIMIZERS)}")
-        numbers = {n: getattr(self, n) for n in ("lr", "eps", "clip_norm")}
-        for name, value in numbers.items():
+        positive = {"lr": self.lr, "eps": self.eps, "clip_norm": self.clip_norm}
+        for name, value in positive.items():
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise UserError(f"model.optim.{name}={value} must be a positive number")
-        numbers = {f"lr_factors.{name}": factor for name, factor in self.lr_factors.items()}
-        for name, value in {**numbers, "weight_decay": self.weight_decay}.items():
+        factors = {f"lr_factors.{name}": factor for name, factor in self.lr_factors.items()}
+        for name, value in {**factors, "weight_decay": self.weight_decay}.items():
             if not (value >= 0 and math.isfinite(value)):
                 raise UserError(f"model.optim.{name}={value} must not be negative")
         for name in ("warmup", "decay"):
@@ -68,7 +68,7 @@ class OptimConfig:
             )
 
     def schedule(self, step: int, total: int) -> float:
-        """Factor on the learning rate at `step` (from 0) of `total`."""
+        """Return the factor on the learning rate at `step` (from 0) of `total`."""
         if self.name == "signum":
             return 1.0
         return warmup_decay(step, total, warmup=self.warmup, decay=self.decay)

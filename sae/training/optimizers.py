@@ -16,10 +16,12 @@ from sae.training.schedule_free import ScheduleFreeSign
 def build_optimizer(sae: SAE, optim: OptimConfig, lr: float) -> torch.optim.Optimizer:
     """Return the optimizer that `optim` names, for all parameters of `sae`.
 
-    The learning rate of each of its groups is the run's times the group's `factor`. All but
-    `RowAdam` take gradients as tensors as large as the parameter.
+    The learning rate of a group is that of the run times the group's `factor`. All optimizers but
+    `RowAdam` need gradients as tensors as large as the parameters.
 
-    Raises UserError for a factor of a parameter that is not there, and for muon in half precision.
+    Raises:
+        UserError: `lr_factors` names a parameter that `sae` does not have, or muon is to train
+            half-precision parameters.
     """
     groups = parameter_groups(sae, optim)
     if optim.name == "signum":
@@ -42,13 +44,16 @@ def build_optimizer(sae: SAE, optim: OptimConfig, lr: float) -> torch.optim.Opti
 
 
 def parameter_groups(sae: SAE, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Return the parameter groups; parameters with the same settings share one, W_dec is last."""
+    """Return the parameter groups; parameters with the same settings share a group.
+
+    W_dec comes last. Raises UserError if `lr_factors` names a parameter that `sae` does not have.
+    """
     named = dict(sae.named_parameters())
     named["W_dec"] = named.pop("W_dec")
     for name in optim.lr_factors:
         if name not in named:
             raise UserError(
-                f"model.optim.lr_factors.{name} is of no parameter of this SAE; choose among: "
+                f"model.optim.lr_factors.{name} names no parameter of this SAE; choose among: "
                 f"{', '.join(named)}"
             )
     groups: dict[tuple, dict[str, Any]] = {}
@@ -69,14 +74,14 @@ def parameter_groups(sae: SAE, optim: OptimConfig) -> list[dict[str, Any]]:
 class MuonAndAdam(torch.optim.Optimizer):
     """torch.optim.Muon for groups with `by_muon`, torch.optim.Adam for the others.
 
-    Muon's updates are scaled to the size of Adam's (2502.16982: 0.2 sqrt(max(rows, columns))
-    times an orthogonal matrix), so that one learning rate fits both. As in `RowAdam` the whole
-    gradient is clipped, and rows of groups with `unit_norm` stay at norm 1.
+    Muon's updates are scaled to the size of Adam's (arXiv 2502.16982: 0.2 sqrt(max(rows, columns))
+    times an orthogonal matrix), so that one learning rate fits both. As in `RowAdam`, the norm of
+    the gradient over all groups is clipped, and rows of groups with `unit_norm` stay at norm 1.
 
     Args:
-        groups: as in torch.optim.
-        lr: learning rate.
-        optim: betas and eps of Adam, clip_norm.
+        groups: Parameter groups, as in torch.optim.
+        lr: Learning rate.
+        optim: Settings with Adam's betas and eps, and clip_norm.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, lr: float, optim: OptimConfig) -> None:
@@ -88,9 +93,9 @@ class MuonAndAdam(torch.optim.Optimizer):
         ]
         self.clip_norm = optim.clip_norm
         super().__init__([group for part in self.parts for group in part.param_groups], {})
-        self._share()
+        self._share_state()
 
-    def _share(self) -> None:
+    def _share_state(self) -> None:
         """Let both optimizers use the state and groups of this one, which are saved."""
         groups = iter(self.param_groups)
         for part in self.parts:
@@ -99,7 +104,7 @@ class MuonAndAdam(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._share()
+        self._share_state()
 
     @torch.no_grad()
     def step(self, closure=None):

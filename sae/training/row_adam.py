@@ -1,4 +1,4 @@
-"""Adam through `sae_kernels`, row by row."""
+"""Adam with the kernels of `sae_kernels`, row by row."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from sae_kernels.row_grads import RowGrads
 
 
 class RowAdam(torch.optim.Optimizer):
-    """Adam (Kingma & Ba 2015), with unit-norm rows where a group asks for it, and decoupled weight
-    decay (Loshchilov & Hutter 2019) where a group's `weight_decay` is above 0.
+    """Adam (Kingma & Ba 2015) with optional unit-norm rows and decoupled weight decay.
 
-    Groups with `unit_norm=True` hold matrices whose rows are directions: the part of the gradient
-    along a row is removed before the moments see it, and rows return to norm 1 after the step.
-    A half-precision parameter is the rounded copy of an fp32 master, which lies in the state.
-    Matrices get their gradient in parts (`sae_kernels.row_grads`): what `encode` and `decode` know
-    of it never becomes a tensor as large as the parameter.
+    Groups with `unit_norm=True` hold matrices with rows that are directions: the component of the
+    gradient along a row is removed before the moments are updated, and rows are normalized after
+    the step. Groups with a `weight_decay` above 0 decay as in AdamW (Loshchilov & Hutter 2019).
+
+    A half-precision parameter is the rounded copy of an fp32 master in the state. `encode` and
+    `decode` give the gradients of matrices in parts (`sae_kernels.row_grads`), so that no tensor as
+    large as the parameter is needed.
 
     Args:
-        params: groups, as in torch.optim.
-        lr: learning rate.
-        betas: decay rates of the two moments.
-        eps: added to the denominator.
-        clip_norm: the most that the norm of the whole gradient, over all groups, may be; it is
-            scaled down to that, as torch.nn.utils.clip_grad_norm_ does. None: never.
-        moments: dtype of the moments; fp32 or wider when left out. bfloat16 saves half of their
-            memory; rounding is stochastic.
-        seed: of that rounding.
+        params: Parameter groups, as in torch.optim.
+        lr: Learning rate.
+        betas: Decay rates of the two moments.
+        eps: Number added to the denominator.
+        clip_norm: Largest norm of the gradient over all groups. A longer gradient is scaled down to
+            it, as torch.nn.utils.clip_grad_norm_ does. None: gradients are not clipped.
+        moments: dtype of the moments; that of the parameter, and at least fp32, if None. bfloat16
+            takes half the memory, with stochastic rounding.
+        seed: Seed of the stochastic rounding.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class RowAdam(torch.optim.Optimizer):
         groups = {"lr": lr, "betas": betas, "eps": eps, "unit_norm": False, "weight_decay": 0.0}
         super().__init__(params, groups)
         self.clip_norm, self.moments, self.seed = clip_norm, moments, seed
-        # Of a recorded step (`training.graph`): what replays it, and per group what it reads.
+        # For a step recorded by `training.cuda_graph`: the function that replays it, and the
+        # settings of each group that it reads from the device.
         self.replay: Callable[[], None] | None = None
         self.hyper: list[Tensor] = []
         for param in self._params():
             if param.ndim == 2:
-                param.row_grads = RowGrads()
+                param.row_grads = RowGrads()  # pyright: ignore[reportAttributeAccessIssue]
 
     def _params(self) -> Iterable[Tensor]:
         return (param for group in self.param_groups for param in group["params"])
@@ -82,7 +84,10 @@ class RowAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def clip_factor(self) -> Tensor | None:
-        """What every gradient is multiplied by: 0-d, on the device; None without `clip_norm`."""
+        """Return the factor that clips the gradient: 0-d, on the device.
+
+        Returns None if there is no `clip_norm`, or no gradient.
+        """
         if self.clip_norm is None:
             return None
         squares = [
@@ -106,7 +111,7 @@ class RowAdam(torch.optim.Optimizer):
         return loss
 
     def advance(self) -> None:
-        """Count one step, on the host and, for a recorded step, on the device."""
+        """Count one step on the host, and for a recorded step on the device too."""
         for number, group in enumerate(self.param_groups):
             for param in group["params"]:
                 if _has_gradient(param) or self.replay:
@@ -116,8 +121,9 @@ class RowAdam(torch.optim.Optimizer):
                     state["step"] += 1
                     step = state["step"]
             if self.hyper:
+                beta1, beta2 = group["betas"]
                 values = (
-                    *hyper_values(step, group["lr"], *group["betas"], group["eps"]),
+                    *hyper_values(step, group["lr"], beta1, beta2, group["eps"]),
                     1 - group["lr"] * group["weight_decay"],
                 )
                 pinned = torch.tensor(values, dtype=torch.float64).pin_memory()
@@ -125,11 +131,11 @@ class RowAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Update every parameter that has a gradient. Nothing here waits for the device."""
+        """Update every parameter that has a gradient, without waiting for the device."""
         scale = self.clip_factor()
         for number, group in enumerate(self.param_groups):
             beta1, beta2 = group["betas"]
-            for place, param in enumerate(group["params"]):
+            for index, param in enumerate(group["params"]):
                 if not _has_gradient(param):
                     continue
                 state = self.state[param]
@@ -150,14 +156,17 @@ class RowAdam(torch.optim.Optimizer):
                     row_grads=getattr(param, "row_grads", None),
                     scale=scale,
                     master=state.get("master"),
-                    seed=self.seed + 1000 * number + place,
+                    seed=self.seed + 1000 * number + index,
                     hyper=self.hyper[number][:6] if self.hyper else None,
                 )
 
 
 def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-    """After `load_state_dict`: torch casts state to the parameter's dtype, so that fp32 copies of a
-    half-precision one would be rounded."""
+    """Restore the saved dtypes of optimizer state after `load_state_dict`.
+
+    torch casts state to the dtype of the parameter, which would round the fp32 copies of a
+    half-precision parameter.
+    """
     params = [param for group in optimizer.param_groups for param in group["params"]]
     for number, param in enumerate(params):
         for name, saved in state_dict["state"].get(number, {}).items():
@@ -170,13 +179,13 @@ def _has_gradient(param: Tensor) -> bool:
 
 
 def remove_row_component(grad: Tensor, rows: Tensor) -> Tensor:
-    """Each row of `grad` less its component along the same row of `rows`; both [n, d]."""
+    """Return `grad` without the component of each row along the same row of `rows`; both [n, d]."""
     tiny = torch.finfo(rows.dtype).tiny
     along = (grad * rows).sum(1, keepdim=True) / rows.square().sum(1, keepdim=True).clamp_min(tiny)
     return grad - along * rows
 
 
 def normalize_rows_(rows: Tensor) -> Tensor:
-    """`rows` [n, d], each divided by its norm in place; a row of zeros stays zero."""
+    """Divide each row of `rows` [n, d] by its norm in place; a row of zeros does not change."""
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows.div_(norms.clamp_min(torch.finfo(rows.dtype).tiny))

@@ -13,7 +13,7 @@ from sae.errors import UserError
 from sae.training.train_config import TrainConfig
 
 PYTHON_ONLY = "python_only"
-"""Key of a config that lists what a config file cannot name, such as tensors, by setting."""
+"""Config key that lists the settings a config file cannot name, such as tensors."""
 
 
 @dataclass(kw_only=True)
@@ -92,5 +92,5 @@ class RunSettings:
 
     @property
     def full_contexts(self) -> bool:
-        """Whether a member has a loss term that runs the language model on whole contexts."""
+        """True if a member has a loss term that runs the language model on full contexts."""
         return any(member.full_contexts for member in self.members.values())

@@ -1,4 +1,4 @@
-"""Sign descent that needs no schedule, because it averages its iterates."""
+"""Sign descent that averages its iterates in place of a learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from sae.training.row_adam import normalize_rows_, remove_row_component, restore
 
 
 class ScheduleFreeSign(torch.optim.Optimizer):
-    """Schedule-free sign descent (Defazio et al. 2024, 2405.15682; sparsify's default).
+    """Schedule-free sign descent (Defazio et al. 2024, arXiv 2405.15682; sparsify's default).
 
-    Parameters hold y, where gradients are taken; two more sequences lie in the state, in fp32:
+    Gradients g are taken at y, the value of the parameters. Two more sequences, z and x, are in the
+    state, in fp32:
         z <- z - lr sign(g(y)),   x <- x + (z - x) / t,   y <- (1 - momentum) z + momentum x.
-    x is what has been learnt: `averaged` puts it in the place of y. In groups with `unit_norm` the
-    part of g along a row is removed before its sign is taken, and rows of z, x and y have norm 1.
+    x is the result of training; `averaged` returns an SAE with x in place of y. In groups with
+    `unit_norm` the component of g along a row is removed before its sign is taken, and rows of z, x
+    and y have norm 1.
 
     Args:
-        params: groups, as in torch.optim.
-        lr: learning rate.
-        momentum: how far y lies towards x.
+        params: Parameter groups, as in torch.optim.
+        lr: Learning rate.
+        momentum: Position of y between z (0) and x (1).
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class ScheduleFreeSign(torch.optim.Optimizer):
             state["x"] = state["z"].clone()
         state["step"] += 1
         z, x = state["z"], state["x"]
+        assert param.grad is not None
         grad = param.grad.to(wide)
         if group["unit_norm"]:
             grad = remove_row_component(grad, param.to(wide))

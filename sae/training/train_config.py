@@ -1,8 +1,8 @@
-"""The settings of one SAE of a run: what it is, and how it is trained."""
+"""Settings of one SAE of a run and of its training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
 
@@ -17,32 +17,36 @@ from sae.training import Learner, OptimConfig, SparseCoding, SparseCodingLearner
 
 
 class TrainConfig:
-    """A sparse autoencoder to be trained: three choices and an optimiser.
+    """Settings of one SAE and of its training.
 
     Args:
-        sae: which latents fire, and how many latents there are.
-        site: what is read and what is predicted; one hook to itself when left out.
-        losses: terms of the loss; when left out FVU and AuxK, or FVU alone with
-        CrossLayerTranscoder.
-        optim: the optimiser's settings and the schedule.
-        dead_after: tokens without firing after which a latent is dead; a rule says when left out.
-        refresh_steps: how often the list of dead latents for AuxK is drawn up, in steps; likewise.
-        cuda_graph: record the step once and replay it; on a GPU this helps where d_sae is 32,768
-            or less, since there launching kernels takes longer than running them.
-        accumulate: micro-batches of `data.batch_size` that one step learns from, where a larger
-            batch would not fit: the same as one of that size for losses that are means over tokens;
-            FVU and AuxK take the variance of each, and BatchTopK decides in each which latents
-            fire. Everything is counted in steps, `trainer.max_steps` included.
-        dtype: of the parameters; in bfloat16 the optimiser keeps fp32 copies, and thresholds stay
-            fp32.
-        ema: decay of a moving average of the weights (0.999 looks back some 1,000 steps), saved as
-            `sae_ema/` beside `sae/` and judged too; none when left out.
-        resample_every: steps between two times that dead latents start anew where the error is
-            largest (Bricken et al. 2023); never when left out, and never while the learning rate
-            falls at the end.
-        sparse_coding: how the dictionary is learnt without gradients in the first part of the run;
-            the encoder is then trained to it. When left out both are trained at once.
-        seed: of the starting directions; that of the run (`--seed`) when left out.
+        sae: Sparsity rule, which decides which latents fire, and the number of latents.
+        site: Hooks that are read and predicted. If left out, one hook is read and predicted.
+        losses: Terms of the loss. If left out, FVU and AuxK, or only FVU with CrossLayerTranscoder.
+        optim: Settings of the optimiser and its learning-rate schedule.
+        dead_after: Tokens without firing after which a latent is dead. If left out, a rule sets it
+            from d_sae, L0 and the length of the run.
+        refresh_steps: Steps between two updates of the list of dead latents for AuxK. If left out,
+            a rule sets it from dead_after and the batch size.
+        cuda_graph: Record the step once as a CUDA graph and replay it. This helps if d_sae is
+            32,768 or less, because launching kernels then takes longer than running them.
+        accumulate: Number of micro-batches of `data.batch_size` in a step, for batches that do not
+            fit in memory. The result is that of one large batch for losses that are means over
+            tokens. FVU and AuxK use the variance of each micro-batch, and BatchTopK selects latents
+            in each. All counts are in steps, `trainer.max_steps` included.
+        dtype: dtype of the parameters. With bfloat16, the optimiser has fp32 copies and thresholds
+            are fp32.
+        ema: Decay of a moving average of the weights (0.999 averages over about 1,000 steps). The
+            average is saved as `sae_ema/` beside `sae/` and evaluated too. No average if left out.
+        resample_every: Steps between two resamplings, in which dead latents restart on tokens with
+            a large error (Bricken et al. 2023). Latents are not resampled if this is left out, or
+            while the learning rate falls at the end of the run.
+        sparse_coding: Settings of a first part of the run, which learns the dictionary without
+            gradients before the encoder is trained. If left out, both are trained together.
+        seed: Seed of the starting directions; that of the run (`--seed`) if left out.
+
+    Raises:
+        UserError: A count is below 1, or settings exclude each other.
     """
 
     def __init__(
@@ -69,15 +73,15 @@ class TrainConfig:
         }
         for name, value in counts.items():
             if value is not None and value < 1:
-                raise UserError(f"model.{name}={value}; give at least 1, or leave out")
+                raise UserError(f"model.{name}={value}; give at least 1, or leave it out")
         if sparse_coding is not None and cuda_graph:
             raise UserError(
                 "model.cuda_graph=true cannot record the steps of model.sparse_coding; leave it out"
             )
         self.sparsity, self.sparse_coding = sae, sparse_coding
         self.site = site or Autoencoder()
-        alone = self.site.groups > 1  # AuxK does not apply there
-        self.losses = losses or ([FVU()] if alone else [FVU(), AuxK()])
+        grouped = self.site.groups > 1  # AuxK does not apply to groups of latents
+        self.losses = losses or ([FVU()] if grouped else [FVU(), AuxK()])
         self.full_contexts = any(term.full_contexts for term in self.losses)
         if self.full_contexts and cuda_graph:
             names = ", ".join(type(t).__name__ for t in self.losses if t.full_contexts)
@@ -92,7 +96,13 @@ class TrainConfig:
         self.sae_dtype, self.ema = getattr(torch, dtype), ema
 
     def build_learner(self, widths: Mapping[str, int], batch_size: int, steps: int) -> Learner:
-        """Return a learner with these settings, for hooks of these widths and `steps` steps."""
+        """Return a learner with these settings.
+
+        Args:
+            widths: Width of each hook, by name.
+            batch_size: Tokens in a micro-batch (`data.batch_size`).
+            steps: Length of the run.
+        """
         site = self.site.bind(widths)
         sae = SAE(
             site.d_in,
@@ -105,10 +115,10 @@ class TrainConfig:
         batch_size *= self.accumulate
         l0 = defaults.target_l0_of(self.sparsity, self.losses)
         dead_after = self.dead_after or defaults.dead_after(sae.d_sae, l0, steps * batch_size)
-        kind = Learner
+        learner_class: Callable[..., Learner] = Learner
         if self.sparse_coding is not None:
-            kind = partial(SparseCodingLearner, settings=self.sparse_coding)
-        return kind(
+            learner_class = partial(SparseCodingLearner, settings=self.sparse_coding)
+        return learner_class(
             sae,
             self.losses,
             self.optim,

@@ -18,7 +18,7 @@ def made(optim: OptimConfig, steps: int = 100, rule=TopK(d_sae=256, k=4), term=F
 
 def test_the_learning_rate_lets_rows_turn_by_as_much_in_every_run():
     rate = made(OptimConfig(), steps=100).lr
-    assert rate * math.sqrt(64 * 100) == pytest.approx(defaults.TRAVEL)
+    assert rate * math.sqrt(64 * 100) == pytest.approx(defaults.ROW_ROTATION)
     assert made(OptimConfig(), steps=400).lr == pytest.approx(rate / 2)
     assert {made(OptimConfig(name=name)).lr for name in ("adamw", "muon")} == {rate}
     assert made(OptimConfig(name="signum")).lr == 5e-3 * 8

@@ -16,7 +16,7 @@ from sae.metrics.decoder_directions import dictionary_mcc_signed
 from sae.training import SparseCoding, learn_dictionary
 from sae.training.dictionary_learning import updates as dictionary_steps
 from sae.training.dictionary_learning.learn import DictionaryLearner
-from sae.training.dictionary_learning.updates import add_products, lasso_codes, sweep
+from sae.training.dictionary_learning.updates import add_products, lasso_codes, update_atoms
 from sae.worlds import Exact, HalfNormal, World
 
 
@@ -41,7 +41,7 @@ def test_a_sweep_is_the_plain_loop_over_atoms(F):
                 residual = x - z[r] @ expected[r]
                 step = z[r, :, j] @ residual / z[r, :, j].square().sum()
                 expected[r, j] = (expected[r, j] + step) / (expected[r, j] + step).norm()
-    found = sweep(D, z.mT @ z, z.mT @ x)
+    found = update_atoms(D, z.mT @ z, z.mT @ x)
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
     assert torch.equal(found[1, 3], D[1, 3])
 
@@ -49,7 +49,7 @@ def test_a_sweep_is_the_plain_loop_over_atoms(F):
 @pytest.mark.parametrize("non_negative", [True, False], ids=["non_negative", "signed"])
 @pytest.mark.parametrize("F", [6, 12], ids=["gram", "two products"])
 def test_codes_reach_the_optimum(F, non_negative, monkeypatch):
-    monkeypatch.setitem(dictionary_steps.CODES_PER_RUN, "cpu", 2 * F * 128)  # two runs of rows
+    monkeypatch.setitem(dictionary_steps.CODES_PER_CHUNK, "cpu", 2 * F * 128)  # two runs of rows
     x, D = drawn(200, 5), normalize(drawn(2, F, 5, seed=1), dim=2)
     z = lasso_codes(x, D, 0.3, 4000, non_negative=non_negative)
     assert z.shape == (2, 200, F) and bool((z < 0).any()) != non_negative
@@ -115,7 +115,7 @@ def test_the_penalty_falls_evenly_in_its_logarithm_and_then_holds():
     s = SparseCoding(penalty=0.01, first_penalty=1.0)
     found = [s.penalty_at(step, 100) for step in (0, 20, 40, 80, 99)]
     assert found == pytest.approx([1.0, 10**-0.5, 0.1, 0.01, 0.01])
-    assert [s.holds(step, 100) for step in (0, 79, 80, 99)] == [False, False, True, True]
+    assert [s.is_final(step, 100) for step in (0, 79, 80, 99)] == [False, False, True, True]
 
 
 def test_idle_atoms_and_twins_are_replaced_by_residuals():
@@ -128,7 +128,7 @@ def test_idle_atoms_and_twins_are_replaced_by_residuals():
     one.D[0, 5] = -one.D[0, 0]
     one.replaced.zero_()
     before, z = one.D.clone(), one.codes(x, 5)
-    one._replace(x, z)
+    one._replace_atoms(x, z)
     changed = (before != one.D).any(2)[0].nonzero()[:, 0].tolist()
     assert changed == [3, 4]  # 3 is idle, 4 is like 2 and has less energy; -D[0] is no twin of D[0]
     assert one.replaced.item() == 2
@@ -147,7 +147,7 @@ def test_how_close_two_atoms_may_come_is_a_setting(same, gone):
     one.D[0, 1] = torch.tensor([0.6, 0.8, 0.0, 0.0], dtype=torch.float64)
     one.zz[0] = torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64))
     before = one.D.clone()
-    one._replace(x, one.codes(x, 5))
+    one._replace_atoms(x, one.codes(x, 5))
     assert (before != one.D).any(2)[0].nonzero()[:, 0].tolist() == gone
 
 

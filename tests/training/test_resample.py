@@ -19,7 +19,7 @@ from sae.autoencoder.sites import (
 )
 from sae.autoencoder.sparsity import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from sae.training import Learner, OptimConfig
-from sae.training.resample import Resampler, drawn
+from sae.training.resample import Resampler, sample_tokens
 from sae.worlds import SparseSuperposition
 from sae_kernels.codes import Codes
 
@@ -185,9 +185,9 @@ def test_tokens_are_drawn_by_squared_loss_and_not_twice():
     squared_error = torch.tensor([1.0, 2.0, 0.0, 3.0])
     counts = torch.zeros(4)
     for seed in range(4000):
-        counts[drawn(squared_error, 1, torch.Generator().manual_seed(seed))] += 1
+        counts[sample_tokens(squared_error, 1, torch.Generator().manual_seed(seed))] += 1
     torch.testing.assert_close(counts / 4000, squared_error**2 / 14, rtol=0, atol=0.03)
-    everyone = drawn(squared_error, 9, torch.Generator().manual_seed(0))
+    everyone = sample_tokens(squared_error, 9, torch.Generator().manual_seed(0))
     assert sorted(everyone.tolist()) == [0, 1, 3], "what has no error is no place to start"
 
 

@@ -45,9 +45,9 @@ def test_the_dictionary_is_learnt_then_held_while_the_encoder_is():
     settings = SparseCoding(iterations=10, bias=False, restarts=4)
     one = learner(steps=120, objective=[FVU()], ema=0.9, settings=settings)
     for index in range(60):
-        assert one.coding
+        assert one.in_first_part
         one.step(batch(index))
-    assert not one.coding and one.tokens == 60 * 128
+    assert not one.in_first_part and one.tokens == 60 * 128
     first = weights(one)
     assert torch.equal(first["W_dec"], one.coder.D[one.coder.best()])
     assert torch.equal(first["W_enc"], first["W_dec"].t())

@@ -1,9 +1,8 @@
-"""Dictionaries learnt by sparse coding: codes by FISTA or on an active set, atoms by
-block-coordinate descent.
+"""Dictionary learning: codes by FISTA or on an active set, atoms by block-coordinate descent.
 
-Online dictionary learning (Mairal et al. 2010, "Online learning for matrix factorization and sparse
-coding", algorithms 1 and 2), with an annealed penalty, replacement of atoms and restarts. Nothing
-here needs gradients, or knows of autoencoders.
+This is online dictionary learning (Mairal et al. 2010, "Online learning for matrix factorization
+and sparse coding", algorithms 1 and 2), with an annealed penalty, replacement of atoms and
+restarts. It uses neither gradients nor autoencoders.
 """
 
 from __future__ import annotations
@@ -19,30 +18,50 @@ from torch.nn.functional import normalize
 from sae.errors import UserError
 from sae.inference.active_set import active_set_codes
 from sae.training.dictionary_learning.config import SparseCoding
-from sae.training.dictionary_learning.updates import add_products, lasso_codes, sweep
-from sae.training.resample import drawn
+from sae.training.dictionary_learning.updates import (
+    add_products,
+    lasso_codes,
+    update_atoms,
+)
+from sae.training.resample import sample_tokens
 from sae.training.step import RunningMeans
 
-# An atom with less than this share of the mean energy of codes is not needed.
-IDLE = 0.02
-# Of FISTA, for the codes that restarts of a fixed set are compared by.
+# An atom is idle if the energy of its codes is below this share of the mean over atoms.
+IDLE_ENERGY = 0.02
+# FISTA steps for the codes by which `learn_dictionary` compares restarts.
 FINAL_ITERATIONS = 300
 
 
 class DictionaryLearner(nn.Module):
-    """R dictionaries being learnt from the same samples, and all the state of that.
+    """R dictionaries that are learned from the same samples, with all state of the learning.
 
     Args:
-        d_in, d_sae: width of a sample, and number of atoms.
-        settings: penalties, restarts and the like; penalties in the unit of the samples.
-        steps: how many there will be.
-        online: whether each step brings fresh samples, so that sums over the earlier ones are kept;
-            else each brings the same ones, and none are.
-        seed: of the starts, and of the draws.
+        d_in: Width of a sample.
+        d_sae: Number of atoms.
+        settings: Penalties (in the unit of the samples), restarts and the like.
+        steps: Number of steps of the whole run.
+        online: Whether each step has new samples, so that sums include those of earlier steps. If
+            False, every step has the same samples, and the sums are those of one step.
+        seed: Seed of the starting dictionaries and of the samples that replace atoms.
+        dtype: dtype of the dictionaries and of all sums.
 
     Attributes:
-        D [R, d_sae, d_in], rows of norm 1; b [R, d_in].
+        D: Dictionaries [R, d_sae, d_in], rows of norm 1.
+        b: Biases [R, d_in].
+        zz, zx, z, x: Weighted sums over samples: z^T z [R, d_sae, d_sae], z^T x [R, d_sae, d_in],
+            z [R, d_sae], x [d_in].
+        held: Sum of the objectives of the final steps, float64 [R].
+        replaced: Number of atoms replaced so far, int64 [R].
     """
+
+    D: Tensor
+    b: Tensor
+    zz: Tensor
+    zx: Tensor
+    z: Tensor
+    x: Tensor
+    held: Tensor
+    replaced: Tensor
 
     METRICS = ("samples", "squared_error", "variance", "l0", "objective")
 
@@ -71,63 +90,81 @@ class DictionaryLearner(nn.Module):
         self.register_buffer("held", torch.zeros(R, dtype=torch.float64))
         self.register_buffer("replaced", torch.zeros(R, dtype=torch.int64))
         self.running_means = RunningMeans(self.METRICS)
-        self.samples = 0.0  # how many the sums stand for
+        self.samples = 0.0  # weighted number of samples in the sums
         self.steps = 0
 
     @torch.no_grad()
     def step(self, x: Tensor, start: Tensor | None = None) -> Tensor:
-        """Learn from samples [n, d_in]; their codes [R, n, d_sae], by the dictionaries before that.
+        """Update the dictionaries from a batch.
 
-        start: codes to begin with, 0 when left out.
+        Args:
+            x: Samples [n, d_in].
+            start: Codes to start from [R, n, d_sae]; 0 if None.
+
+        Returns:
+            Codes [R, n, d_sae] of the samples by the dictionaries before this step.
         """
         s = self.settings
         x = x.to(self.D)
         z = self.codes(x, s.iterations, start=start)
-        keep = (self.steps / (self.steps + 1)) ** s.forgetting if self.online else 0.0
+        decay = (self.steps / (self.steps + 1)) ** s.forgetting if self.online else 0.0
         for total in (self.zz, self.zx, self.z, self.x):
-            total *= keep
+            total *= decay
         add_products(self.zz, z)
         self.zx += z.mT @ x
         self.z += z.sum(1)
         self.x += x.sum(0)
-        self.samples = keep * self.samples + len(x)
-        self._note(x, z)
-        self.D = sweep(self.D, self.zz, self.zx - self.z[:, :, None] * self.b[:, None])
+        self.samples = decay * self.samples + len(x)
+        self._add_metrics(x, z)
+        self.D = update_atoms(self.D, self.zz, self.zx - self.z[:, :, None] * self.b[:, None])
         if s.bias:
             self.b = (self.x - (self.z[:, None] @ self.D)[:, 0]) / self.samples
         self.steps += 1
         due = s.replace_every is not None and self.steps % s.replace_every == 0
-        if due and not s.holds(self.steps, self.total_steps):
-            self._replace(x, z)
+        if due and not s.is_final(self.steps, self.total_steps):
+            self._replace_atoms(x, z)
         return z
 
     def codes(self, x: Tensor, iterations: int, *, start: Tensor | None = None) -> Tensor:
-        """Codes [R, n, d_sae] of x [n, d_in] at the penalty of the coming step; `iterations` of
-        FISTA, where the settings do not ask for rounds."""
+        """Return the codes [R, n, d_sae] of x [n, d_in] at the penalty of the next step.
+
+        Args:
+            x: Samples [n, d_in].
+            iterations: FISTA steps; not used if the settings choose the active set (`rounds`).
+            start: Codes to start from [R, n, d_sae]; 0 if None.
+        """
         s, x = self.settings, x - self.b[:, None]
         if s.rounds is None:
             return lasso_codes(
                 x, self.D, self.penalty, iterations, non_negative=s.non_negative, start=start
             )
         starts = [None] * len(x) if start is None else start
-        each = zip(x, self.D, starts, strict=True)
+        restarts = zip(x, self.D, starts, strict=True)
         return torch.stack(
-            [active_set_codes(one, D, self.penalty, s.rounds, start=z) for one, D, z in each]
+            [active_set_codes(x_r, D, self.penalty, s.rounds, start=z) for x_r, D, z in restarts]
         )
 
     @property
     def penalty(self) -> float:
-        """Of the coming step; after the last step, the last one."""
+        """The penalty of the next step, or of the last step if there is no other."""
         return self.settings.penalty_at(self.steps, self.total_steps)
 
     def objectives(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of 1/2 |x - b - z D|^2 + penalty |z|_1, and of |x - b - z D|^2: float64 [R]."""
+        """Return the means of 1/2 |x - b - z D|^2 + penalty |z|_1 and of |x - b - z D|^2.
+
+        Args:
+            x: Samples [n, d_in].
+            z: Their codes [R, n, d_sae].
+
+        Returns:
+            Objective and squared error of each restart, each float64 [R].
+        """
         error = (x - self.b[:, None] - z @ self.D).double().square().sum(2).mean(1)
         return 0.5 * error + self.penalty * z.abs().double().sum(2).mean(1), error
 
-    def _note(self, x: Tensor, z: Tensor) -> None:
+    def _add_metrics(self, x: Tensor, z: Tensor) -> None:
         objective, error = self.objectives(x, z)
-        if self.settings.holds(self.steps, self.total_steps):
+        if self.settings.is_final(self.steps, self.total_steps):
             self.held += objective
         n, best = len(x), self.best()
         self.running_means.add(
@@ -139,37 +176,45 @@ class DictionaryLearner(nn.Module):
         )
 
     def best(self) -> int:
-        """The restart with the lowest objective in the last steps; the first before those."""
+        """Return the index of the restart with the lowest objective in the final steps.
+
+        It is 0 before the final steps.
+        """
         return int(self.held.argmin())
 
-    def _replace(self, x: Tensor, z: Tensor) -> None:
-        """Idle atoms, and the lesser of two alike, become residuals of samples, drawn with
-        probability proportional to the square of their squared error."""
+    def _replace_atoms(self, x: Tensor, z: Tensor) -> None:
+        """Replace idle atoms, and the less used of two similar ones, by residuals of samples.
+
+        Samples are drawn with probability proportional to the square of their squared error.
+        """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.steps)
         residual = x - self.b[:, None] - z @ self.D
-        for r, (D, missed) in enumerate(zip(self.D, residual, strict=True)):
+        for r, (D, residual_r) in enumerate(zip(self.D, residual, strict=True)):
             energy = self.zz[r].diagonal()
-            gone = self._idle(r)
-            alike = D @ D.t() if self.settings.non_negative else (D @ D.t()).abs()
-            one, other = (alike.triu(1) > self.settings.same).nonzero(as_tuple=True)
-            gone[torch.where(energy[one] < energy[other], one, other)] = True
-            atoms = gone.nonzero()[:, 0]
+            replaced = self._idle_atoms(r)
+            similarity = D @ D.t() if self.settings.non_negative else (D @ D.t()).abs()
+            first, second = (similarity.triu(1) > self.settings.same).nonzero(as_tuple=True)
+            replaced[torch.where(energy[first] < energy[second], first, second)] = True
+            atoms = replaced.nonzero()[:, 0]
             if not len(atoms):
                 continue
-            tokens = drawn(missed.square().sum(1), len(atoms), generator)
-            atoms = atoms[: len(tokens)]
-            D[atoms] = normalize(missed[tokens], dim=1)
+            samples = sample_tokens(residual_r.square().sum(1), len(atoms), generator)
+            atoms = atoms[: len(samples)]
+            D[atoms] = normalize(residual_r[samples], dim=1)
             self.zz[r, atoms] = self.zz[r, :, atoms] = 0
             self.zx[r, atoms] = self.z[r, atoms] = 0
             self.replaced[r] += len(atoms)
 
-    def _idle(self, r: int) -> Tensor:
-        """Which atoms of restart r codes hardly use: bool [d_sae]."""
+    def _idle_atoms(self, r: int) -> Tensor:
+        """Return which atoms of restart r are hardly used by codes, as bool [d_sae]."""
         energy = self.zz[r].diagonal()
-        return energy < IDLE * energy.mean()
+        return energy < IDLE_ENERGY * energy.mean()
 
     def pop_metrics(self) -> dict[str, float]:
-        """Averages since the last call, of the best restart so far. Waits for the device."""
+        """Return the metrics of the best restart so far, averaged since the last call.
+
+        This waits for the device.
+        """
         sums = self.running_means.pop()
         n = max(sums["samples"], 1.0)
         return {
@@ -177,7 +222,7 @@ class DictionaryLearner(nn.Module):
             "fvu": sums["squared_error"] / sums["variance"] if sums["variance"] else math.nan,
             "l0": sums["l0"] / n,
             "penalty": self.penalty,
-            "dead_fraction": self._idle(self.best()).double().mean().item(),
+            "dead_fraction": self._idle_atoms(self.best()).double().mean().item(),
             "replaced_atoms": float(self.replaced[self.best()]),
         }
 
@@ -190,14 +235,14 @@ class DictionaryLearner(nn.Module):
 
 @dataclass(frozen=True)
 class Dictionary:
-    """What `learn_dictionary` found.
+    """The result of `learn_dictionary`.
 
     Attributes:
-        W_dec: [d_sae, d_in], rows of norm 1, of the restart with the lowest objective.
-        b_dec: [d_in].
-        penalty: the last one, in the unit of the samples.
-        objectives: of every restart, float64 [R], in the unit in which E|x| = sqrt(d_in).
-        restarts: W_dec of every restart [R, d_sae, d_in].
+        W_dec: Dictionary of the restart with the lowest objective [d_sae, d_in], rows of norm 1.
+        b_dec: Its bias [d_in].
+        penalty: Final penalty, in the unit of the samples.
+        objectives: Objective of every restart, float64 [R], in the unit in which E|x| = sqrt(d_in).
+        restarts: Dictionaries of all restarts [R, d_sae, d_in].
     """
 
     W_dec: Tensor
@@ -216,16 +261,25 @@ def learn_dictionary(
     steps: int = 600,
     seed: int = 0,
 ) -> Dictionary:
-    """Dictionaries of a fixed set of samples x [n, d_in]: every step codes all of them, from the
-    codes of the step before, and sweeps once over the atoms. `share` and `forgetting` of the
-    settings mean nothing here.
+    """Learn a dictionary of a fixed set of samples.
 
-    Raises UserError for samples that are all zero.
+    Every step computes codes of all samples, starting from the codes of the step before, and then
+    updates each atom once.
+
+    Args:
+        x: Samples [n, d_in].
+        d_sae: Number of atoms.
+        settings: Settings of the learning; `share` and `forgetting` are not used.
+        steps: Number of steps.
+        seed: Seed of the starting dictionaries and of the samples that replace atoms.
+
+    Raises:
+        UserError: All samples are zero.
     """
-    length = x.double().norm(dim=1).mean().item()
-    if length == 0:
-        raise UserError("all samples are zero: there is no dictionary of them")
-    scale = math.sqrt(x.shape[1]) / length
+    mean_norm = x.double().norm(dim=1).mean().item()
+    if mean_norm == 0:
+        raise UserError("all samples are zero, so there is no dictionary to learn; give other ones")
+    scale = math.sqrt(x.shape[1]) / mean_norm
     x = x * scale
     learner = DictionaryLearner(
         x.shape[1], d_sae, settings, steps=steps, online=False, seed=seed, dtype=x.dtype

@@ -1,4 +1,4 @@
-"""A run in two parts: a dictionary by sparse coding, then an encoder trained to it."""
+"""A run in two parts: sparse coding learns a dictionary, then an encoder is trained for it."""
 
 from __future__ import annotations
 
@@ -20,47 +20,50 @@ from sae_kernels.codes import Codes
 
 
 class SparseCodingLearner(Learner):
-    """A `Learner` whose W_dec and b_dec are learnt by `DictionaryLearner` on the first batches, and
-    held from then on; on the others the rest of `sae` is trained by the objective.
+    """A `Learner` that learns W_dec and b_dec by sparse coding, and then the rest with gradients.
 
-    In the first part the SAE always holds the best dictionary so far and its transpose as encoder,
-    and `predict` codes by FISTA. The sums kept for the dictionary take restarts * d_sae^2 numbers,
-    in checkpoints too.
+    In the first part `DictionaryLearner` learns W_dec and b_dec from the batches. In the second
+    part they do not change, and the other parameters of `sae` are trained on the losses.
+
+    In the first part the SAE always has the best dictionary so far, with its transpose as encoder,
+    and `predict` computes codes by FISTA. The sums for the dictionary take restarts * d_sae^2
+    numbers, in checkpoints too.
 
     Args:
-        settings: of the first part.
-        more: as `Learner`.
+        settings: Settings of the first part.
+        kwargs: As `Learner`.
 
-    Raises UserError, besides those of `Learner`, where what is read is not what is predicted, where
-    there is no encoder to train, with resampling, and where either part would have no step.
+    Raises:
+        UserError: The SAE reads something else than it predicts, it has no encoder to train,
+            `resample_every` is set, one of the parts would have no step, or `Learner` raises it.
     """
 
     def __init__(
         self,
         sae: SAE,
-        objective: Sequence[LossTerm],
+        losses: Sequence[LossTerm],
         optim: OptimConfig,
         *,
         settings: SparseCoding,
         total_steps: int,
         seed: int = 0,
         resample_every: int | None = None,
-        **more: Any,
+        **kwargs: Any,
     ) -> None:
         if not sae.reconstructs_input:
             raise UserError(
-                "model.sparse_coding learns a dictionary of what is read, and "
+                "model.sparse_coding learns a dictionary of the activations it reads, but "
                 f"{type(sae.site).__name__} predicts something else; use Autoencoder or Crosscoder"
             )
         if not sae.sparsity.learns_encoder:
             raise UserError(
-                "model.sparse_coding trains an encoder to its dictionary, and "
+                "model.sparse_coding trains an encoder for its dictionary, but "
                 f"{type(sae.sparsity).__name__} has none; use another model.sae"
             )
         if resample_every is not None:
             raise UserError(
                 f"model.resample_every={resample_every} changes the dictionary that "
-                "model.sparse_coding holds; leave it out"
+                "model.sparse_coding learned; leave it out"
             )
         start_step = round(settings.share * total_steps)
         if not 0 < start_step < total_steps:
@@ -68,10 +71,10 @@ class SparseCodingLearner(Learner):
                 f"model.sparse_coding.share={settings.share} of {total_steps} steps leaves no step "
                 "for the dictionary or none for the encoder; train for longer"
             )
-        for held in (sae.W_dec, sae.b_dec):
-            held.requires_grad_(False)
+        for param in (sae.W_dec, sae.b_dec):
+            param.requires_grad_(False)
         super().__init__(
-            sae, objective, optim, total_steps=total_steps, start_step=start_step, seed=seed, **more
+            sae, losses, optim, total_steps=total_steps, start_step=start_step, seed=seed, **kwargs
         )
         self.coder = DictionaryLearner(
             sae.d_in,
@@ -83,13 +86,13 @@ class SparseCodingLearner(Learner):
         )
 
     @property
-    def coding(self) -> bool:
-        """Whether the coming step is of the first part."""
+    def in_first_part(self) -> bool:
+        """True if the next step is one of sparse coding."""
         return self.steps < self.start_step
 
     @torch.no_grad()
     def initialise(self, acts: dict[str, Tensor]) -> None:
-        """As `Learner`; without `bias`, b_dec becomes 0."""
+        """Set scales and biases as `Learner` does, but b_dec to 0 if `bias` is False."""
         super().initialise(acts)
         if self.coder.settings.bias:
             self.coder.b.copy_(self.sae.b_dec.expand_as(self.coder.b))
@@ -101,18 +104,18 @@ class SparseCodingLearner(Learner):
         *micro: dict[str, Tensor],
         runs: Sequence[Run | None] | None = None,
     ) -> None:
-        """As `Learner`."""
-        if not self.coding:
+        """Train on one batch, or on micro-batches, as `Learner.step` does."""
+        if not self.in_first_part:
             super().step(*micro, runs=runs)
             return
         self.coder.step(torch.cat([self.scaled_pair(acts)[0] for acts in micro]))
-        self.hold()
+        self.copy_dictionary()
         self.steps += 1
         self.tokens += sum(len(next(iter(acts.values()))) for acts in micro)
 
     @torch.no_grad()
-    def hold(self) -> None:
-        """The best dictionary so far into the SAE, and its transpose into the encoder."""
+    def copy_dictionary(self) -> None:
+        """Copy the best dictionary so far to W_dec and b_dec, and its transpose to W_enc."""
         best = self.coder.best()
         self.sae.W_dec.copy_(self.coder.D[best])
         self.sae.W_enc.copy_(self.coder.D[best].t())
@@ -122,8 +125,8 @@ class SparseCodingLearner(Learner):
     def predict(
         self, acts: dict[str, Tensor], sae: SAE | None = None
     ) -> tuple[Tensor, Tensor, Codes]:
-        """As `Learner`; in the first part by FISTA."""
-        if not self.coding:
+        """Return y, its prediction and the codes, by FISTA in the first part."""
+        if not self.in_first_part:
             return super().predict(acts, sae)
         x, y = self.scaled_pair(acts)
         best = self.coder.best()
@@ -132,5 +135,5 @@ class SparseCodingLearner(Learner):
         return y, y_hat.to(y.dtype), ragged_codes([sparse_rows(z)], self.sae.d_sae)
 
     def pop_metrics(self) -> dict[str, float]:
-        """As `Learner`; in the first part the figures of the dictionary."""
+        """Return the training metrics; in the first part those of the dictionary."""
         return self.coder.pop_metrics() if self.steps <= self.start_step else super().pop_metrics()

@@ -1,6 +1,6 @@
-"""The two steps of dictionary learning: codes for dictionaries, and dictionaries for codes.
+"""The two updates of dictionary learning: codes for given dictionaries, and the reverse.
 
-Everything is for R dictionaries at once, [R, F, d]: small ones take no longer together than alone.
+All functions take R dictionaries at once, [R, F, d]: R small ones take no longer than one.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-# Codes are computed for so many rows at a time that they hold about this many numbers.
-CODES_PER_RUN = {"cpu": 2**20, "cuda": 2**28}
-# Atoms whose part of the residual is brought up to date by one product.
+# Codes are computed in chunks of rows; a chunk of codes holds about this many numbers.
+CODES_PER_CHUNK = {"cpu": 2**20, "cuda": 2**28}
+# Number of atoms for which one matrix product computes the residual.
 BLOCK = 64
 
 
@@ -26,87 +26,111 @@ def lasso_codes(
     non_negative: bool = True,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Codes z [R, n, F] of 1/2 |x - z D|^2 + penalty |z|_1, for R dictionaries at once.
+    """Return the codes z that minimize 1/2 |x - z D|^2 + penalty |z|_1, for R dictionaries.
 
-    `iterations` of FISTA (Beck & Teboulle 2009), from `start` or 0. x [n, d] or [R, n, d],
-    D [R, F, d]. There is no certificate and no early end: `sae.inference` has those.
+    This is FISTA (Beck & Teboulle 2009) with a fixed number of steps. It neither stops early nor
+    returns a duality gap; the solvers in `sae.inference` do.
+
+    Args:
+        x: Samples [n, d] or [R, n, d].
+        D: Dictionaries [R, F, d].
+        penalty: Weight of |z|_1.
+        iterations: Number of FISTA steps.
+        non_negative: Whether codes must be at least 0.
+        start: Codes to start from [R, n, F]; 0 if None.
+
+    Returns:
+        Codes [R, n, F].
     """
     R, F, d = D.shape
     step = 1 / squared_norms(D)[:, None, None]
     x = x.expand(R, -1, -1)
     gram = None
-    if 2 * d >= F:  # one product with [F, F] in place of two with [F, d]
+    if 2 * d >= F:  # one product with [F, F] is then cheaper than two with [F, d]
         gram = torch.eye(F, dtype=D.dtype, device=D.device) - step * (D @ D.mT)
-    rows = max(128, CODES_PER_RUN.get(x.device.type, 2**20) // (R * F))
+    rows = max(128, CODES_PER_CHUNK.get(x.device.type, 2**20) // (R * F))
     starts = [None] * math.ceil(x.shape[1] / rows) if start is None else start.split(rows, 1)
-    parts = []
-    for some, z in zip(x.split(rows, 1), starts, strict=True):
-        toward = (some @ D.mT) * step
+    chunks = []
+    for x_chunk, z in zip(x.split(rows, 1), starts, strict=True):
+        shift = (x_chunk @ D.mT) * step  # the part of a gradient step that does not depend on z
         if non_negative:
-            toward -= penalty * step
-        z = toward.new_zeros(R, some.shape[1], F) if z is None else z
-        ahead, t = z, 1.0
+            shift -= penalty * step
+        z = shift.new_zeros(R, x_chunk.shape[1], F) if z is None else z
+        momentum_z, t = z, 1.0
         for _ in range(iterations):
             if gram is not None:
-                new = torch.baddbmm(toward, ahead, gram)
+                new = torch.baddbmm(shift, momentum_z, gram)
             else:
-                new = torch.baddbmm(ahead + toward, ahead @ D, D.mT * -step)
+                new = torch.baddbmm(momentum_z + shift, momentum_z @ D, D.mT * -step)
             if non_negative:
                 new.clamp_(min=0)
             else:
                 new -= new.clamp(-penalty * step, penalty * step)
-            following = (1 + math.sqrt(1 + 4 * t * t)) / 2
-            ahead = torch.lerp(z, new, 1 + (t - 1) / following)
-            z, t = new, following
-        parts.append(z)
-    return torch.cat(parts, 1)
+            next_t = (1 + math.sqrt(1 + 4 * t * t)) / 2
+            momentum_z = torch.lerp(z, new, 1 + (t - 1) / next_t)
+            z, t = new, next_t
+        chunks.append(z)
+    return torch.cat(chunks, 1)
 
 
 def squared_norms(D: Tensor) -> Tensor:
-    """|D|_2^2 of each of D [R, F, d], rounded up: a step of its inverse never diverges."""
+    """Return the squared spectral norm of each of D [R, F, d], as [R].
+
+    It is rounded up, so that gradient steps of its inverse never diverge.
+    """
     wide = D.double()
     gram = wide.mT @ wide if D.shape[2] <= D.shape[1] else wide @ wide.mT
     largest = torch.linalg.eigvalsh(gram)[:, -1]
     return (largest * (1 + 1e-5)).clamp_min(1e-30).to(D.dtype)
 
 
-def sweep(D: Tensor, zz: Tensor, zx: Tensor) -> Tensor:
-    """D [R, F, d] after one round of block-coordinate descent on |x - z D|^2, given the sums
-    zz = z^T z [R, F, F] and zx = z^T x [R, F, d].
+def update_atoms(D: Tensor, zz: Tensor, zx: Tensor) -> Tensor:
+    """Return the dictionaries after one round of block-coordinate descent on |x - z D|^2.
 
-    In turn, each atom goes to the minimum given all others as they then are, and back to norm 1:
-    d_j <- d_j + (zx_j - zz_j D) / zz_jj. (Normalising after the round instead loses features.)
-    Atoms that no code uses stay.
+    Each atom in turn moves to the minimum given the current value of all others,
+    d_j <- d_j + (zx_j - zz_j D) / zz_jj, and is normalized. (If atoms are normalized only after the
+    round, features are lost.) Atoms that no code uses do not change.
+
+    Args:
+        D: Dictionaries [R, F, d], with rows of norm 1.
+        zz: Sums z^T z of the codes [R, F, F].
+        zx: Sums z^T x [R, F, d].
+
+    Returns:
+        New dictionaries [R, F, d]; `D` does not change.
     """
     D = D.clone()
     energy = zz.diagonal(dim1=1, dim2=2)
     inverse = torch.where(energy > 0, 1 / energy.clamp_min(torch.finfo(D.dtype).tiny), 0)
     for first in range(0, D.shape[1], BLOCK):
         block = slice(first, min(first + BLOCK, D.shape[1]))
-        missing = zx[:, block] - zz[:, block] @ D
-        atoms, among = D[:, block], zz[:, block, block]
+        residual = zx[:, block] - zz[:, block] @ D
+        atoms, block_zz = D[:, block], zz[:, block, block]
         for j in range(atoms.shape[1]):
             old = atoms[:, j]
-            new = normalize(torch.addcmul(old, missing[:, j], inverse[:, first + j, None]), dim=1)
-            missing.baddbmm_(among[:, :, j : j + 1], (old - new)[:, None])
+            new = normalize(torch.addcmul(old, residual[:, j], inverse[:, first + j, None]), dim=1)
+            residual.baddbmm_(block_zz[:, :, j : j + 1], (old - new)[:, None])
             atoms[:, j] = new
     return D
 
 
 def add_products(sums: Tensor, z: Tensor) -> None:
-    """sums [R, F, F] += z^T z for z [R, n, F]; pair by pair where codes are sparse on a CPU."""
+    """Add z^T z to `sums` [R, F, F] in place, for codes z [R, n, F].
+
+    On a CPU, sparse codes are multiplied pair by pair.
+    """
     for total, codes in zip(sums, z, strict=True):
         n, F = codes.shape
         counts = (codes != 0).sum(1)
         pairs = int(counts.square().sum()) if codes.device.type == "cpu" else n * F * F
-        if pairs * 256 > n * F * F:  # a pair takes as long as so many products of a dense one
+        if pairs * 256 > n * F * F:  # a pair takes as long as 256 products of the dense matmul
             total.addmm_(codes.t(), codes)
             continue
         rows, latents = codes.nonzero(as_tuple=True)
-        values, many = codes[rows, latents], counts[rows]
-        left = torch.arange(len(rows)).repeat_interleave(many)
-        # The partners of a slot are the slots of its row, which start at counts.cumsum - counts.
-        start = (counts.cumsum(0) - counts)[rows] - (many.cumsum(0) - many)
+        values, row_counts = codes[rows, latents], counts[rows]
+        left = torch.arange(len(rows)).repeat_interleave(row_counts)
+        # A nonzero is paired with all nonzeros of its row, which start at counts.cumsum - counts.
+        start = (counts.cumsum(0) - counts)[rows] - (row_counts.cumsum(0) - row_counts)
         right = torch.arange(pairs) + start[left]
-        places = latents[left] * F + latents[right]
-        total.view(-1).index_add_(0, places, values[left] * values[right])
+        flat_indices = latents[left] * F + latents[right]
+        total.view(-1).index_add_(0, flat_indices, values[left] * values[right])
