@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sae.activations.source import Batch, Source
+from sae.activations.batch import Batch
+from sae.activations.source import Source
 from sae.activations.stream import Stream
 from sae.errors import UserError
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from sae.activations.batch import Split
     from sae.activations.model import ActivationModel
-    from sae.activations.source import Split
     from sae.activations.tokens import Contexts, PositionRule
     from sae_kernels.codes import Codes
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from sae.activations.source import Split
+from sae.activations.batch import Split
 from sae.activations.text import Text
 from sae.activations.tokens import Contexts, Cursor, Layout, PositionRule
 from sae.errors import UserError

@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sae.activations.batch import Batch
 from sae.activations.model import ActivationModel
 from sae.activations.provenance import text_provenance
-from sae.activations.source import Batch
 from sae.activations.tokens import Contexts, PositionRule
 
-if TYPE_CHECKING:
-    from sae.activations.model_activations import ModelActivations
+
+class FullContextSource(Protocol):
+    """A source that can give whole contexts and run its model on them."""
+
+    def train_contexts(self, index: int, size: int) -> Contexts:
+        """Return the contexts of a "train" block; they may use more than `size` positions."""
+        ...
+
+    def run_model(self, contexts: Contexts, block: int, share: int) -> Batch:
+        """Run the model on contexts and return the batch of their positions, with its `run`."""
+        ...
 
 
 class FullContextBatches:
@@ -28,7 +37,7 @@ class FullContextBatches:
         block_batches: Batches per block.
     """
 
-    def __init__(self, source: ModelActivations, batch_size: int, block_batches: int) -> None:
+    def __init__(self, source: FullContextSource, batch_size: int, block_batches: int) -> None:
         self.source = source
         self.batch_size, self.block_batches = batch_size, block_batches
         self._block: int | None = None

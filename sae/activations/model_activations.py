@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sae.activations.batch import Batch, PositionCounts, Split
 from sae.activations.capabilities import TextModel
 from sae.activations.context_reader import START, ContextReader
 from sae.activations.full_contexts import FullContextBatches, ModelRun
@@ -19,7 +20,7 @@ from sae.activations.gather import gather, replace_bad_rows
 from sae.activations.loading import Attention, DType
 from sae.activations.model import ActivationModel
 from sae.activations.provenance import TEXT_COLUMNS, text_provenance
-from sae.activations.source import Batch, PositionCounts, Source, Split
+from sae.activations.source import Source
 from sae.activations.text import Text
 from sae.activations.tokens import Contexts, Cursor, Layout, Packing, PositionRule
 from sae.errors import UserError

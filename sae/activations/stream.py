@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae.activations.batch import Batch, Split
 from sae.activations.full_contexts import FullContextBatches
-from sae.activations.source import Batch, Source, Split
+from sae.activations.source import Source
 from sae.errors import UserError
 from sae.progress import progress
 

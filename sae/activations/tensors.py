@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.activations.source import Batch, Source, Split
+from sae.activations.batch import Batch, Split
+from sae.activations.source import Source
 from sae.errors import UserError
 
 HOOK = "activations"

@@ -10,8 +10,9 @@ from typing import Any, Literal, Self, cast
 import torch
 from torch import Tensor
 
+from sae.activations.batch import Batch, PositionCounts, Split
 from sae.activations.capabilities import KnownFeatures, LabelledNetwork
-from sae.activations.source import Batch, PositionCounts, Source, Split
+from sae.activations.source import Source
 from sae.errors import UserError
 from sae.worlds.cache import cached
 from sae.worlds.latents import Latents, SparseLatents

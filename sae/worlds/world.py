@@ -12,8 +12,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import embedding_bag
 
+from sae.activations.batch import Batch, PositionCounts, Split
 from sae.activations.capabilities import KnownFeatures
-from sae.activations.source import Batch, PositionCounts, Source, Split
+from sae.activations.source import Source
 from sae.errors import UserError
 from sae.worlds.cache import cached
 from sae.worlds.directions import Directions, Random
