@@ -20,7 +20,7 @@ from sae.training.optim_config import OptimConfig
 from sae.training.optimizers import build_optimizer
 from sae.training.resample import Resampler, restart_rows
 from sae.training.schedule_free import averaged
-from sae.training.step import DeadLatents, RunningMeans, TrainStep
+from sae.training.step import DeadLatents, RunningMeans, TrainStep, add_all
 from sae_kernels.codes import Codes
 
 
@@ -94,10 +94,12 @@ class Learner(TrainStep):
         self.controller = None
         if self.controlled_term is not None:
             term = self.losses[self.controlled_term]
+            target = term.target_l0
+            assert target is not None
             self.controller = L0Controller(
-                term.target_l0,
+                target,
                 term.coefficient,
-                first=max(term.target_l0, min(8 * term.target_l0, sae.d_sae / 4)),
+                first=max(target, min(8 * target, sae.d_sae / 4)),
                 until=term.target_at,
                 **term.controller_settings,
             )
@@ -150,7 +152,7 @@ class Learner(TrainStep):
     ) -> tuple[ForwardOutput, Tensor]:
         """Return codes and prediction, and the loss, of a batch {hook: [batch, width]}."""
         output = self.encode_decode(acts, run)
-        return output, sum(self.loss_terms(output))
+        return output, add_all(self.loss_terms(output))
 
     @torch.no_grad()
     def predict(
@@ -174,6 +176,7 @@ class Learner(TrainStep):
 
     @torch.no_grad()
     def resample(self, acts: dict[str, Tensor]) -> None:
+        assert self.resampler is not None
         sae, state = self.sae, self.optimizer.state
         x, y = self.scaled_pair(acts)
         encoded = sae.encode_training(x, backend=self.backend)
@@ -213,9 +216,14 @@ class Learner(TrainStep):
         Args:
             ema: Use the moving average of the weights.
         """
+        assert self.scale is not None
         self.sae.sparsity = self.rule.at_progress(1.0)
         (factor, *others) = set(self.scale.values())
-        sae = self.average.averaged(self.sae) if ema else self.eval_model()
+        if ema:
+            assert self.average is not None
+            sae = self.average.averaged(self.sae)
+        else:
+            sae = self.eval_model()
         return sae.fold_scale(self.scale if others else factor)
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -57,8 +57,13 @@ class Member(nn.Module):
 
     @property
     def live(self) -> bool:
-        """Whether the member still trains."""
+        """True until the member is stopped."""
         return self.stopped is None
+
+    def _live_learner(self) -> Learner:
+        """Return the learner of a member that has not been stopped."""
+        assert self.learner is not None
+        return self.learner
 
     def start(self, first_block: dict[str, Tensor] | None) -> None:
         """Prepare the first step, or the first one after a resume.
@@ -66,16 +71,18 @@ class Member(nn.Module):
         Args:
             first_block: Activations {hook: [n, width]} that set scales and biases of a new SAE.
         """
-        if self.learner.scale is None:
-            self.learner.initialise(first_block)
-        self.step = GraphedStep(self.learner) if self.config.cuda_graph else self.learner.step
+        learner = self._live_learner()
+        if learner.scale is None:
+            assert first_block is not None
+            learner.initialise(first_block)
+        self.step = GraphedStep(learner) if self.config.cuda_graph else learner.step
 
     def pop_metrics(self) -> dict[str, float]:
         """Return the training metrics since the last call, and stop the member if it diverged.
 
         It diverged if its loss is not finite or its FVU is absurdly large. Waits for the device.
         """
-        self.last_metrics = self.learner.pop_metrics()
+        self.last_metrics = self._live_learner().pop_metrics()
         fvu = self.last_metrics["fvu"]
         # Dictionary learning without gradients has an objective in place of a loss.
         loss = self.last_metrics.get("loss", self.last_metrics.get("objective", fvu))
@@ -87,12 +94,14 @@ class Member(nn.Module):
 
     def stop(self, reason: str) -> None:
         """End the training of this member and free its learner; its rows stay."""
-        self.stopped = {"step": self.learner.steps, "tokens": self.learner.tokens, "reason": reason}
+        learner = self._live_learner()
+        self.stopped = {"step": learner.steps, "tokens": learner.tokens, "reason": reason}
         self.learner = None
         self.step = None
 
     def error(self) -> UserError:
         """Return the error that ends a run in which no member is left."""
+        assert self.stopped is not None
         lr = self.config.optim.lr
         rate = f"model.optim.lr={lr:g}" if lr else "the default learning rate"
         return UserError(
@@ -102,13 +111,14 @@ class Member(nn.Module):
 
     def start_validation(self, device: torch.device) -> None:
         """Prepare to measure held-out metrics."""
-        self._sae: SAE = self.learner.eval_model()
-        self._fvu = HeldOutFVU(self.learner.sae.d_out, device)
-        self._firing = Firing(self.learner.sae.d_sae, device)
+        learner = self._live_learner()
+        self._sae: SAE = learner.eval_model()
+        self._fvu = HeldOutFVU(learner.sae.d_out, device)
+        self._firing = Firing(learner.sae.d_sae, device)
 
     def validate_batch(self, acts: dict[str, Tensor]) -> None:
         """Add one batch of held-out activations {hook: [batch, width]} to the metrics."""
-        y, y_hat, codes = self.learner.predict(acts, sae=self._sae)
+        y, y_hat, codes = self._live_learner().predict(acts, sae=self._sae)
         self._fvu.update(y, y_hat)
         self._firing.update(codes)
 

@@ -54,10 +54,11 @@ class ParallelSteps:
             self._pool = ThreadPoolExecutor(workers, "member", torch.set_num_threads, (share,))
         interval = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_SECONDS)
-        modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        assert self._pool is not None
+        pool, modes = self._pool, (torch.is_inference_mode_enabled(), torch.is_grad_enabled())
         torch.set_num_threads(share)
         try:
-            futures = [self._pool.submit(_call_in_modes, job, *modes) for job in jobs]
+            futures = [pool.submit(_call_in_modes, job, *modes) for job in jobs]
             wait(futures)
         finally:
             torch.set_num_threads(threads)

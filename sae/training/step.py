@@ -7,8 +7,8 @@ happens every so many steps). `docs/explanation/one-step.md` follows a step thro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ class TrainStep(nn.Module):
         self.host_step(micro_batches)
 
     def update_schedules(self) -> None:
-        """Set what the schedules give for the coming step: learning rate, k, penalty weights."""
+        """Set the learning rate, k and penalty weights of the next step by their schedules."""
         self.step_number.fill_(self.steps)
         done = self.steps - self.start_step
         progress = done / self.total_steps
@@ -100,7 +100,7 @@ class TrainStep(nn.Module):
         for acts, run in zip(micro_batches, runs or [None] * count, strict=True):
             output = self.encode_decode(acts, run)
             weighted = self.loss_terms(output)
-            loss = sum(weighted) / count if count > 1 else sum(weighted)
+            loss = add_all(weighted) / count if count > 1 else add_all(weighted)
             loss.backward()
             outputs.append(output)
             losses.append(loss.detach())
@@ -115,7 +115,7 @@ class TrainStep(nn.Module):
         fired = self.dead.count(*(output.codes for output in outputs))
         if self.resampler is not None:
             self.resampler.count(fired)
-        l0 = sum(output.codes.l0().double().mean() for output in outputs) / count
+        l0 = add_all(output.codes.l0().double().mean() for output in outputs) / count
         if self.controller is not None:
             self.controller.update(l0)
             self.raise_threshold(self.controller.threshold_rise())
@@ -141,6 +141,7 @@ class TrainStep(nn.Module):
     def scaled_pair(self, acts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return what the SAE reads and what it predicts, x [batch, d_in] and y [batch, d_out], of
         activations {hook: [batch, width]}, in the unit in which the SAE is trained."""
+        assert self.scale is not None
         dtype, site = self.sae.b_dec.dtype, self.sae.site
         return site.pair({h: acts[h].to(dtype) * self.scale[h] for h in site.hooks})
 
@@ -173,7 +174,7 @@ class TrainStep(nn.Module):
         weighted = []
         for number, term in enumerate(self.scheduled()[1:]):
             weight = term.coefficient
-            if number == self.controlled_term:
+            if self.controller is not None and number == self.controlled_term:
                 weight = self.controller.coefficient()
             if term.penalty:
                 weight = weight * self.warmup_weights[number]
@@ -208,6 +209,11 @@ class TrainStep(nn.Module):
         raise NotImplementedError
 
 
+def add_all(values: Iterable[Tensor]) -> Tensor:
+    """Return the sum of one or more tensors."""
+    return cast(Tensor, sum(values))
+
+
 class DeadLatents(nn.Module):
     """Tokens since each latent last fired, and the list of latents that are dead.
 
@@ -226,6 +232,9 @@ class DeadLatents(nn.Module):
     Attributes:
         silent: The list, ascending, int64.
     """
+
+    tokens_since_fired: Tensor
+    silent: Tensor
 
     def __init__(self, d_sae: int, *, dead_after: int, refresh_steps: int, most: int) -> None:
         super().__init__()
@@ -251,7 +260,7 @@ class DeadLatents(nn.Module):
 
     @torch.no_grad()
     def refresh(self, step: int) -> None:
-        """Make the list anew if that is due after `step` steps; then this waits for the device."""
+        """Update the list if that is due after `step` steps; then this waits for the device."""
         if step % self.refresh_steps:
             return
         silent = (self.tokens_since_fired >= self.dead_after).nonzero().squeeze(1)
@@ -273,6 +282,8 @@ class RunningMeans(nn.Module):
 
     They are part of the state, so a run that is resumed between two log steps logs the same row.
     """
+
+    sums: Tensor
 
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
