@@ -20,12 +20,20 @@ class RepeatablePass(Protocol):
     Shapes: n rows of the batch, m positions that predict a token.
     """
 
-    acts: dict[str, Tensor]
-    """Hook -> activations at the positions used, [n, width]."""
-    targets: Tensor
-    """The next tokens, int64 [m]."""
-    logits: Tensor
-    """Logits at the positions that predict, [m, vocab]."""
+    @property
+    def acts(self) -> Mapping[str, Tensor]:
+        """Hook -> activations at the positions used, [n, width]."""
+        ...
+
+    @property
+    def targets(self) -> Tensor:
+        """The next tokens, int64 [m]."""
+        ...
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits at the positions that predict, [m, vocab]."""
+        ...
 
     def __call__(self, predictions: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return logits and later activations with `predictions` in place of activations."""

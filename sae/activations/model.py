@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -290,7 +290,7 @@ def _tensor(output: Any, hook: str, shape: torch.Size) -> Tensor:
 
 
 def _with_tensor(output: Any, new: Tensor) -> Any:
-    if isinstance(output, Mapping):
+    if isinstance(output, MutableMapping):
         output[next(iter(output))] = new
         return output
     return type(output)((new, *output[1:])) if isinstance(output, tuple | list) else new

@@ -75,6 +75,7 @@ class MatchedGaussian(Source):
     def block(self, split: Split, index: int, size: int, seed: int) -> Batch:
         """Return fresh draws, independent of each other."""
         self.setup()
+        assert self._root is not None
         # numpy's generator, because worlds and initial weights draw from torch's with small seeds.
         generator = np.random.default_rng((seed, _SPLITS[split], index))
         noise = torch.from_numpy(generator.standard_normal((size, len(self.mean))))

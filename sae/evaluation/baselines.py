@@ -121,5 +121,6 @@ def _with_scaled_l0(config: TrainConfig, factor: float) -> TrainConfig | None:
     if not controlled:
         return None
     (term,) = controlled
-    other = dataclasses.replace(term, target_l0=term.target_l0 * factor)
+    settings: Any = term  # every term is a dataclass, and a controlled one has a target
+    other = dataclasses.replace(settings, target_l0=settings.target_l0 * factor)
     return _changed(config, losses=[other if t is term else t for t in terms])

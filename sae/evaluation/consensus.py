@@ -61,7 +61,7 @@ def consensus(
 
     def mean(tensors: Sequence[Tensor]) -> Tensor:
         """Return the mean of tensors [d_sae, ...] over the seeds that have each latent."""
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64)
         for number, tensor in enumerate(tensors):
             has = inside[:, number].view(-1, *[1] * (tensor.dim() - 1))
             total = total + has * tensor.double().cpu()[latents[:, number].clamp(min=0)]

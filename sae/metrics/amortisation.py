@@ -100,8 +100,15 @@ def amortisation_gap(
     if penalty is None:
         penalty = penalty_for_l0(x[:PENALTY_ROWS], atoms, l0, **sign, b=sae.b_dec)
     lasso = fista(
-        x, atoms, penalty, **sign, b=sae.b_dec, iterations=iterations, tolerance=tolerance
+        x,
+        atoms,
+        penalty,
+        non_negative=sign["non_negative"],
+        b=sae.b_dec,
+        iterations=iterations,
+        tolerance=tolerance,
     )
+    assert lasso.gap is not None
     half_best = best_codes(x, atoms, sae.b_dec, codes.l0(), [codes, lasso.codes], sign)[1]
     objective = certify(x, atoms, codes, penalty, **sign, b=sae.b_dec).objective
     half_error = certify(x, atoms, codes, b=sae.b_dec).objective

@@ -42,9 +42,9 @@ def statistical_dimension(k: float, F: int, *, non_negative: bool = True) -> flo
     others = (F - k) * (1 if non_negative else 2)
 
     def slope(t: float) -> float:  # half the derivative, which increases with t
-        return k * t - others * (norm.pdf(t) - t * norm.sf(t))
+        return float(k * t - others * (norm.pdf(t) - t * norm.sf(t)))
 
-    t = brentq(slope, 0.0, _LARGEST_T)
+    t = float(brentq(slope, 0.0, _LARGEST_T))  # pyright: ignore[reportArgumentType]
     tail = (1 + t * t) * norm.sf(t) - t * norm.pdf(t)
     return float(k * (1 + t * t) + others * tail)
 

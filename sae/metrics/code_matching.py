@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from sae.errors import UserError
 from sae_kernels.codes import Codes
+
+SparseMatrix: TypeAlias = Any
+"""A scipy `csr_array` [n, columns]; scipy declares its shape as optional, which it never is."""
 
 # A column whose variance is a smaller share of its mean square counts as constant: rounding.
 _CONSTANT = 1e-12
@@ -149,7 +153,7 @@ def exact_support_rate(
     return (support_per_sample(z, z_hat, matching, eps=eps).f1 == 1).double().mean().item()
 
 
-def samples_matrix(z: Tensor | Codes) -> csr_array:
+def samples_matrix(z: Tensor | Codes) -> SparseMatrix:
     """Return z as a float64 sparse matrix [n, columns] without explicit zeros or duplicates."""
     if isinstance(z, Codes):
         starts = z.by_latent().row_starts.cpu().numpy()
@@ -163,7 +167,7 @@ def samples_matrix(z: Tensor | Codes) -> csr_array:
     return csr_array(z.detach().double().cpu().numpy())
 
 
-def as_codes(matrix: csr_array) -> Codes:
+def as_codes(matrix: SparseMatrix) -> Codes:
     """Return the ragged `Codes` of a sparse matrix, the inverse of `samples_matrix`."""
     return Codes(
         torch.from_numpy(matrix.data),
@@ -173,11 +177,11 @@ def as_codes(matrix: csr_array) -> Codes:
     )
 
 
-def _sums(matrix: csr_array, axis: int) -> np.ndarray:
+def _sums(matrix: SparseMatrix, axis: int) -> np.ndarray:
     return np.asarray(matrix.sum(axis), dtype=np.float64).ravel()
 
 
-def _mean_and_sd(matrix: csr_array) -> tuple[np.ndarray, np.ndarray]:
+def _mean_and_sd(matrix: SparseMatrix) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of each column; 0 for a constant column."""
     mean = _sums(matrix, 0) / matrix.shape[0]
     square = _sums(matrix.multiply(matrix), 0) / matrix.shape[0]
@@ -218,7 +222,7 @@ def _match(
 
 def _supports(
     z: Tensor | Codes, z_hat: Tensor | Codes, matching: CodeMatching, eps: float
-) -> tuple[csr_array, csr_array]:
+) -> tuple[SparseMatrix, SparseMatrix]:
     """Return 0/1 matrices [n, a]: where each feature is active, and where its latent fires."""
     truth = samples_matrix(z)[:, matching.features.numpy()] != 0
     codes = abs(samples_matrix(z_hat)) > eps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -93,7 +93,8 @@ def dci(
     gram = X[fit].T @ X[fit]
     for i in range(len(R) if len(alive) else 0):
         if importance == "lasso":
-            model = Lasso(penalty, precompute=gram).fit(X[fit], Y[fit, i])
+            gram_option: Any = gram  # scikit-learn declares a bool and takes a matrix too
+            model = Lasso(penalty, precompute=gram_option).fit(X[fit], Y[fit, i])
             R[i, alive] = abs(model.coef_)
         else:
             model = GradientBoostingRegressor(random_state=seed).fit(X[fit], Y[fit, i])

@@ -22,12 +22,20 @@ if TYPE_CHECKING:
 class Run(Protocol):
     """The pass of a frozen language model over the contexts of a batch, which can be run again."""
 
-    acts: Mapping[str, Tensor]
-    """{hook: [batch, width]} of every harvested hook, not scaled."""
-    logits: Tensor
-    """[m, vocab], at the positions whose next token is real text."""
-    targets: Tensor
-    """The next tokens at those positions, int64 [m]."""
+    @property
+    def acts(self) -> Mapping[str, Tensor]:
+        """{hook: [batch, width]} of every harvested hook, not scaled."""
+        ...
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits at the positions whose next token is real text, [m, vocab]."""
+        ...
+
+    @property
+    def targets(self) -> Tensor:
+        """The next tokens at those positions, int64 [m]."""
+        ...
 
     def __call__(self, predictions: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the logits, and the activations of later hooks, with predictions in place.
