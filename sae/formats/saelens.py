@@ -8,38 +8,38 @@ from typing import Any
 
 from sae.autoencoder import SAE
 from sae.errors import UserError
-from sae.formats._folder import (
+from sae.formats.folder import (
     METADATA,
-    demand,
     read_config,
+    read_int,
     read_tensors,
-    whole_number,
+    require_values,
     write_folder,
 )
-from sae.formats._topk import built, checked_topk
+from sae.formats.topk import require_topk, topk_sae
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-# Below 6, and where no version is given, SAELens itself reads another, flat configuration.
-OLDEST = 6
-WRITTEN_AS = "6.0.0"
-# Our metadata key -> theirs.
-NAMES = {"model": "model_name", "hook": "hook_name", "context_size": "context_size"}
+# SAELens reads files below version 6, or without a version, as another, flat configuration.
+OLDEST_VERSION = 6
+WRITTEN_VERSION = "6.0.0"
+# Our metadata key -> the key of SAELens.
+METADATA_KEYS = {"model": "model_name", "hook": "hook_name", "context_size": "context_size"}
 
 
 def write(sae: SAE, folder: str | Path) -> None:
     """Write a TopK SAE so that `sae_lens.SAE.load_from_disk(folder)` computes the same.
 
-    Their codes are relu(top-k of (x - b_dec) W_enc + b_enc), as ours, so every tensor goes as it
-    is. Metadata that SAELens has a name for goes under that name, and all of it under
-    `metadata.sae_workbench`, which SAELens carries along. Written all or nothing; `folder` is new
-    or holds nothing but an older such SAE.
+    Codes in SAELens are relu(top-k of (x - b_dec) W_enc + b_enc), as here, so the tensors are
+    written unchanged. Metadata is written under the names that SAELens has for it, and all of it
+    under `metadata.sae_workbench`, which SAELens carries along. Writing is atomic. `folder` must
+    not exist, or hold only an SAE in this format, which is replaced.
 
     Raises:
-        UserError: not a TopK autoencoder, or `folder` holds other files.
+        UserError: `sae` is not a TopK autoencoder, or `folder` holds other files.
     """
-    sparsity = checked_topk(sae, "saelens")
+    rule = require_topk(sae, "saelens")
     hook = sae.site.hooks[0] if sae.site.hooks else None
-    known = {"hook": hook, **sae.metadata}
+    metadata = {"hook": hook, **sae.metadata}
     config = {
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
@@ -49,12 +49,12 @@ def write(sae: SAE, folder: str | Path) -> None:
         "normalize_activations": "none",
         "reshape_activations": "none",
         "architecture": "topk",
-        "k": sparsity.k,
+        "k": rule.k,
         "rescale_acts_by_decoder_norm": False,
         "metadata": {
-            "sae_lens_version": WRITTEN_AS,
-            "sae_lens_training_version": None,  # else SAELens fills in its own
-            **{theirs: known.get(ours) for ours, theirs in NAMES.items()},
+            "sae_lens_version": WRITTEN_VERSION,
+            "sae_lens_training_version": None,  # otherwise SAELens fills in its own version
+            **{key: metadata.get(ours) for ours, key in METADATA_KEYS.items()},
             METADATA: sae.metadata,
         },
     }
@@ -63,25 +63,25 @@ def write(sae: SAE, folder: str | Path) -> None:
 
 
 def read(folder: str | Path) -> SAE:
-    """The SAE in a SAELens folder, which gives the same reconstructions as there.
+    """Return the SAE in a SAELens folder, with the same codes and reconstructions.
 
-    What SAELens applies at inference is folded into the tensors: without `apply_b_dec_to_input`
-    b_enc becomes b_enc + b_dec W_enc; with `rescale_acts_by_decoder_norm` each latent's decoder
-    row is brought to norm 1 and its encoder multiplied by the norm, so codes are the same too.
+    What SAELens applies at inference is folded into the tensors. Without `apply_b_dec_to_input`,
+    b_enc becomes b_enc + b_dec W_enc. With `rescale_acts_by_decoder_norm`, each decoder row is
+    divided by its norm, and the latent's encoder column and bias are multiplied by it.
 
     Raises:
-        UserError: an architecture other than topk, normalised or reshaped activations, a version
-            before 6, or files that are not as described; names file, key or tensor.
+        UserError: The architecture is not topk, activations are normalised or reshaped, the version
+            is below 6, or the files are damaged. The message names the file and the key or tensor.
     """
     file = Path(folder) / CONFIG
     config = read_config(file)
     metadata = _metadata(file, config)
     if config.get("architecture") != "topk":
         raise UserError(
-            f"{file} has architecture={config.get('architecture')!r}; only 'topk' can be read yet"
+            f"{file} has architecture={config.get('architecture')!r}; only 'topk' can be read"
         )
-    demand(file, config, normalize_activations="none", reshape_activations="none")
-    d_in, d_sae, k = (whole_number(file, config, key) for key in ("d_in", "d_sae", "k"))
+    require_values(file, config, normalize_activations="none", reshape_activations="none")
+    d_in, d_sae, k = (read_int(file, config, key) for key in ("d_in", "d_sae", "k"))
     if k > d_sae:
         raise UserError(f"{file} has k={k}, which exceeds d_sae={d_sae}")
     weights = Path(folder) / WEIGHTS
@@ -98,21 +98,26 @@ def read(folder: str | Path) -> SAE:
             latent = int((norms == 0).nonzero()[0])
             raise UserError(f"{weights}: W_dec row {latent} is 0 and cannot be rescaled to norm 1")
         W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
-    own = metadata.pop(METADATA, None)
-    if not isinstance(own, dict):
-        theirs = {ours: metadata.get(key) for ours, key in NAMES.items()}
-        own = {key: value for key, value in theirs.items() if value is not None}
-        own["saelens"] = metadata
-    return built(W_enc, b_enc, W_dec, b_dec, k=k, hook=metadata.get("hook_name"), metadata=own)
+    # Our own metadata if this project wrote the folder, otherwise what SAELens has.
+    ours = metadata.pop(METADATA, None)
+    if not isinstance(ours, dict):
+        ours = {
+            key: metadata[theirs]
+            for key, theirs in METADATA_KEYS.items()
+            if metadata.get(theirs) is not None
+        }
+        ours["saelens"] = metadata
+    return topk_sae(W_enc, b_enc, W_dec, b_dec, k=k, hook=metadata.get("hook_name"), metadata=ours)
 
 
 def _metadata(file: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of the metadata. Raises UserError if its SAELens version is too old."""
     metadata = config.get("metadata")
     version = metadata.get("sae_lens_version") if isinstance(metadata, dict) else None
     major = re.match(r"\d+", str(version))
-    if major is None or int(major[0]) < OLDEST:
+    if major is None or int(major[0]) < OLDEST_VERSION:
         raise UserError(
-            f"{file} has metadata.sae_lens_version={version!r}; {OLDEST} or later can be read: "
-            f"load it with SAELens {OLDEST} and save it again"
+            f"{file} has metadata.sae_lens_version={version!r}; version {OLDEST_VERSION} is the "
+            f"oldest that can be read; load the SAE with SAELens {OLDEST_VERSION} and save it again"
         )
-    return dict(metadata)
+    return dict(metadata or {})

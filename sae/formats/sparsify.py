@@ -6,38 +6,40 @@ from pathlib import Path
 
 from sae.autoencoder import SAE
 from sae.errors import UserError
-from sae.formats._folder import (
+from sae.formats.folder import (
     METADATA,
-    demand,
     read_config,
+    read_int,
     read_tensors,
-    whole_number,
+    require_values,
     write_folder,
 )
-from sae.formats._topk import built, checked_topk
+from sae.formats.topk import require_topk, topk_sae
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
-EXPANSION, K = 32, 32  # sparsify's defaults for keys that a file leaves out
+# The defaults of sparsify, for keys that a file leaves out.
+EXPANSION_FACTOR, K = 32, 32
 
 
 def write(sae: SAE, folder: str | Path) -> None:
     """Write a TopK SAE so that `sparsify.SparseCoder.load_from_disk(folder)` computes the same.
 
-    Their codes are top-k of relu((x - b_dec) W_enc + b_enc), which are ours; their encoder is an
-    nn.Linear, so W_enc goes transposed. Our metadata goes along under `sae_workbench`, which
-    sparsify ignores. Written all or nothing; `folder` is new or holds nothing but an older such
-    SAE. sparsify takes the folder's name for the hook (`layers.3`), so name it so.
+    Codes in sparsify are the top-k of relu((x - b_dec) W_enc + b_enc), the same as here. Its
+    encoder is an nn.Linear, so W_enc is written transposed. Our metadata is written under
+    `sae_workbench`, which sparsify ignores. Writing is atomic. `folder` must not exist, or hold
+    only an SAE in this format, which is replaced. Name the folder after the hook (`layers.3`),
+    because sparsify reads the hook from it.
 
     Raises:
-        UserError: not a TopK autoencoder, or `folder` holds other files.
+        UserError: `sae` is not a TopK autoencoder, or `folder` holds other files.
     """
-    sparsity = checked_topk(sae, "sparsify")
+    rule = require_topk(sae, "sparsify")
     config = {
         "activation": "topk",
-        "expansion_factor": EXPANSION,  # not looked at, because num_latents is given
+        "expansion_factor": EXPANSION_FACTOR,  # ignored, because num_latents is given
         "normalize_decoder": True,
         "num_latents": sae.d_sae,
-        "k": sparsity.k,
+        "k": rule.k,
         "multi_topk": False,
         "skip_connection": False,
         "transcode": False,
@@ -54,24 +56,26 @@ def write(sae: SAE, folder: str | Path) -> None:
 
 
 def read(folder: str | Path) -> SAE:
-    """The SAE in a sparsify folder, `<run>/<hook>`; the same codes and reconstructions as there.
+    """Return the SAE in a sparsify folder, `<run>/<hook>`, with the same codes.
 
-    `num_latents` 0 stands for d_in * expansion_factor. The hook is the name of the folder, without
-    a trailing `seed<n>`, unless the file holds our metadata.
+    `num_latents` 0 means d_in * expansion_factor. The hook is the name of the folder, or of its
+    parent if the name starts with `seed`, unless the file holds our metadata.
 
     Raises:
-        UserError: a transcoder, a skip connection, an activation other than topk, or files that are
-            not as described; names file, key or tensor.
+        UserError: The SAE is a transcoder, has a skip connection or an activation other than topk,
+            or the files are damaged. The message names the file and the key or tensor.
     """
     folder = Path(folder)
     file = folder / CONFIG
-    # Keys that older versions did not write have sparsify's defaults.
-    config = {"num_latents": 0, "expansion_factor": EXPANSION, "k": K, **read_config(file)}
-    demand(file, config, transcode=False, skip_connection=False, activation="topk", signed=False)
-    d_in, k = (whole_number(file, config, key) for key in ("d_in", "k"))
-    d_sae = whole_number(file, config, "num_latents", least=0)
+    # Older versions of sparsify did not write all keys.
+    config = {"num_latents": 0, "expansion_factor": EXPANSION_FACTOR, "k": K, **read_config(file)}
+    require_values(
+        file, config, transcode=False, skip_connection=False, activation="topk", signed=False
+    )
+    d_in, k = (read_int(file, config, key) for key in ("d_in", "k"))
+    d_sae = read_int(file, config, "num_latents", minimum=0)
     if d_sae == 0:
-        d_sae = d_in * whole_number(file, config, "expansion_factor")
+        d_sae = d_in * read_int(file, config, "expansion_factor")
     if k > d_sae:
         raise UserError(f"{file} has k={k}, which exceeds its {d_sae} latents")
     tensors = read_tensors(
@@ -83,16 +87,16 @@ def read(folder: str | Path) -> SAE:
             "b_dec": (d_in,),
         },
     )
-    own = config.get(METADATA)
-    if not isinstance(own, dict):
-        at = folder.absolute()
-        own = {"hook": (at.parent if at.name.startswith("seed") else at).name}
-    return built(
+    metadata = config.get(METADATA)
+    if not isinstance(metadata, dict):
+        path = folder.absolute()
+        metadata = {"hook": (path.parent if path.name.startswith("seed") else path).name}
+    return topk_sae(
         tensors["encoder.weight"].t(),
         tensors["encoder.bias"],
         tensors["W_dec"],
         tensors["b_dec"],
         k=k,
-        hook=own.get("hook"),
-        metadata=own,
+        hook=metadata.get("hook"),
+        metadata=metadata,
     )

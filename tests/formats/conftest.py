@@ -10,7 +10,7 @@ from sae.autoencoder.sparsity import TopK
 
 @pytest.fixture
 def trained() -> SAE:
-    """An SAE no part of which is at its starting value: decoder rows of unequal norm included."""
+    """Return an SAE whose parameters all differ from their initial values, decoder norms too."""
     sae = SAE(
         12,
         TopK(d_sae=40, k=5),
@@ -27,4 +27,5 @@ def trained() -> SAE:
 
 @pytest.fixture
 def x() -> torch.Tensor:
+    """Return activations [64, 12]."""
     return 3 * torch.randn(64, 12, generator=torch.Generator().manual_seed(1)) + 0.5

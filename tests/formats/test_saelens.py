@@ -1,4 +1,4 @@
-"""SAELens folders against SAELens' own inference formula, written out."""
+"""Compare SAELens folders with the inference formula of SAELens, written out."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from sae.formats import saelens
 
 
 def edit(folder, **changes):
+    """Change keys of the configuration."""
     file = folder / "cfg.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def as_saelens_computes(folder, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes [batch, d_sae] and x_hat by the documented inference of the `topk` architecture."""
+def saelens_inference(folder, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return codes [batch, d_sae] and x_hat, as SAELens documents the `topk` architecture."""
     cfg = json.loads((folder / "cfg.json").read_text())
     t = load_file(folder / "sae_weights.safetensors")
     pre = (x - t["b_dec"] * cfg["apply_b_dec_to_input"]) @ t["W_enc"] + t["b_enc"]
@@ -29,9 +30,9 @@ def as_saelens_computes(folder, x: Tensor) -> tuple[Tensor, Tensor]:
     return acts, (acts / norms) @ t["W_dec"] + t["b_dec"]
 
 
-def test_written_folder_means_the_same_there(trained, x, tmp_path):
+def test_saelens_computes_the_same_from_a_written_folder(trained, x, tmp_path):
     saelens.write(trained, tmp_path / "sae")
-    acts, x_hat = as_saelens_computes(tmp_path / "sae", x)
+    acts, x_hat = saelens_inference(tmp_path / "sae", x)
     torch.testing.assert_close(acts, trained.encode(x).to_dense())
     torch.testing.assert_close(x_hat, trained(x))
     cfg = json.loads((tmp_path / "sae" / "cfg.json").read_text())
@@ -42,20 +43,20 @@ def test_written_folder_means_the_same_there(trained, x, tmp_path):
 
 @pytest.mark.parametrize("subtract", [True, False], ids=["b_dec", "no_b_dec"])
 @pytest.mark.parametrize("rescale", [True, False], ids=["rescale", "plain"])
-def test_conventions_are_folded_exactly(rescale, subtract, trained, x, tmp_path):
+def test_inference_settings_are_folded_into_the_tensors(rescale, subtract, trained, x, tmp_path):
     saelens.write(trained, tmp_path / "sae")
     edit(
         tmp_path / "sae",
         apply_b_dec_to_input=subtract,
         rescale_acts_by_decoder_norm=rescale,
     )
-    acts, x_hat = as_saelens_computes(tmp_path / "sae", x)
+    acts, x_hat = saelens_inference(tmp_path / "sae", x)
     sae = saelens.read(tmp_path / "sae")
     torch.testing.assert_close(sae.encode(x).to_dense(), acts, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(sae(x), x_hat, atol=1e-4, rtol=1e-4)
 
 
-def test_their_own_metadata_is_kept(trained, tmp_path):
+def test_metadata_of_saelens_is_kept(trained, tmp_path):
     saelens.write(trained, tmp_path / "sae")
     theirs = {"sae_lens_version": "6.54.12", "model_name": "m", "hook_name": "blocks.3", "l0": 5.0}
     edit(tmp_path / "sae", metadata=theirs)
@@ -76,14 +77,14 @@ def test_their_own_metadata_is_kept(trained, tmp_path):
     ],
     ids=["architecture", "normalised", "hook_z", "old", "no-version", "no-metadata"],
 )
-def test_what_is_not_supported_is_named(changes, message, trained, tmp_path):
+def test_unsupported_settings_are_refused_by_name(changes, message, trained, tmp_path):
     saelens.write(trained, tmp_path / "sae")
     edit(tmp_path / "sae", **changes)
     with pytest.raises(UserError, match=message):
         saelens.read(tmp_path / "sae")
 
 
-def test_a_zero_row_cannot_be_rescaled(trained, tmp_path):
+def test_rescaling_refuses_a_decoder_row_of_zeros(trained, tmp_path):
     saelens.write(trained, tmp_path / "sae")
     edit(tmp_path / "sae", rescale_acts_by_decoder_norm=True)
     file = tmp_path / "sae" / "sae_weights.safetensors"

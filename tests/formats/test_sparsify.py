@@ -1,4 +1,4 @@
-"""sparsify folders against sparsify's own inference formula, written out."""
+"""Compare sparsify folders with the inference formula of sparsify, written out."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sae.formats import sparsify
 
 
 def edit(folder, **changes):
-    """Change keys of the configuration; None removes one."""
+    """Change keys of the configuration; the value None removes a key."""
     file = folder / "cfg.json"
     config = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
 
 
-def test_written_folder_means_the_same_there(trained, x, tmp_path):
+def test_sparsify_computes_the_same_from_a_written_folder(trained, x, tmp_path):
     sparsify.write(trained, tmp_path / "layers.3")
     cfg = json.loads((tmp_path / "layers.3" / "cfg.json").read_text())
     t = load_file(tmp_path / "layers.3" / "sae.safetensors")
@@ -33,7 +33,7 @@ def test_written_folder_means_the_same_there(trained, x, tmp_path):
     assert cfg["num_latents"] == 40 and cfg["activation"] == "topk" and not cfg["transcode"]
 
 
-def test_no_number_of_latents_means_the_expansion_factor(trained, x, tmp_path):
+def test_num_latents_0_means_d_in_times_expansion_factor(trained, x, tmp_path):
     sparsify.write(trained, tmp_path / "sae")
     edit(tmp_path / "sae", num_latents=0, expansion_factor=3)
     with pytest.raises(UserError, match=r"the configuration says \[36, 12\]"):
@@ -44,18 +44,18 @@ def test_no_number_of_latents_means_the_expansion_factor(trained, x, tmp_path):
 
 
 @pytest.mark.parametrize("num_latents", [0, None], ids=["zero", "left_out"])
-def test_expansion_factor_is_read(num_latents, tmp_path):
+def test_expansion_factor_defaults_to_32(num_latents, tmp_path):
     from sae import SAE
     from sae.autoencoder.sparsity import TopK
 
     sparsify.write(SAE(4, TopK(d_sae=128, k=2)), tmp_path / "sae")
-    # 32, the factor, is left out too: it is sparsify's default.
+    # The factor of 32 is left out too, because it is the default of sparsify.
     edit(tmp_path / "sae", num_latents=num_latents, expansion_factor=None)
     assert sparsify.read(tmp_path / "sae").d_sae == 128
 
 
 @pytest.mark.parametrize("path", ["run/layers.3", "run/layers.3/seed2"])
-def test_hook_is_the_name_of_the_folder(path, trained, tmp_path):
+def test_hook_is_read_from_the_name_of_the_folder(path, trained, tmp_path):
     sparsify.write(trained, tmp_path / path)
     edit(tmp_path / path, sae_workbench=None)
     sae = sparsify.read(tmp_path / path)
@@ -72,7 +72,7 @@ def test_hook_is_the_name_of_the_folder(path, trained, tmp_path):
     ],
     ids=lambda case: next(iter(case)) if isinstance(case, dict) else "",
 )
-def test_what_is_not_supported_is_named(changes, message, trained, tmp_path):
+def test_unsupported_settings_are_refused_by_name(changes, message, trained, tmp_path):
     sparsify.write(trained, tmp_path / "sae")
     edit(tmp_path / "sae", **changes)
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""docs/how-to/add-a-rule.md: what it shows runs as it stands there, outside the package."""
+"""Follow docs/how-to/add-a-rule.md literally, from a folder outside the package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 PAGE = (REPO / "docs/how-to/add-a-rule.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)
 RULE, TRAINING = [text for language, text in BLOCKS if language == "python"]
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, code: str) -> subprocess.CompletedProcess:
-    """A process of its own: what is defined there stays out of the registers of this one."""
+    """Run `code` in a new process, so that the rule is not registered in this one."""
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -38,39 +38,39 @@ def run(folder: Path, code: str) -> subprocess.CompletedProcess:
     return done
 
 
-def test_from_python(folder: Path) -> None:
+def test_python_trains_with_the_rule_and_loads_it(folder: Path) -> None:
     seeded = TRAINING.replace("features =", "torch.manual_seed(0)\nfeatures =")
-    more = """
+    check = """
 x = batches[0]["x"]
-first, last = (again(x), learner.export()(x))
-assert torch.equal(first, last)
+y_hat = again(x)
+assert torch.equal(y_hat, learner.export()(x))
 codes = again.encode(x)
 pre = (x.double() - again.b_dec.double()) @ again.W_enc.double() + again.b_enc.double()
 dense = torch.where(pre > again.theta.double(), pre, 0)
 torch.testing.assert_close(codes.to_dense().double(), dense, rtol=1e-4, atol=1e-4)
 factor = 0.5 / again.theta[0].item()
 torch.testing.assert_close(torch.tensor(factor), torch.tensor(learner.scale["x"]))
-print(again.sparsity.to_dict(), (first - x).square().sum().item() / x.var(0).sum().item() / 256)
+print(again.sparsity.to_dict(), (y_hat - x).square().sum().item() / x.var(0).sum().item() / 256)
 """
-    lines = run(folder, seeded + more).stdout.splitlines()
+    lines = run(folder, seeded + check).stdout.splitlines()
     assert 0 < ast.literal_eval(lines[0])["fvu"] < 1
     rule, _, fvu = lines[1].rpartition(" ")
     assert ast.literal_eval(rule) == {"class": "Threshold", "d_sae": 128, "theta": 0.5}
     assert float(fvu) < 0.5
 
 
-def test_from_the_command_line(folder: Path) -> None:
+def test_the_command_line_trains_and_resumes_with_the_rule(folder: Path) -> None:
     words = shlex.split(COMMAND.replace("\\\n", " "))
     assert words[:2] == ["python", "train.py"]
     words = [str(REPO / w) if w.startswith("configs/") else w for w in words[2:]]
-    few = ["--trainer.max_steps", "30", "--trainer.log_every_n_steps", "10"]
-    few += ["--checkpoint_every", "15", "--data.batch_size", "128"]
-    few += ["--data.held_out_tokens", "256", "--trainer.accelerator", "cpu"]
+    short = ["--trainer.max_steps", "30", "--trainer.log_every_n_steps", "10"]
+    short += ["--checkpoint_every", "15", "--data.batch_size", "128"]
+    short += ["--data.held_out_tokens", "256", "--trainer.accelerator", "cpu"]
     wrong = [word if word != "0.3" else "-1" for word in words]
     code = f"""
 import pathlib
 from sae.cli.main import main
-assert main({words + few}) == 0
+assert main({words + short}) == 0
 last = pathlib.Path("runs/threshold/checkpoints/step=30.ckpt")
 last.rename("first.ckpt")
 assert main(["fit", "--resume", "runs/threshold"]) == 0
@@ -82,9 +82,9 @@ assert main({[*wrong, "--name", "wrong"]}) == 2
     assert summary["architecture"] == "Autoencoder+Threshold" and summary["steps"] == 30
     sae = json.loads((folder / "runs/threshold/sae/sae.json").read_text())
     assert sae["sparsity"] == {"class": "Threshold", "d_sae": 256, "theta": 0.3}
-    one, other = (
+    before, resumed = (
         torch.load(folder / file, weights_only=True)["state_dict"]
         for file in ("first.ckpt", "runs/threshold/checkpoints/step=30.ckpt")
     )
     for name in ("members.0.learner.sae.W_enc", "members.0.learner.sae.theta"):
-        assert torch.equal(one[name], other[name]), name
+        assert torch.equal(before[name], resumed[name]), name

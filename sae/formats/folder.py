@@ -1,4 +1,4 @@
-"""Folders of one JSON file and one safetensors file, which is how most tools save an SAE."""
+"""Read and write folders of one JSON file and one safetensors file, as most tools save an SAE."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor
 from sae.errors import UserError
 from sae.files import atomic_folder
 
-# Key of the configuration under which our own metadata travels; the other tools carry or ignore it.
+# Key of the configuration that holds our metadata. Other tools carry it along or ignore it.
 METADATA = "sae_workbench"
 
 
 def write_folder(
     folder: str | Path, config: tuple[str, dict[str, Any]], weights: tuple[str, dict[str, Tensor]]
 ) -> None:
-    """Write the two files, each given as (name, content), all or nothing.
+    """Write a configuration and weights, each given as (file name, content), atomically.
 
-    A folder that holds the same two files and nothing else is replaced; any other raises UserError.
+    A folder that holds only these two files is replaced. Raises UserError if it holds others.
     """
     with atomic_folder(folder, {config[0], weights[0]}) as staging:
         (staging / config[0]).write_text(json.dumps(config[1], indent=2) + "\n", encoding="utf-8")
@@ -32,7 +32,7 @@ def write_folder(
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`; UserError when there is none."""
+    """Return the JSON object in `file`. Raises UserError if there is none."""
     if not file.is_file():
         raise UserError(f"{file} does not exist; give the folder that holds it")
     try:
@@ -44,27 +44,32 @@ def read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def whole_number(file: Path, config: dict[str, Any], key: str, least: int = 1) -> int:
-    """`config[key]`, which must be an integer >= `least`."""
+def read_int(file: Path, config: dict[str, Any], key: str, minimum: int = 1) -> int:
+    """Return `config[key]`. Raises UserError unless it is an integer >= `minimum`."""
     value = config.get(key)
-    if type(value) is not int or value < least:
-        raise UserError(f"{file} has {key}={value!r}; a whole number >= {least} is needed")
+    if type(value) is not int or value < minimum:
+        raise UserError(f"{file} has {key}={value!r}; an integer >= {minimum} is needed")
     return value
 
 
-def demand(file: Path, config: dict[str, Any], **accepted: Any) -> None:
-    """Refuse a configuration in which a key is there with another value than the one accepted."""
-    for key, value in accepted.items():
+def require_values(file: Path, config: dict[str, Any], **supported: Any) -> None:
+    """Raise UserError if a key is present with a value other than the supported one."""
+    for key, value in supported.items():
         if config.get(key, value) != value:
             raise UserError(
-                f"{file} has {key}={config[key]!r}, which cannot be read yet; only {value!r} can"
+                f"{file} has {key}={config[key]!r}, which is not supported; "
+                f"only {value!r} can be read"
             )
 
 
 def read_tensors(file: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The tensors of `file`, exactly those named, of these shapes, finite; at least float32.
+    """Return the tensors of `file`, in float32 or float64.
 
-    float16 and bfloat16 are widened, which is exact. UserError names the file and the tensor.
+    float16 and bfloat16 are converted to float32, which is exact.
+
+    Raises:
+        UserError: The names or shapes are not those in `shapes`, or a tensor is not finite floating
+            point. The message names the file and the tensor.
     """
     if not file.is_file():
         raise UserError(f"{file} does not exist; the folder is incomplete")
@@ -75,7 +80,7 @@ def read_tensors(file: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Te
     for name in shapes.keys() - tensors.keys():
         raise UserError(f"{file} has no tensor {name}; it has {', '.join(sorted(tensors))}")
     for name in tensors.keys() - shapes.keys():
-        raise UserError(f"{file} has a tensor {name}, whose part in this SAE is not known")
+        raise UserError(f"{file} has a tensor {name}, which this kind of SAE does not have")
     for name, shape in shapes.items():
         tensor = tensors[name]
         if tuple(tensor.shape) != shape:
