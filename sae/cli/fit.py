@@ -63,8 +63,10 @@ def train_from_flags(
         options: Passed on to `train_run`.
     """
     from sae.cli.config import parse_config
+    from sae.cli.run_tables import describe_run
     from sae.lightning.loggers import build_loggers
     from sae.lightning.runner import Stopped, train_run
+    from sae.runs.run_dir import RunDir
 
     parsed = parse_config(settings)
     run = parsed.run
@@ -95,7 +97,8 @@ def train_from_flags(
         # An agent of Weights & Biases that stops a trial takes any code above 0 for a failure, and
         # gives up after five.
         return 0 if "WANDB_SWEEP_ID" in os.environ else STOPPED
-    sys.stdout.write("" if sweep else finished.table)
+    if sweep is None:
+        sys.stdout.write(describe_run(finished.summary, RunDir(finished.folder)))
     return 0
 
 

@@ -14,9 +14,8 @@ from rich.table import Table
 
 from sae import legacy
 from sae.browser.sweep_page import write_sweep_report
+from sae.cli.run_tables import as_text, seeds_table
 from sae.files import write_text
-from sae.lightning.artifacts import printed
-from sae.lightning.seed_agreement import table as seeds_table
 from sae.metrics.registry import SAE_COLUMNS, find_metrics
 from sae.runs.run_dir import RunDir
 from sae.runs.run_files import read_json_object
@@ -72,8 +71,8 @@ def write_results(folder: Path, spec: SweepSpec) -> str:
     paths = [("metrics", folder / "sweep.csv"), ("page", page)]
     paths += [("best", f"{folder / file} (L0 {seeds[0].l0:.1f})") for file, seeds in best.items()]
     return (
-        printed(_members_table(results))
-        + (printed(seeds_table(seed_groups)) if seed_groups else "")
+        as_text(_members_table(results))
+        + (as_text(seeds_table(seed_groups)) if seed_groups else "")
         + "".join(f"{label:<9}{path}\n" for label, path in paths)
     )
 

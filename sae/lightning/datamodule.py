@@ -52,15 +52,17 @@ class ActivationDataModule(ActivationData, L.LightningDataModule):
     def setup(self, stage: str) -> None:
         if self.stream is not None:
             return
+        assert self.trainer is not None  # Lightning sets it before it calls this method
         device = self.trainer.strategy.root_device
         self.source.setup(device)
         self.stream = self.train_stream(
             self.trainer.max_steps,
             overlap=device.type == "cuda",
-            full_contexts=self.trainer.lightning_module.full_contexts,
+            full_contexts=bool(self.trainer.lightning_module.full_contexts),
         )
 
     def train_dataloader(self) -> BatchGroups:
+        assert self.stream is not None  # set by `setup`
         return BatchGroups(self.stream, self.steps_per_call, self.accumulate)
 
     def val_dataloader(self) -> HeldOutBatches:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
 
 from sae.activations import Batch
 from sae.errors import UserError
+from sae.lightning.datamodule import ActivationDataModule
 from sae.lightning.loggers import log_row
 from sae.training.member import Member
 from sae.training.parallel_steps import ParallelSteps, faster_in_parallel
+
+T = TypeVar("T")
 
 
 class SAEModule(L.LightningModule):
@@ -38,9 +42,13 @@ class SAEModule(L.LightningModule):
     def __init__(self, members: Sequence[Member]) -> None:
         super().__init__()
         self.after_validation: list[Callable[[SAEModule], None]] = []
-        self.members = nn.ModuleList(members)
-        self.accumulate = _shared_setting(members, "accumulate", "model.accumulate")
-        self.full_contexts = _shared_setting(members, "full_contexts", "EndToEnd in model.losses")
+        # nn.ModuleList has no element type, so type checkers are told that it is a sequence.
+        self.members: Sequence[Member] = cast(Sequence[Member], nn.ModuleList(members))
+        configs = [member.config for member in members]
+        self.accumulate = _shared_value("model.accumulate", (c.accumulate for c in configs))
+        self.full_contexts = _shared_value(
+            "EndToEnd in model.losses", (c.full_contexts for c in configs)
+        )
         # A step calls backward and the optimizers itself. Under automatic optimization Lightning
         # would run them, and divide and clone the loss, around every step.
         self.automatic_optimization = False
@@ -57,10 +65,23 @@ class SAEModule(L.LightningModule):
     @property
     def tokens(self) -> int:
         """Number of training activations that the stream has handed out."""
-        return max(m.learner.tokens if m.live else m.stopped["tokens"] for m in self.members)
+        return max(
+            member.learner.tokens if member.stopped is None else member.stopped["tokens"]
+            for member in self.members
+        )
+
+    @property
+    def datamodule(self) -> ActivationDataModule:
+        """The activations that the trainer trains on."""
+        return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] (set by fit)
+
+    @property
+    def log_every(self) -> int:
+        """Steps between two rows of training metrics."""
+        return self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] (same)
 
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule
+        data = self.datamodule
         for member in self.members:
             member.learner = member.config.build_learner(
                 data.source.widths, data.batch_size, self.trainer.max_steps
@@ -74,19 +95,21 @@ class SAEModule(L.LightningModule):
         self._logged_at = (self.tokens, self.seconds)
         first_block = None
         if any(member.learner.scale is None for member in self.live):
-            first_block = self.trainer.datamodule.stream.first_block().to(self.device).acts
+            stream = self.datamodule.stream
+            assert stream is not None  # Lightning calls `setup` of the data module first
+            first_block = stream.first_block().to(self.device).acts
         for member in self.live:
             member.start(first_block)
         # Run sequentially on a GPU, and when members share the model's own forward passes.
         sequential = self.device.type != "cpu" or self.full_contexts
-        batch = self.trainer.datamodule.batch_size * self.accumulate
+        batch = self.datamodule.batch_size * self.accumulate
         sizes = [batch * member.learner.sae.W_enc.numel() for member in self.live]
         self._in_parallel = not sequential and faster_in_parallel(sizes)
         self.validate_if_due()
 
     def training_step(self, batches: list[Batch], batch_idx: int) -> None:
         # One call per step of the stream, however many members train: Lightning counts the calls.
-        advance = self.optimizers().step
+        advance = cast(LightningOptimizer, self.optimizers()).step
         for first in range(0, len(batches), self.accumulate):
             micro_batches = batches[first : first + self.accumulate]
             acts = [batch.acts for batch in micro_batches]
@@ -97,7 +120,7 @@ class SAEModule(L.LightningModule):
             now = time.perf_counter()
             self.seconds, self._clock = self.seconds + now - self._clock, now
             last = self.steps == self.trainer.max_steps
-            if self.steps % self.trainer.log_every_n_steps == 0 or last:
+            if self.steps % self.log_every == 0 or last:
                 self._log_training_metrics()
 
     def _run_jobs(self, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -165,7 +188,7 @@ class SAEModule(L.LightningModule):
     @property
     def validate_every(self) -> int:
         """Steps between two validations."""
-        return self.trainer.val_check_interval * self.trainer.datamodule.steps_per_call
+        return self.trainer.val_check_interval * self.datamodule.steps_per_call
 
     @torch.inference_mode()
     def validate_if_due(self) -> None:
@@ -176,7 +199,7 @@ class SAEModule(L.LightningModule):
         if not self.steps or self.steps % self.validate_every or self._validated_at == self.steps:
             return
         self.on_validation_epoch_start()
-        for number, batch in enumerate(self.trainer.datamodule.val_dataloader()):
+        for number, batch in enumerate(self.datamodule.val_dataloader()):
             self.validation_step(batch.to(self.device), number)
         self._write_held_out_metrics()
         self._clock = time.perf_counter()
@@ -206,15 +229,18 @@ class SAEModule(L.LightningModule):
             member.restore(state)
 
 
-def _shared_setting(members: Sequence[Member], name: str, label: str) -> Any:
-    """Return a setting that decides what a batch is. Raises UserError if members differ in it."""
-    values = {getattr(member.config, name) for member in members}
-    if len(values) > 1:
+def _shared_value(setting: str, values: Iterable[T]) -> T:
+    """Return the value that all members have for a setting that decides what a batch is.
+
+    Raises UserError if they differ in it.
+    """
+    distinct = set(values)
+    if len(distinct) > 1:
         raise UserError(
-            f"members differ in {label} ({', '.join(map(str, sorted(values)))}), which decides "
+            f"members differ in {setting} ({', '.join(sorted(map(str, distinct)))}), which decides "
             "what a batch is; train them in separate runs"
         )
-    return values.pop()
+    return distinct.pop()
 
 
 def _wrong_checkpoint(reason: str) -> UserError:
@@ -224,9 +250,9 @@ def _wrong_checkpoint(reason: str) -> UserError:
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """The optimizers of all live members, as the one optimizer that Lightning saves and counts.
+    """The optimizers of all live members as the one optimizer that Lightning saves and counts.
 
-    Each learner calls its own; a step of this one is whatever closure it is given.
+    Each learner steps its own optimizer, so a step of this one only calls the closure it is given.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
@@ -236,13 +262,13 @@ class CombinedOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any]) -> Any:
         return closure()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[Any, Any]:
         return {
             number: member.learner.optimizer.state_dict()
             for number, member in enumerate(self.members)
             if member.live
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[Any, Any]) -> None:
         for number, state in state_dict.items():
             self.members[number].learner.optimizer.load_state_dict(state)

@@ -7,9 +7,15 @@ import time
 from html import escape
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
-from sae.lightning.callbacks import Members, ProgressBarWithMetrics, ProgressLines, progress_metrics
+from sae.lightning.callbacks import (
+    MembersTable,
+    ProgressBarWithMetrics,
+    ProgressLines,
+    progress_metrics,
+)
+from sae.lightning.module import SAEModule
 
 
 class NotebookProgress(Callback):
@@ -21,49 +27,49 @@ class NotebookProgress(Callback):
 
     def __init__(self, every_seconds: float = 0.5) -> None:
         self.every_seconds = every_seconds
-        self._last = -float("inf")
+        self._last_time = -float("inf")
         self._handle: Any = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: SAEModule) -> None:
         from IPython.display import HTML, display
 
         self._handle = display(HTML(self._html(trainer, pl_module)), display_id=True)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: SAEModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         from IPython.display import HTML
 
         now = time.monotonic()
         last = pl_module.steps == trainer.max_steps
-        if self._handle is not None and (last or now - self._last >= self.every_seconds):
-            self._last = now
+        if self._handle is not None and (last or now - self._last_time >= self.every_seconds):
+            self._last_time = now
             self._handle.update(HTML(self._html(trainer, pl_module)))
 
-    def _html(self, trainer: Trainer, module: LightningModule) -> str:
-        done, total = module.steps, trainer.max_steps
-        metrics = "  ".join(f"{name} {text}" for name, text in progress_metrics(module))
+    def _html(self, trainer: Trainer, module: SAEModule) -> str:
+        step, steps = module.steps, trainer.max_steps
+        metrics = "  ".join(f"{label} {text}" for label, text in progress_metrics(module))
         return (
-            f"<progress value='{done}' max='{total}' style='width:16em'></progress> "
-            f"step {done:,} of {total:,} &ensp; {escape(metrics)}"
+            f"<progress value='{step}' max='{steps}' style='width:16em'></progress> "
+            f"step {step:,} of {steps:,} &ensp; {escape(metrics)}"
         )
 
 
 def progress_callback(several: bool) -> Callback:
-    """Return the progress display that suits where the process runs.
+    """Return the progress display for a notebook, a terminal, or a log or pipe.
 
     Args:
-        several: Whether the run trains several SAEs.
+        several: True if the run trains several SAEs; a terminal then shows a row for each.
     """
     if _in_notebook():
         return NotebookProgress()
     if not sys.stdout.isatty():
         return ProgressLines()
-    return Members() if several else ProgressBarWithMetrics(refresh_rate=10)
+    return MembersTable() if several else ProgressBarWithMetrics(refresh_rate=10)
 
 
 def _in_notebook() -> bool:
-    """Return whether the output of this process is shown in a notebook."""
+    """Return True if the output of this process is shown in a notebook."""
     if "IPython" not in sys.modules:
         return False
     from IPython import get_ipython

@@ -1,4 +1,4 @@
-"""Train the SAEs of a run: what `sae.train` and the command line both call."""
+"""Train the SAEs of a run. `sae.train` and the command line both call `train_run`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from lightning.pytorch.loggers import Logger
 
 from sae.errors import UserError
 from sae.files import write_text
-from sae.lightning import seed_agreement
-from sae.lightning.artifacts import finish
+from sae.lightning.artifacts import write_artifacts
 from sae.lightning.callbacks import SaveCheckpoints
 from sae.lightning.checkpoint_io import SafeCheckpointIO
 from sae.lightning.datamodule import ActivationDataModule
 from sae.lightning.loggers import close_loggers, log_settings
 from sae.lightning.module import SAEModule
 from sae.lightning.notebook import progress_callback
+from sae.lightning.seed_agreement import SeedAgreement, seed_groups
 from sae.progress import progress as show_progress
 from sae.runs.run_dir import RunDir
 from sae.training.member import Member
@@ -51,17 +51,17 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a finished run left.
+    """The folders and the final metrics of a finished run.
 
     Attributes:
         folder: Folder of the run.
         member_folders: Folder of each member, by name; a single member's is the run's.
-        table: The main metrics as text, for printing.
+        summary: Contents of `summary.json`: the final metrics.
     """
 
     folder: Path
     member_folders: dict[str, Path]
-    table: str
+    summary: dict[str, Any]
 
 
 def train_run(
@@ -112,15 +112,16 @@ def _train(
         accumulate=settings.data.accumulate,
     )
     callbacks = [SaveCheckpoints(run, every=settings.checkpoint_every), *callbacks]
-    across_seeds = None
-    if groups := seed_agreement.groups(settings.member_configs):
-        across_seeds = seed_agreement.AcrossSeeds(groups, run.path, resume_step=step)
-        callbacks = [across_seeds, *callbacks]
+    agreement = None
+    if groups := seed_groups(settings.member_configs):
+        agreement = SeedAgreement(groups, run.path, resume_step=step)
+        callbacks = [agreement, *callbacks]
     trainer = build_trainer(settings, callbacks=callbacks, loggers=loggers)
-    member_dirs = {n: run.member(n) if settings.several else run for n in settings.members}
+    member_dirs = {name: run.member(name) if settings.several else run for name in settings.members}
     if not resume:
         run.start(overwrite=overwrite)
-    # Outside of Lightning, so that a Ctrl-C while a model loads is an ordinary KeyboardInterrupt.
+    # The model is loaded before Lightning starts: a Ctrl-C is an ordinary KeyboardInterrupt here,
+    # while Lightning would turn it into a SystemExit.
     data.source.setup(trainer.strategy.root_device)
     if not resume:
         _write_configs(run, member_dirs, settings)
@@ -137,10 +138,11 @@ def _train(
             raise Stopped(module.steps, settings.steps, run.path)
         module.validate_if_due()
         with show_progress("computing the final metrics"):
-            table = finish(run, list(member_dirs.values()), module, data, trainer, across_seeds)
+            folders = list(member_dirs.values())
+            summary = write_artifacts(run, folders, module, data, trainer, agreement)
     finally:
         close_loggers(trainer.loggers)
-    return FinishedRun(run.path, {name: d.path for name, d in member_dirs.items()}, table)
+    return FinishedRun(run.path, {name: d.path for name, d in member_dirs.items()}, summary)
 
 
 def _fit(
@@ -184,7 +186,7 @@ def build_trainer(
             num_sanity_val_steps=0,
             check_val_every_n_epoch=None,
             enable_model_summary=False,
-            # Without a bar or a checkpoint callback among ours, Lightning would add its own.
+            # If `callbacks` has no bar or checkpoint callback, Lightning would add its own.
             enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
             enable_checkpointing=False,
         )
@@ -221,7 +223,7 @@ def yaml_of(config: dict[str, Any]) -> str:
     )
     if PYTHON_ONLY in config:
         text = (
-            f"# What {PYTHON_ONLY} lists was given in Python and cannot be written here. To "
+            f"# The settings in {PYTHON_ONLY} are Python objects, which cannot be written here. To "
             "continue this run,\n# call sae.train with the same arguments and data, its name and "
             "resume=True.\n" + text
         )
@@ -229,7 +231,7 @@ def yaml_of(config: dict[str, Any]) -> str:
 
 
 class _WithoutAliases(yaml.SafeDumper):
-    """Writes a value that occurs twice in full, both times."""
+    """A YAML dumper that writes repeated values in full instead of as anchors and aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

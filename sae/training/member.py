@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,10 @@ class Member(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.config, self.folder = name, config, folder
-        self.learner: Learner | None = None
+        # None before training and after `stop`. The type leaves None out, because only members that
+        # train are used.
+        self.learner = cast(Learner, None)
+        self.step = cast(Callable[..., None], None)
         self.stopped: dict[str, Any] | None = None
         self.last_metrics: dict[str, float] = {}
         self.held_out: dict[str, float] = {}
@@ -96,8 +100,8 @@ class Member(nn.Module):
         """End the training of this member and free its learner; its rows stay."""
         learner = self._live_learner()
         self.stopped = {"step": learner.steps, "tokens": learner.tokens, "reason": reason}
-        self.learner = None
-        self.step = None
+        self.learner = cast(Learner, None)
+        self.step = cast(Callable[..., None], None)
 
     def error(self) -> UserError:
         """Return the error that ends a run in which no member is left."""
@@ -148,4 +152,4 @@ class Member(nn.Module):
         self.first_fvu = state["first_fvu"]
         self.stopped = state["stopped"]
         if self.stopped is not None:
-            self.learner = None
+            self.learner = cast(Learner, None)

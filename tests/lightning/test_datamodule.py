@@ -8,25 +8,25 @@ from sae.worlds import SparseSuperposition
 def test_batch_groups_hand_out_the_stream_in_order():
     source = SparseSuperposition(d_in=4, n_features=8, mean_active=2.0)
     source.setup()
-    make = lambda: Stream(source, batch_size=3, block_batches=2, batches=7)
-    want = [next(iter(batch.acts.values())) for batch in make()]
-    calls = BatchGroups(make(), 3)
-    got = list(calls)
-    assert [len(some) for some in got] == [3, 3, 1] and len(calls) == 3
-    flat = [next(iter(batch.acts.values())) for some in got for batch in some]
-    assert all((a == b).all() for a, b in zip(flat, want, strict=True))
+    new_stream = lambda: Stream(source, batch_size=3, block_batches=2, batches=7)
+    expected = [next(iter(batch.acts.values())) for batch in new_stream()]
+    groups = BatchGroups(new_stream(), 3)
+    lists = list(groups)
+    assert [len(batches) for batches in lists] == [3, 3, 1] and len(groups) == 3
+    acts = [next(iter(batch.acts.values())) for batches in lists for batch in batches]
+    assert all((a == b).all() for a, b in zip(acts, expected, strict=True))
 
 
 def test_batch_groups_resume_after_the_last_list():
     source = SparseSuperposition(d_in=4, n_features=8, mean_active=2.0)
     source.setup()
-    make = lambda: BatchGroups(Stream(source, batch_size=3, block_batches=2, batches=7), 3)
-    straight = make()
-    lists = iter(straight)
+    new_groups = lambda: BatchGroups(Stream(source, batch_size=3, block_batches=2, batches=7), 3)
+    uninterrupted = new_groups()
+    lists = iter(uninterrupted)
     next(lists)
-    state = straight.state_dict()
-    rest = [next(iter(batch.acts.values())) for some in lists for batch in some]
-    resumed = make()
+    state = uninterrupted.state_dict()
+    expected = [next(iter(batch.acts.values())) for batches in lists for batch in batches]
+    resumed = new_groups()
     resumed.load_state_dict(state)
-    again = [next(iter(batch.acts.values())) for some in resumed for batch in some]
-    assert len(rest) == 4 and all((a == b).all() for a, b in zip(again, rest, strict=True))
+    acts = [next(iter(batch.acts.values())) for batches in resumed for batch in batches]
+    assert len(expected) == 4 and all((a == b).all() for a, b in zip(acts, expected, strict=True))

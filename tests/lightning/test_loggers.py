@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases loggers, when they are asked for."""
+"""TensorBoard and Weights & Biases loggers: when they are built, and what they log."""
 
 from __future__ import annotations
 
@@ -61,6 +61,8 @@ def test_no_logger_is_built_unless_asked_for(tmp_path):
 
 
 class RecordingLogger:
+    """A logger that records its calls."""
+
     def __init__(self) -> None:
         self.calls = []
 
@@ -85,7 +87,7 @@ def test_every_logger_gets_settings_and_rows():
 
 @pytest.fixture
 def fake_wandb(monkeypatch):
-    """The real WandbLogger on a wandb whose `init` records its arguments and starts nothing."""
+    """Replace `wandb.init` by a function that starts nothing; return the list of its runs."""
     wandb = pytest.importorskip("wandb")
     started = []
 
@@ -132,7 +134,7 @@ def test_overwritten_run_starts_a_new_wandb_run(tmp_path, fake_wandb):
         ({"wandb_project": "p", "wandb_entity": "e"}, {"WANDB_SWEEP_ID": "s"}, None, None),
     ],
 )
-def test_wandb_project_and_entity(
+def test_wandb_project_and_entity_come_from_flags_then_environment(
     flags, environment, project, entity, tmp_path, fake_wandb, monkeypatch
 ):
     for name, value in environment.items():
@@ -144,7 +146,7 @@ def test_wandb_project_and_entity(
 
 @pytest.mark.slow
 def test_offline_wandb_run_is_continued_without_a_warning(tmp_path, repo):
-    """Real processes: a run, and its resume from the checkpoint before the last."""
+    """A run and its resume from the checkpoint before the last, each in its own process."""
     pytest.importorskip("wandb")
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(SETTINGS))
     run = tmp_path / "runs/r"
@@ -192,7 +194,8 @@ def test_one_flag_turns_a_logger_on(module, flags, pattern, tmp_path, write_conf
         env=environment,
         check=True,
     )
-    # Final metrics come after training has closed the loggers: TensorBoard begins another file.
+    # The final metrics are logged after Lightning closed the loggers, so TensorBoard starts another
+    # file.
     files = list((tmp_path / "runs/tiny").glob(pattern))
     assert len(files) == (2 if module == "tensorboard" else 1)
     assert all(b"held_out_fvu" in file.read_bytes() for file in files)

@@ -1,4 +1,4 @@
-"""Several autoencoders on one stream: each as if it were alone, whatever becomes of the others."""
+"""Members of one run have the same bits as SAEs that are trained alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from sae import SAE, UserError
 from sae.cli.fit import fit
-from sae.lightning.callbacks import Members as MembersTable
+from sae.lightning.callbacks import MembersTable
 from sae.training import parallel_steps
 from sae.training.member import Member
 
@@ -62,7 +62,7 @@ MEMBERS = {
     },
     "coding": {"model.sparse_coding": {"iterations": 5}, "model.dtype": "float32"},
 }
-ABSURD = {"model.optim.lr": 1e12, "model.optim.unit_norm": False}
+TOO_FAST = {"model.optim.lr": 1e12, "model.optim.unit_norm": False}
 
 
 def write(folder: Path, **changes) -> Path:
@@ -80,94 +80,97 @@ def rows(run: Path) -> list[dict[str, str]]:
     ]
 
 
-def same(one: Path, other: Path) -> None:
-    """Two members, or runs, that learnt the same to the last bit."""
+def assert_same_bits(one: Path, other: Path) -> None:
+    """Check that two members, or runs, have the same SAEs and metrics to the last bit."""
     assert rows(one) == rows(other)
-    folders = [place.name for place in one.glob("sae*")]
-    assert "sae" in folders and folders == [place.name for place in other.glob("sae*")]
+    folders = [path.name for path in one.glob("sae*")]
+    assert "sae" in folders and folders == [path.name for path in other.glob("sae*")]
     for folder in folders:
-        a, b = (SAE.load(place / folder).state_dict() for place in (one, other))
+        a, b = (SAE.load(path / folder).state_dict() for path in (one, other))
         assert a.keys() == b.keys()
         for name in a:
             assert torch.equal(a[name], b[name]), name
-    a, b = (json.loads((place / "summary.json").read_text()) for place in (one, other))
+    a, b = (json.loads((path / "summary.json").read_text()) for path in (one, other))
     assert a["held_out"] == b["held_out"] and a["steps"] == b["steps"] == STEPS
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("together")
+def run_of_all(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("members")
     config = write(folder, members=MEMBERS)
     assert fit(["--config", str(config), "--runs", str(folder)]) == 0
     return folder / "r"
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-def test_a_member_has_the_bits_of_a_run_of_its_own(together, tmp_path, name):
-    """Alone by the configuration that the run left for each member, which is a run like any."""
-    assert fit(["--config", str(together / name / "config.yaml"), "--runs", str(tmp_path)]) == 0
-    same(together / name, tmp_path / name)
+def test_a_member_has_the_bits_of_a_run_of_its_own(run_of_all, tmp_path, name):
+    """The run leaves a config for each member, which trains it alone."""
+    assert fit(["--config", str(run_of_all / name / "config.yaml"), "--runs", str(tmp_path)]) == 0
+    assert_same_bits(run_of_all / name, tmp_path / name)
 
 
 @pytest.mark.parametrize("threads", [2, 5])
-def test_members_in_parallel_threads_have_the_same_bits(together, tmp_path, threads, monkeypatch):
-    """Members side by side in threads of their own."""
+def test_members_in_parallel_threads_have_the_same_bits(run_of_all, tmp_path, threads, monkeypatch):
     torch.set_num_threads(threads)
-    monkeypatch.setattr(parallel_steps, "MIN_MULTIPLY_ADDS", 0)  # however small they are
+    monkeypatch.setattr(
+        parallel_steps, "MIN_MULTIPLY_ADDS", 0
+    )  # in parallel even if they are small
     config = write(tmp_path, members=MEMBERS)
     assert fit(["--config", str(config), "--runs", str(tmp_path)]) == 0
     assert torch.get_num_threads() == threads
     for name in MEMBERS:
-        same(together / name, tmp_path / "r" / name)
+        assert_same_bits(run_of_all / name, tmp_path / "r" / name)
 
 
-def test_members_differ(together):
-    found = {tuple(rows(together / name)[-1].items()) for name in MEMBERS}
-    assert len(found) == len(MEMBERS)
+def test_members_differ(run_of_all):
+    last_rows = {tuple(rows(run_of_all / name)[-1].items()) for name in MEMBERS}
+    assert len(last_rows) == len(MEMBERS)
 
 
-def test_a_diverged_member_stops_and_does_not_change_the_others(together, tmp_path, capsys):
-    config = write(tmp_path, members={"absurd": ABSURD, **MEMBERS})
+def test_a_diverged_member_stops_and_does_not_change_the_others(run_of_all, tmp_path, capsys):
+    config = write(tmp_path, members={"diverging": TOO_FAST, **MEMBERS})
     assert fit(["--config", str(config), "--runs", str(tmp_path)]) == 0
     for name in MEMBERS:
-        same(together / name, tmp_path / "r" / name)
-    summary = json.loads((tmp_path / "r" / "absurd" / "summary.json").read_text())
+        assert_same_bits(run_of_all / name, tmp_path / "r" / name)
+    summary = json.loads((tmp_path / "r" / "diverging" / "summary.json").read_text())
     assert summary["stopped"].startswith("diverged") and summary["steps"] < STEPS
-    assert not (tmp_path / "r" / "absurd" / "sae").exists()
+    assert not (tmp_path / "r" / "diverging" / "sae").exists()
     assert "diverged" in capsys.readouterr().out
 
-    # And the checkpoint of such a run goes on: from the one before the end, where it had stopped.
+    # The run can be resumed from the checkpoint before the last, in which the member had stopped.
     again = tmp_path / "again" / "r"
     shutil.copytree(tmp_path / "r", again)
     (again / "checkpoints" / f"step={STEPS}.ckpt").unlink()
     assert fit(["--resume", str(again)]) == 0
     for name in MEMBERS:
-        same(together / name, again / name)
-    assert json.loads((again / "absurd" / "summary.json").read_text())["steps"] == summary["steps"]
-    assert rows(again / "absurd") == rows(tmp_path / "r" / "absurd")
+        assert_same_bits(run_of_all / name, again / name)
+    assert (
+        json.loads((again / "diverging" / "summary.json").read_text())["steps"] == summary["steps"]
+    )
+    assert rows(again / "diverging") == rows(tmp_path / "r" / "diverging")
 
 
 def test_a_diverged_single_member_ends_the_run(tmp_path):
     config = write(tmp_path)
-    flags = [f"--{key}={value}" for key, value in ABSURD.items()]
+    flags = [f"--{key}={value}" for key, value in TOO_FAST.items()]
     with pytest.raises(UserError, match=r"diverged.*step 4, with optim.lr=1e\+12; .* lower"):
         fit(["--config", str(config), "--runs", str(tmp_path), *flags])
 
 
-def test_resume_is_exact_for_every_member(together, tmp_path):
+def test_resume_is_exact_for_every_member(run_of_all, tmp_path):
     again = tmp_path / "r"
-    shutil.copytree(together, again)
+    shutil.copytree(run_of_all, again)
     (again / "checkpoints" / f"step={STEPS}.ckpt").unlink()
     for name in MEMBERS:
         (again / name / "summary.json").unlink()
     assert fit(["--resume", str(again)]) == 0
     for name in MEMBERS:
-        same(together / name, again / name)
+        assert_same_bits(run_of_all / name, again / name)
 
 
-def test_resume_refuses_another_list_of_members(together, tmp_path):
+def test_resume_refuses_another_list_of_members(run_of_all, tmp_path):
     again = tmp_path / "r"
-    shutil.copytree(together, again)
+    shutil.copytree(run_of_all, again)
     with pytest.raises(UserError, match="its members are plain, wide.*not plain"):
         fit(["--resume", str(again), "--members", '{"plain": {}}'])
 
@@ -198,8 +201,8 @@ def test_wrong_member_settings_are_refused(tmp_path, members, words):
     assert not (tmp_path / "r" / "summary.json").exists()
 
 
-def test_sites_and_hooks_may_differ(tmp_path, write_config):
-    """On a real, tiny model, and from a checkpoint on."""
+def test_members_may_differ_in_site_and_hooks(tmp_path, write_config):
+    """The activations are those of a tiny language model."""
     hooks = ["layers.0.mlp.in", "layers.0.mlp", "layers.1"]
     members = {
         "residual": {"model.site": "Autoencoder", "model.site.hook": hooks[2]},
@@ -215,32 +218,31 @@ def test_sites_and_hooks_may_differ(tmp_path, write_config):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "name": "r", "members": members}))
     assert fit(["--config", str(tmp_path / "c.yaml"), "--runs", str(tmp_path)]) == 0
     for name in members:
-        alone = ["--config", str(tmp_path / "r" / name / "config.yaml")]
-        assert fit([*alone, "--runs", str(tmp_path / "alone")]) == 0
-        same(tmp_path / "r" / name, tmp_path / "alone" / name)
+        config_flag = ["--config", str(tmp_path / "r" / name / "config.yaml")]
+        assert fit([*config_flag, "--runs", str(tmp_path / "alone")]) == 0
+        assert_same_bits(tmp_path / "r" / name, tmp_path / "alone" / name)
         files = {file.name for file in (tmp_path / "alone" / name).iterdir()}
         assert files - {file.name for file in (tmp_path / "r" / name).iterdir()} == {"checkpoints"}
 
 
-def test_the_table_on_a_terminal():
-    """A row for each; of one that was stopped, why."""
-    read = {"fvu": 0.25, "l0": 4.0, "dead_fraction": 0.125}
-    shown = lambda **more: SimpleNamespace(
-        **{"live": True, "last_metrics": {}, "held_out": {}, "stopped": None, **more}
+def test_terminal_table_has_a_row_for_each_member_and_says_why_one_stopped():
+    row = {"fvu": 0.25, "l0": 4.0, "dead_fraction": 0.125}
+    member = lambda **values: SimpleNamespace(
+        **{"live": True, "last_metrics": {}, "held_out": {}, "stopped": None, **values}
     )
     module = SimpleNamespace(
         steps=10,
         seconds=5.0,
         members=[
-            shown(name="good", last_metrics=read, held_out={"held_out_fvu": 0.5}),
-            shown(name="fresh"),
-            shown(
-                name="bad", live=False, last_metrics=read, stopped={"reason": "diverged: FVU nan"}
+            member(name="good", last_metrics=row, held_out={"held_out_fvu": 0.5}),
+            member(name="fresh"),
+            member(
+                name="bad", live=False, last_metrics=row, stopped={"reason": "diverged: FVU nan"}
             ),
         ],
     )
     console = Console(file=io.StringIO(), width=100)
-    console.print(MembersTable()._table(SimpleNamespace(max_steps=30), module))
+    console.print(MembersTable().table(30, module))
     text = console.file.getvalue()
     assert "step 10 of 30, 10 s left" in text and "bad: diverged: FVU nan" in text
     cells = lambda line: [cell.strip() for cell in line.split("│")[1:-1]]
@@ -252,7 +254,7 @@ def test_the_table_on_a_terminal():
 @pytest.mark.parametrize(
     ("fvus", "stops"),
     [
-        ([143.0, 300.0, 0.5], None),  # a bad start is no divergence
+        ([143.0, 300.0, 0.5], None),  # a large FVU at the start is not a divergence
         ([0.5, 99.0, 0.5], None),
         ([0.5, 101.0], 1),
         ([143.0, 1431.0], 1),
@@ -262,16 +264,16 @@ def test_the_table_on_a_terminal():
 )
 def test_divergence_needs_a_large_fvu_that_grew(tmp_path, fvus, stops):
     member = Member("m", None, tmp_path)
-    rows = iter(fvus)
-    member.learner = FakeLearner(lambda: (value := next(rows)) and {"fvu": value, "loss": value})
+    metrics = iter([{"fvu": fvu, "loss": fvu} for fvu in fvus])
+    member.learner = FakeLearner(lambda: next(metrics))
     for number in range(len(fvus)):
         member.pop_metrics()
         assert member.live == (number != stops), number
 
 
 class FakeLearner(torch.nn.Module):
-    """Reads what it is told to."""
+    """A learner with given metrics."""
 
-    def __init__(self, read) -> None:
+    def __init__(self, pop_metrics) -> None:
         super().__init__()
-        self.pop_metrics, self.steps, self.tokens = read, 1, 64
+        self.pop_metrics, self.steps, self.tokens = pop_metrics, 1, 64

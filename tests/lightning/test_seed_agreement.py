@@ -1,4 +1,4 @@
-"""Members that differ in their seed only: compared while they learn, and at the end."""
+"""Members that differ only in their seed are compared during training and at the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import yaml
 from sae import SAE
 from sae.cli.fit import fit
 from sae.evaluation.consensus import consensus
-from sae.lightning import seed_agreement as seeds
+from sae.lightning import seed_agreement
+from sae.lightning.seed_agreement import SeedAgreement, seed_groups
 from sae.metrics.firing import Firing
 from sae.metrics.seed_consistency import agreement, pw_mcc_signed, pw_mcc_signed_chance
 from sae.training.member import Member
@@ -50,6 +51,7 @@ MEMBERS = {
     "batch": {"model.sae": "BatchTopK", "model.seed": 5},
     "too": {"model.sae": "BatchTopK", "model.seed": 6},
 }
+SHORT = {**SETTINGS["trainer"], "max_steps": 8, "log_every_n_steps": 4, "val_check_interval": 4}
 GROUPS = {"k=2": ["k=2,seed=0", "k=2,seed=1", "k=2,seed=2"], "batch": ["batch", "too"]}
 
 
@@ -75,28 +77,28 @@ def saved(run: Path, names: list[str]) -> list[SAE]:
     return [SAE.load(run / name / "sae") for name in names]
 
 
-def test_live_figures_at_every_validation(run):
+def test_agreement_is_written_at_every_validation(run):
     table = rows(run)
     assert [int(row["step"]) for row in table] == list(range(EVERY, STEPS + 1, EVERY))
     for group, names in GROUPS.items():
-        figures = json.loads((run / "summary.json").read_text())["seeds"][group]
+        summary = json.loads((run / "summary.json").read_text())["seeds"][group]
         columns = {key for key in table[0] if key.startswith(f"{group}/")}
         deciles = {f"stability_decile_{n}" for n in range(1, 11)}
         others = {"pw_mcc_signed", "shared_fraction_signed"}
         levels = {"pw_mcc_signed_start", "pw_mcc_signed_chance"}
         assert columns == {f"{group}/{key}" for key in deciles | others | levels}
-        # The last row is of what was saved.
+        # The last row is about the saved SAEs.
         trained = saved(run, names)
-        firing = [Firing.load(run / name / "density.json").density() for name in names]
+        densities = [Firing.load(run / name / "density.json").density() for name in names]
         W_dec, W_enc = [sae.W_dec for sae in trained], [sae.W_enc for sae in trained]
-        expected, matching = agreement(W_dec, W_enc, firing)
+        expected, matching = agreement(W_dec, W_enc, densities)
         for key, value in expected.items():
-            assert float(table[-1][f"{group}/{key}"]) == figures[key] == value
+            assert float(table[-1][f"{group}/{key}"]) == summary[key] == value
         for sae, stability in zip(trained, matching.stability(), strict=True):
             assert torch.equal(sae.stability, stability.float())
-        # The levels beside it, of the decoders as they start and of random ones.
-        own = [yaml.safe_load((run / name / "config.yaml").read_text()) for name in names]
-        starts = [SAE(16, trained[0].sparsity, seed=c["model"]["seed"] or 0).W_dec for c in own]
+        # The two levels are those of the initial decoders and of random ones.
+        configs = [yaml.safe_load((run / name / "config.yaml").read_text()) for name in names]
+        starts = [SAE(16, trained[0].sparsity, seed=c["model"]["seed"] or 0).W_dec for c in configs]
         for row in table:
             assert float(row[f"{group}/pw_mcc_signed_start"]) == pw_mcc_signed(starts)
             assert float(row[f"{group}/pw_mcc_signed_chance"]) == pw_mcc_signed_chance(24, 16)
@@ -104,23 +106,23 @@ def test_live_figures_at_every_validation(run):
     assert pw_mcc_signed_chance(24, 16) < first < last
 
 
-def test_consensus_of_a_group(run):
+def test_consensus_of_a_group_is_saved_and_measured(run):
     for group, names in GROUPS.items():
-        of = json.loads((run / "summary.json").read_text())["seeds"][group]["consensus"]
-        agreed, again = SAE.load(run / "consensus" / group), consensus(saved(run, names))
-        assert of["latents"] == agreed.d_sae == again.d_sae
-        for name, tensor in agreed.state_dict().items():
-            assert torch.equal(tensor, again.state_dict()[name])
-        assert agreed.metadata["consensus_of"] == names
-        assert agreed.metadata["threshold"] == 0.7
-        assert {"fvu", "l0", "dictionary_mcc_signed"} <= of["held_out"].keys()
-        assert set(of["mmcs_of_latents"]) == {*names, "consensus"}
-    # What seeds agree on is what there is: its latents are nearer to true features.
-    precision = of["mmcs_of_latents"]
+        results = json.loads((run / "summary.json").read_text())["seeds"][group]["consensus"]
+        loaded, expected = SAE.load(run / "consensus" / group), consensus(saved(run, names))
+        assert results["latents"] == loaded.d_sae == expected.d_sae
+        for name, tensor in loaded.state_dict().items():
+            assert torch.equal(tensor, expected.state_dict()[name])
+        assert loaded.metadata["consensus_of"] == names
+        assert loaded.metadata["threshold"] == 0.7
+        assert {"fvu", "l0", "dictionary_mcc_signed"} <= results["held_out"].keys()
+        assert set(results["mmcs_of_latents"]) == {*names, "consensus"}
+    # The latents on which seeds agree are nearer to true features than those of one SAE.
+    precision = results["mmcs_of_latents"]
     assert precision["consensus"] > max(precision[name] for name in names) + 0.02
 
 
-def test_resume_is_exact(run, tmp_path, capsys):
+def test_resumed_run_has_the_same_metrics_and_saes(run, tmp_path, capsys):
     again = tmp_path / "r"
     shutil.copytree(run, again)
     (again / "checkpoints" / f"step={STEPS}.ckpt").unlink()
@@ -129,92 +131,92 @@ def test_resume_is_exact(run, tmp_path, capsys):
     shutil.rmtree(again / "consensus")
     assert fit(["--resume", str(again)]) == 0
     assert (again / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
-    one, other = (json.loads((r / "summary.json").read_text()) for r in (run, again))
-    assert one["seeds"] == other["seeds"]
+    summary, resumed = (json.loads((r / "summary.json").read_text()) for r in (run, again))
+    assert summary["seeds"] == resumed["seeds"]
     for file in run.rglob("*.safetensors"):
         assert file.read_bytes() == (again / file.relative_to(run)).read_bytes()
     printed = capsys.readouterr().out
-    figures = one["seeds"]["k=2"]
+    metrics = summary["seeds"]["k=2"]
     line = next(text for text in printed.splitlines() if text.startswith("│ k=2 "))
     for key in ("pw_mcc_signed", "pw_mcc_signed_start", "pw_mcc_signed_chance"):
-        assert f"{figures[key]:.3f}" in line
-    assert f"{figures['consensus']['latents']} latents" in line
+        assert f"{metrics[key]:.3f}" in line
+    assert f"{metrics['consensus']['latents']} latents" in line
 
 
-def test_where_matching_takes_long_once_at_the_end(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(seeds, "LIVE", 24**3 * 3 - 1)  # three pairs are too many, one is not
-    short = {**SETTINGS["trainer"], "max_steps": 8, "log_every_n_steps": 4, "val_check_interval": 4}
-    wide = train(tmp_path, trainer=short)
+def test_groups_that_take_long_to_match_are_compared_only_at_the_end(tmp_path, capsys, monkeypatch):
+    # Three pairs of seeds cost more than this, one pair does not.
+    monkeypatch.setattr(seed_agreement, "MAX_MATCHING_COST", 24**3 * 3 - 1)
+    run = train(tmp_path, trainer=SHORT)
     assert "k=2: 3 seeds of 24 latents are compared at the end only" in capsys.readouterr().out
-    first, last = rows(wide)
+    first, last = rows(run)
     assert not first["k=2/pw_mcc_signed"] and first["batch/pw_mcc_signed"]
-    trained = saved(wide, GROUPS["k=2"])
+    trained = saved(run, GROUPS["k=2"])
     assert float(last["k=2/pw_mcc_signed"]) == pw_mcc_signed([sae.W_dec for sae in trained])
     starts = [SAE(16, trained[0].sparsity, seed=seed).W_dec for seed in (0, 1)]
     assert float(last["k=2/pw_mcc_signed_start"]) == pw_mcc_signed(starts)
 
-    monkeypatch.setattr(seeds, "MOST", 23)
-    some = {name: MEMBERS[name] for name in GROUPS["k=2"][:2]}
-    wider = train(tmp_path / "wider", some, trainer=short)
-    assert "k=2: no comparison of seeds: matching more than 23 lat" in capsys.readouterr().out
-    assert not (wider / "metrics.csv").exists() and not (wider / "consensus").exists()
+
+def test_groups_with_too_many_latents_are_not_compared(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(seed_agreement, "MAX_LATENTS", 23)
+    members = {name: MEMBERS[name] for name in GROUPS["k=2"][:2]}
+    run = train(tmp_path, members, trainer=SHORT)
+    assert "k=2: seeds are not compared: matching more than 23 lat" in capsys.readouterr().out
+    assert not (run / "metrics.csv").exists() and not (run / "consensus").exists()
 
 
-def test_who_was_stopped_is_left_out(tmp_path, monkeypatch):
-    """Two seeds of three go on and are compared; of two, one goes on, with nobody left."""
-    read = Member.read
+def test_stopped_members_are_left_out_of_their_group(tmp_path, monkeypatch):
+    """One of three seeds and one of two are stopped: two seeds of the first group are compared."""
+    pop_metrics = Member.pop_metrics
 
-    def stopping(member: Member) -> dict[str, float]:
-        row = read(member)
+    def pop_and_stop(member: Member) -> dict[str, float]:
+        row = pop_metrics(member)
         if member.name in ("c", "y"):
             member.stop("diverged")
         return row
 
-    monkeypatch.setattr(Member, "read", stopping)
-    written, write = [], seeds.AcrossSeeds.write
+    monkeypatch.setattr(Member, "pop_metrics", pop_and_stop)
+    written, write = [], SeedAgreement.write
 
-    def writing(self, trainer, step, group, figures):
-        written.append((step, figures))
-        write(self, trainer, step, group, figures)
+    def record(self, trainer, step, group, metrics):
+        written.append((step, metrics))
+        write(self, trainer, step, group, metrics)
 
-    monkeypatch.setattr(seeds.AcrossSeeds, "write", writing)
-    short = {**SETTINGS["trainer"], "max_steps": 8, "log_every_n_steps": 4, "val_check_interval": 4}
+    monkeypatch.setattr(SeedAgreement, "write", record)
     members = {name: {"model.seed": seed} for seed, name in enumerate("abc")}
     members |= {n: {"model.sae.k": 3, "model.seed": seed} for seed, n in enumerate("xy")}
-    run = train(tmp_path, members, trainer=short)
+    run = train(tmp_path, members, trainer=SHORT)
     assert {key.split("/")[0] for key in rows(run)[0]} == {"step", "a"}
-    found = json.loads((run / "summary.json").read_text())["seeds"]
-    assert list(found) == ["a"] and found["a"]["members"] == ["a", "b"]
-    figures, _ = agreement(
+    results = json.loads((run / "summary.json").read_text())["seeds"]
+    assert list(results) == ["a"] and results["a"]["members"] == ["a", "b"]
+    expected, _ = agreement(
         [sae.W_dec for sae in saved(run, ["a", "b"])],
         [sae.W_enc for sae in saved(run, ["a", "b"])],
         [Firing.load(run / name / "density.json").density() for name in "ab"],
     )
-    assert {key: found["a"][key] for key in figures} == figures
-    # What was said live of the last step is the same, deciles included.
+    assert {key: results["a"][key] for key in expected} == expected
+    # The last validation and the final comparison give the same metrics, deciles included.
     (first, _), *last = written
-    assert first == 4 and last == [(8, figures)] * 2
+    assert first == 4 and last == [(8, expected)] * 2
 
 
-def test_what_is_no_number_is_left_out_before_it_is_stopped(tmp_path, monkeypatch):
-    judged = Member.judged
+def test_members_that_are_nan_but_not_yet_stopped_are_left_out(tmp_path, monkeypatch):
+    finish_validation = Member.finish_validation
 
-    def spoiled(member: Member) -> dict[str, float]:
-        row = judged(member)
+    def finish_and_spoil(member: Member) -> dict[str, float]:
+        row = finish_validation(member)
         if member.name == "c":
             member.learner.sae.W_dec.data.fill_(float("nan"))
         return row
 
-    monkeypatch.setattr(Member, "judged", spoiled)
-    short = {**SETTINGS["trainer"], "max_steps": 8, "log_every_n_steps": 4, "val_check_interval": 4}
-    run = train(tmp_path, {n: {"model.seed": s} for s, n in enumerate("abc")}, trainer=short)
+    monkeypatch.setattr(Member, "finish_validation", finish_and_spoil)
+    run = train(tmp_path, {n: {"model.seed": s} for s, n in enumerate("abc")}, trainer=SHORT)
     assert [row["step"] for row in rows(run)] == ["4", "8"]
     summary = json.loads((run / "summary.json").read_text())
     assert summary["seeds"]["a"]["members"] == ["a", "b"]
     assert summary["members"][2]["stopped"].startswith("diverged")
 
 
-def test_without_seeds_that_differ_nothing_is_written(tmp_path):
+def test_without_groups_of_seeds_nothing_is_written(tmp_path):
     short = {**SETTINGS["trainer"], "max_steps": 2}
     run = train(tmp_path, {"a": {}, "b": {"model.sae.k": 3}}, trainer=short)
     assert not (run / "metrics.csv").exists() and not (run / "consensus").exists()
@@ -222,7 +224,12 @@ def test_without_seeds_that_differ_nothing_is_written(tmp_path):
     assert SAE.load(run / "a" / "sae").stability is None
 
 
-def alone(*members: tuple[str, int | None, float]) -> dict[str, dict]:
+def test_state_key_is_the_one_in_saved_checkpoints(tmp_path):
+    assert SeedAgreement({}, tmp_path).state_key == "AcrossSeeds"
+
+
+def configs_of(*members: tuple[str, int | None, float]) -> dict[str, dict]:
+    """Return the settings of members given as (name, seed, learning rate), in a run of seed 7."""
     return {
         name: {"seed": 7, "model": {"seed": seed, "optim": {"lr": lr}}}
         for name, seed, lr in members
@@ -233,7 +240,7 @@ def alone(*members: tuple[str, int | None, float]) -> dict[str, dict]:
     ("members", "expected"),
     [
         ([("a", 0, 1.0), ("b", 0, 2.0)], {}),
-        ([("a", 0, 1.0), ("b", 0, 1.0)], {}),  # one and the same
+        ([("a", 0, 1.0), ("b", 0, 1.0)], {}),  # the same seed twice
         ([("a", 7, 1.0), ("b", None, 1.0)], {}),  # the run's seed is 7
         ([("a", 6, 1.0), ("b", None, 1.0)], {"a": ["a", "b"]}),
         ([("seed=0", 0, 1.0), ("seed=1", 1, 1.0)], {"seeds": ["seed=0", "seed=1"]}),
@@ -247,5 +254,5 @@ def alone(*members: tuple[str, int | None, float]) -> dict[str, dict]:
         ),
     ],
 )
-def test_groups(members, expected):
-    assert seeds.groups(alone(*members)) == expected
+def test_groups_share_all_settings_but_the_seed(members, expected):
+    assert seed_groups(configs_of(*members)) == expected

@@ -1,4 +1,4 @@
-"""Sites other than x -> x, from the command line to a complete run folder."""
+"""Training at sites other than Autoencoder, from the command line to a complete run folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fvus(run: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("site", SITES)
-def test_a_whole_run(tmp_path: Path, write_config, site: str) -> None:
+def test_run_trains_exports_and_loads(tmp_path: Path, write_config, site: str) -> None:
     args = ["--config", str(write_config(tmp_path, family="llama")), "--runs", str(tmp_path)]
     args += ["--name", "r", "--data.source.hooks", json.dumps(HOOKS), "--model.sae.d_sae", "64"]
     args += ["--model.optim.lr", "1e-2", "--trainer.max_steps", "20", "--model.site", site]
@@ -56,16 +56,16 @@ def test_a_whole_run(tmp_path: Path, write_config, site: str) -> None:
     assert held_out["kl_sae"] > 0
 
     examples = read_examples(run / "examples.jsonl")
-    assert len(examples) == 64 and sum(bool(some.examples) for some in examples) > 16
+    assert len(examples) == 64 and sum(bool(latent.examples) for latent in examples) > 16
 
     sae = SAE.load(run / "sae")
-    named = re.findall(r"[\w.]+", " ".join(SITES[site].values()))
-    assert sae.site.hooks == tuple(dict.fromkeys(named))
+    hooks = re.findall(r"[\w.]+", " ".join(SITES[site].values()))
+    assert sae.site.hooks == tuple(dict.fromkeys(hooks))
     reads, _, predicts = sae.metadata["hook"].partition(" -> ")
     assert reads == ", ".join(sae.site.reads)
     assert (predicts or reads) == ", ".join(sae.site.predicts)
     assert sae.metadata["hook"].split(" -> ")[0] in (run / "report.html").read_text()
-    # As the README does it.
+    # The SAE is used as in the README.
     model = ActivationModel.load(sae.metadata["model"], list(sae.site.reads))
     x = model("w1 w2 w3 w4")
     codes = sae.encode(x)
