@@ -188,7 +188,7 @@ class SAEModule(L.LightningModule):
     @property
     def validate_every(self) -> int:
         """Steps between two validations."""
-        return self.trainer.val_check_interval * self.datamodule.steps_per_call
+        return int(self.trainer.val_check_interval) * self.datamodule.steps_per_call
 
     @torch.inference_mode()
     def validate_if_due(self) -> None:

@@ -64,18 +64,13 @@ class Member(nn.Module):
         """True until the member is stopped."""
         return self.stopped is None
 
-    def _live_learner(self) -> Learner:
-        """Return the learner of a member that has not been stopped."""
-        assert self.learner is not None
-        return self.learner
-
     def start(self, first_block: dict[str, Tensor] | None) -> None:
         """Prepare the first step, or the first one after a resume.
 
         Args:
             first_block: Activations {hook: [n, width]} that set scales and biases of a new SAE.
         """
-        learner = self._live_learner()
+        learner = self.learner
         if learner.scale is None:
             assert first_block is not None
             learner.initialise(first_block)
@@ -86,7 +81,7 @@ class Member(nn.Module):
 
         It diverged if its loss is not finite or its FVU is absurdly large. Waits for the device.
         """
-        self.last_metrics = self._live_learner().pop_metrics()
+        self.last_metrics = self.learner.pop_metrics()
         fvu = self.last_metrics["fvu"]
         # Dictionary learning without gradients has an objective in place of a loss.
         loss = self.last_metrics.get("loss", self.last_metrics.get("objective", fvu))
@@ -98,7 +93,7 @@ class Member(nn.Module):
 
     def stop(self, reason: str) -> None:
         """End the training of this member and free its learner; its rows stay."""
-        learner = self._live_learner()
+        learner = self.learner
         self.stopped = {"step": learner.steps, "tokens": learner.tokens, "reason": reason}
         self.learner = cast(Learner, None)
         self.step = cast(Callable[..., None], None)
@@ -115,14 +110,14 @@ class Member(nn.Module):
 
     def start_validation(self, device: torch.device) -> None:
         """Prepare to measure held-out metrics."""
-        learner = self._live_learner()
+        learner = self.learner
         self._sae: SAE = learner.eval_model()
         self._fvu = HeldOutFVU(learner.sae.d_out, device)
         self._firing = Firing(learner.sae.d_sae, device)
 
     def validate_batch(self, acts: dict[str, Tensor]) -> None:
         """Add one batch of held-out activations {hook: [batch, width]} to the metrics."""
-        y, y_hat, codes = self._live_learner().predict(acts, sae=self._sae)
+        y, y_hat, codes = self.learner.predict(acts, sae=self._sae)
         self._fvu.update(y, y_hat)
         self._firing.update(codes)
 

@@ -186,7 +186,7 @@ def test_resume_refuses_another_list_of_members(run_of_all, tmp_path):
         ({"a": {"model.accumulate": 2}}, "members.a: accumulate is the same for all"),
         ({"a": {"model.sae.q": 3}}, "members.a: sae.q is not a setting"),
         ({"a": {"model.sae.k": 0}}, "k=0"),
-        ({"a": {"model.sae.k": "x"}}, "members.a: sae.k=x is of the wrong kind"),
+        ({"a": {"model.sae.k": "x"}}, "members.a: model.sae.k=x is of the wrong kind"),
         (
             {"a": {}, "b": {"model.losses": ["EndToEnd"]}},
             "members differ in EndToEnd",
