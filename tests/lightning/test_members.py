@@ -182,9 +182,9 @@ def test_resume_refuses_another_list_of_members(run_of_all, tmp_path):
         ({"a/b": {}}, "'a/b' cannot be the name of a folder"),
         ({"checkpoints": {}}, "'checkpoints' cannot be"),
         ({"consensus": {}}, "'consensus' cannot be"),
-        ({"a": {"data.batch_size": 3}}, "members.a: batch_size is the same for all"),
-        ({"a": {"model.accumulate": 2}}, "members.a: accumulate is the same for all"),
-        ({"a": {"model.sae.q": 3}}, "members.a: sae.q is not a setting"),
+        ({"a": {"data.batch_size": 3}}, "members.a: data.batch_size is the same for all"),
+        ({"a": {"model.accumulate": 2}}, "members.a: model.accumulate is the same for all"),
+        ({"a": {"model.sae.q": 3}}, "members.a: model.sae.q is not a setting"),
         ({"a": {"model.sae.k": 0}}, "k=0"),
         ({"a": {"model.sae.k": "x"}}, "members.a: model.sae.k=x is of the wrong kind"),
         (
