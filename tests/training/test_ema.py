@@ -1,4 +1,4 @@
-"""The average of the weights beside the weights."""
+"""The exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sae.training import Learner, OptimConfig
 D_IN, D_SAE, DECAY = 6, 20, 0.7
 
 
-def learner(*, dtype=torch.float64, unit_norm=True, **optim) -> Learner:
+def make_learner(*, dtype=torch.float64, unit_norm=True, **optim) -> Learner:
     sae = SAE(D_IN, JumpReLU(d_sae=D_SAE), site=Autoencoder(hook="a"), seed=1, dtype=dtype)
-    made = Learner(
+    trained = Learner(
         sae,
         [FVU(), L0(coefficient=1e-2)],
         OptimConfig(lr=3e-2, unit_norm=unit_norm, **optim),
@@ -27,8 +27,8 @@ def learner(*, dtype=torch.float64, unit_norm=True, **optim) -> Learner:
         resample_every=10,
         ema=DECAY,
     )
-    made.initialise(batch(0, 256, dtype))
-    return made
+    trained.initialise(batch(0, 256, dtype))
+    return trained
 
 
 def batch(number: int, size: int = 32, dtype=torch.float64) -> dict[str, torch.Tensor]:
@@ -37,28 +37,32 @@ def batch(number: int, size: int = 32, dtype=torch.float64) -> dict[str, torch.T
 
 
 @pytest.mark.parametrize("unit_norm", [True, False])
-def test_weighs_each_step_by_its_age_and_the_start_not_at_all(unit_norm):
-    made, seen = learner(unit_norm=unit_norm), []
+def test_average_weights_steps_by_age_and_excludes_the_start(unit_norm):
+    trained, states = make_learner(unit_norm=unit_norm), []
     for number in range(6):
-        made.step(batch(number))
-        seen.append({n: t.clone() for n, t in made.sae.state_dict().items()})
-    average = made.average.averaged(made.sae)
+        trained.step(batch(number))
+        states.append({n: t.clone() for n, t in trained.sae.state_dict().items()})
+    average = trained.average.averaged(trained.sae)
     shares = [DECAY ** (5 - number) for number in range(6)]
     for name, value in average.state_dict().items():
-        mean = sum(s * t[name].double() for s, t in zip(shares, seen, strict=True)) / sum(shares)
+        mean = sum(s * t[name].double() for s, t in zip(shares, states, strict=True)) / sum(shares)
         if name == "W_dec" and unit_norm:
-            assert (mean.norm(dim=1) < 1 - 1e-6).any(), "or norms need not be restored"
+            assert (mean.norm(dim=1) < 1 - 1e-6).any(), (
+                "mean rows must be shorter than 1"
+            )
             mean = mean / mean.norm(dim=1, keepdim=True)
         torch.testing.assert_close(value.double(), mean, rtol=1e-6, atol=1e-9, msg=name)
-    assert {"threshold", "b_enc"} <= set(seen[0]) and not torch.equal(average.b_enc, made.sae.b_enc)
-    exported = made.export(ema=True)
+    assert {"threshold", "b_enc"} <= set(states[0]) and not torch.equal(
+        average.b_enc, trained.sae.b_enc
+    )
+    exported = trained.export(ema=True)
     torch.testing.assert_close(
-        exported(batch(9)["a"]) * made.scale["a"], average(batch(9)["a"] * made.scale["a"])
+        exported(batch(9)["a"]) * trained.scale["a"], average(batch(9)["a"] * trained.scale["a"])
     )
 
 
-def test_does_not_touch_what_is_trained():
-    with_it, without = learner(), learner()
+def test_average_does_not_change_training():
+    with_it, without = make_learner(), make_learner()
     without.average = None
     for number in range(4):
         with_it.step(batch(number))
@@ -71,39 +75,39 @@ def test_does_not_touch_what_is_trained():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_a_resumed_run_ends_with_the_same_bits(dtype):
-    straight = learner(dtype=dtype)
+def test_resumed_average_has_the_same_bits(dtype):
+    straight = make_learner(dtype=dtype)
     for number in range(10):
         if number == 4:
             saved = copy.deepcopy((straight.state_dict(), straight.optimizer.state_dict()))
         straight.step(batch(number, dtype=dtype))
-    resumed = learner(dtype=dtype)
+    resumed = make_learner(dtype=dtype)
     resumed.load_state_dict(saved[0])
     resumed.optimizer.load_state_dict(saved[1])
     for number in range(4, 10):
         resumed.step(batch(number, dtype=dtype))
-    ends = [made.export(ema=True).state_dict() for made in (straight, resumed)]
+    ends = [trained.export(ema=True).state_dict() for trained in (straight, resumed)]
     for name, value in ends[0].items():
         assert torch.equal(value, ends[1][name]), name
     assert straight.average.W_dec.dtype == torch.float32
 
 
-def test_resampled_latents_are_averaged_from_then_on():
-    made = learner()
+def test_average_of_resampled_latents_restarts():
+    trained = make_learner()
     for number in range(3):
-        made.step(batch(number))
-    made.dead.tokens_since_fired[[2, 7]] = 10**7
-    before = made.average.W_enc.clone()
-    made.resample(batch(5))
+        trained.step(batch(number))
+    trained.dead.tokens_since_fired[[2, 7]] = 10**7
+    before = trained.average.W_enc.clone()
+    trained.resample(batch(5))
     others = [n for n in range(D_SAE) if n not in (2, 7)]
-    assert torch.equal(made.average.W_enc[:, [2, 7]], made.sae.W_enc[:, [2, 7]])
-    assert torch.equal(made.average.W_enc[:, others], before[:, others])
-    assert torch.equal(made.average.threshold[[2, 7]], made.sae.threshold[[2, 7]])
+    assert torch.equal(trained.average.W_enc[:, [2, 7]], trained.sae.W_enc[:, [2, 7]])
+    assert torch.equal(trained.average.W_enc[:, others], before[:, others])
+    assert torch.equal(trained.average.threshold[[2, 7]], trained.sae.threshold[[2, 7]])
 
 
-def test_what_cannot_be_averaged_is_refused():
+def test_signum_and_decays_out_of_range_are_refused():
     with pytest.raises(UserError, match="ema: signum averages"):
-        learner(name="signum")
+        make_learner(name="signum")
     sae = SAE(D_IN, JumpReLU(d_sae=D_SAE))
     for decay in (0.0, 1.0):
         with pytest.raises(UserError, match=f"ema={decay}"):

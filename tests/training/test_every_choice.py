@@ -1,5 +1,8 @@
-"""Every site with every sparsity rule and every losses: it trains, resumes, is saved and loaded,
-and its gradients are those of the dense reference; or it is refused."""
+"""Every combination of site, sparsity rule and losses works or is refused.
+
+A combination that works trains, resumes, is saved and loaded, and has the gradients of the dense
+reference.
+"""
 
 from __future__ import annotations
 
@@ -69,14 +72,14 @@ RULES: list[Sparsity] = [
     Gated(d_sae=48),
     Unrolled(d_sae=48),
 ]
-# What keeps a rule sparse where it does not do so itself.
+# Penalties for the rules that need one to be sparse.
 PENALTIES: dict[str, list[LossTerm]] = {
     "ReLU": [L1(target_l0=4, decoder_norm=True, p_end=0.5)],
     "JumpReLU": [L0(target_l0=4)],
     "Gated": [L1(target_l0=4), GateReconstruction()],
     "Unrolled": [L0(kind="tanh", target_l0=4)],
 }
-OBJECTIVES: dict[str, list[LossTerm]] = {
+LOSSES: dict[str, list[LossTerm]] = {
     "plain": [MSE(coefficient=0.1)],
     "Matryoshka": [Matryoshka()],
     "Matryoshka-random": [Matryoshka(random=3)],
@@ -88,7 +91,7 @@ OBJECTIVES: dict[str, list[LossTerm]] = {
 STEPS, HALF = 30, 15
 
 
-def refused(site: Site, rule: Sparsity, losses: str) -> str | None:
+def expected_error(site: Site, rule: Sparsity, losses: str) -> str | None:
     """Return the text of the error, or None if the choice is valid."""
     grouped, name = isinstance(site, CrossLayerTranscoder), type(rule).__name__
     if losses in ("PreActs", "AuxK") and grouped:
@@ -110,15 +113,17 @@ def refused(site: Site, rule: Sparsity, losses: str) -> str | None:
 def batches() -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
-    into = {hook: draw(12, width) * unit for unit, (hook, width) in enumerate(WIDTHS.items(), 1)}
-    hidden = [draw(16, 12).relu() for _ in range(STEPS)]
-    return [{hook: some @ matrix for hook, matrix in into.items()} for some in hidden]
+    matrices = {
+        hook: draw(12, width) * unit for unit, (hook, width) in enumerate(WIDTHS.items(), 1)
+    }
+    features = [draw(16, 12).relu() for _ in range(STEPS)]
+    return [{hook: x @ matrix for hook, matrix in matrices.items()} for x in features]
 
 
 DATA = batches()
 
 
-def learner(
+def make_learner(
     site: Site, rule: Sparsity, terms: Sequence[LossTerm], backend: str = "auto"
 ) -> Learner:
     bound = site.bind(WIDTHS)
@@ -134,44 +139,45 @@ def learner(
     )
 
 
-def gradients(made: Learner, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def gradients(trained: Learner, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the gradients of one loss, and the loss; change nothing."""
-    _, loss = made(batch)
+    _, loss = trained(batch)
     loss.backward()
-    found = {"loss": loss.detach()}
-    for name, parameter in made.sae.named_parameters():
-        turned = name == "W_enc"
+    grads = {"loss": loss.detach()}
+    for name, parameter in trained.sae.named_parameters():
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        by_latent = grad.t() if turned else grad
+        by_latent = grad.t() if name == "W_enc" else grad
         parts = getattr(parameter, "row_grads", None)
-        found[name] = reference.dense_gradient(by_latent.shape, by_latent, parts)
-    made.optimizer.zero_grad()
-    return found
+        grads[name] = reference.dense_gradient(by_latent.shape, by_latent, parts)
+    trained.optimizer.zero_grad()
+    return grads
 
 
-def test_every_site_and_rule_of_the_package_is_tested():
+def test_all_registered_sites_and_rules_are_tested():
     assert {type(site).__name__ for site in SITES} == set(Site.registry)
     assert {type(rule).__name__ for rule in RULES} == set(Sparsity.registry)
     assert set(PENALTIES) == {type(rule).__name__ for rule in RULES if rule.needs_penalty}
 
 
-@pytest.mark.parametrize("losses", OBJECTIVES)
+@pytest.mark.parametrize("losses", LOSSES)
 @pytest.mark.parametrize(
     ("site", "rule"),
     itertools.product(SITES, RULES),
     ids=[f"{type(s).__name__}-{type(r).__name__}" for s, r in itertools.product(SITES, RULES)],
 )
-def test_choice(tmp_path: Path, site: Site, rule: Sparsity, losses: str) -> None:
-    terms = [*OBJECTIVES[losses], *PENALTIES.get(type(rule).__name__, [])]
-    if (complaint := refused(site, rule, losses)) is not None:
-        with pytest.raises(UserError, match=complaint):
-            learner(site, rule, terms)
+def test_combination_trains_resumes_and_exports_or_is_refused(
+    tmp_path: Path, site: Site, rule: Sparsity, losses: str
+) -> None:
+    terms = [*LOSSES[losses], *PENALTIES.get(type(rule).__name__, [])]
+    if (message := expected_error(site, rule, losses)) is not None:
+        with pytest.raises(UserError, match=message):
+            make_learner(site, rule, terms)
         return
 
-    straight = learner(site, rule, terms)
+    straight = make_learner(site, rule, terms)
     straight.initialise(DATA[0])
     with torch.no_grad():
-        straight.sae.b_enc[::16] -= 99  # dead from the start, except where b_enc is not read
+        straight.sae.b_enc[::16] -= 99  # dead from the start, unless the rule does not read b_enc
     start = {name: p.clone() for name, p in straight.sae.named_parameters()}
     errors = []
     for number, batch in enumerate(DATA):
@@ -181,21 +187,21 @@ def test_choice(tmp_path: Path, site: Site, rule: Sparsity, losses: str) -> None
         straight.step(batch)
         errors.append(straight.pop_metrics()["fvu"])
     assert sum(errors[-5:]) < 0.9 * sum(errors[:5])
-    pursuit = isinstance(rule, MatchingPursuit)
-    tied = pursuit and isinstance(site, Autoencoder | Crosscoder)  # then b_enc is for AuxK alone
+    # With tied weights, only AuxK and PreActs read b_enc.
+    tied = isinstance(rule, MatchingPursuit) and isinstance(site, Autoencoder | Crosscoder)
     for name, parameter in straight.sae.named_parameters():
-        unread = tied and name == "b_enc" and losses not in ("AuxK", "PreActs")
-        assert unread == torch.equal(parameter, start[name]), name
+        unused = tied and name == "b_enc" and losses not in ("AuxK", "PreActs")
+        assert unused == torch.equal(parameter, start[name]), name
 
-    resumed, dense = learner(site, rule, terms), learner(site, rule, terms, "reference")
-    for made in (resumed, dense):
-        made.load_state_dict(copy.deepcopy(saved))
+    resumed, dense = make_learner(site, rule, terms), make_learner(site, rule, terms, "reference")
+    for trained in (resumed, dense):
+        trained.load_state_dict(copy.deepcopy(saved))
     resumed.optimizer.load_state_dict(moments)
     if losses in ("AuxK", "PreActs"):
-        assert resumed.dead.is_dead().any(), "these terms would be 0"
-    found, wanted = gradients(resumed, DATA[0]), gradients(dense, DATA[0])
-    for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11, msg=name)
+        assert resumed.dead.is_dead().any(), "without dead latents these terms are 0"
+    actual, expected = gradients(resumed, DATA[0]), gradients(dense, DATA[0])
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-9, atol=1e-11, msg=name)
     for batch in DATA[HALF:]:
         resumed.step(batch)
     for name, value in straight.state_dict().items():

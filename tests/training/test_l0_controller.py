@@ -1,4 +1,4 @@
-"""The controller of a penalty's coefficient against plain Python."""
+"""The L0 controller equals plain Python, and raises thresholds in the last fifth."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ FALLING = {"first": 160.0, "until": 0.5}
 L0S = [400.0, 90.0, 25.0, 20.0, 11.0, 0.0, 3.0, 22.0, 700.0, 19.0]
 
 
-class Plain:
-    """The same with floats."""
+class PlainController:
+    """The controller written with floats."""
 
     def __init__(self) -> None:
-        self.integral, self.smooth, self.aim_at = math.log(START), None, TARGET
+        self.integral, self.smooth, self.target = math.log(START), None, TARGET
 
     def set_target(self, progress: float) -> None:
-        self.aim_at = TARGET * 8 ** max(1 - progress / 0.5, 0.0)
+        self.target = TARGET * 8 ** max(1 - progress / 0.5, 0.0)
 
     def error(self) -> float:
         if self.smooth is None:
             return 0.0
-        return max(-1.0, min(1.0, self.smooth - math.log(self.aim_at)))
+        return max(-1.0, min(1.0, self.smooth - math.log(self.target)))
 
     def coefficient(self) -> float:
         return math.exp(self.integral + 1.0 * self.error())
@@ -45,28 +45,28 @@ class Plain:
 
 
 def run(controller: L0Controller, l0s: list[float], first: int = 0) -> list[float]:
-    found = []
+    coefficients = []
     for number, l0 in enumerate(l0s, start=first):
         controller.set_target(number / len(L0S))
-        found.append(controller.coefficient().item())
+        coefficients.append(controller.coefficient().item())
         controller.update(torch.tensor(l0))
-    return found
+    return coefficients
 
 
-def test_its_arithmetic():
-    plain, want = Plain(), []
+def test_coefficient_equals_the_plain_controller():
+    plain, expected = PlainController(), []
     for number, l0 in enumerate(L0S):
         plain.set_target(number / len(L0S))
-        want.append(plain.coefficient())
+        expected.append(plain.coefficient())
         plain.update(l0)
-    assert want[0] == pytest.approx(START)
-    assert run(L0Controller(TARGET, START, **FALLING), L0S) == pytest.approx(want, rel=1e-12)
+    assert expected[0] == pytest.approx(START)
+    assert run(L0Controller(TARGET, START, **FALLING), L0S) == pytest.approx(expected, rel=1e-12)
     other = L0Controller(TARGET, START, gain=2.0, rate=0.1)
     other.update(torch.tensor(TARGET * math.exp(0.5)))
     assert other.coefficient().item() == pytest.approx(START * math.exp(0.05 + 1.0))
 
 
-def test_in_the_last_fifth_the_bar_moves():
+def test_threshold_rises_only_in_the_last_fifth():
     controller = L0Controller(TARGET, START)
     late = L0Controller(TARGET, START, first=40.0, until=0.9)
     late.set_target(0.89)
@@ -79,34 +79,34 @@ def test_in_the_last_fifth_the_bar_moves():
         assert controller.threshold_rise().item() == pytest.approx(rise)
 
 
-def test_the_aim_falls_to_the_target():
+def test_current_target_falls_to_the_target():
     controller = L0Controller(TARGET, START, **FALLING)
-    aims = []
+    targets = []
     for progress in (0.0, 0.25, 0.5, 1.0):
         controller.set_target(progress)
-        aims.append(controller.log_target.exp().item())
-    assert aims == pytest.approx([160.0, TARGET * 8**0.5, TARGET, TARGET])
+        targets.append(controller.log_target.exp().item())
+    assert targets == pytest.approx([160.0, TARGET * 8**0.5, TARGET, TARGET])
 
 
-def test_left_out_it_is_the_target_from_the_start():
+def test_target_is_constant_without_first():
     controller = L0Controller(TARGET, START)
     for progress in (0.0, 0.5):
         controller.set_target(progress)
         assert controller.log_target.item() == math.log(TARGET)
 
 
-@pytest.mark.parametrize("far", [1e4, 0.0], ids=["above", "below"])
-def test_a_far_error_is_cut_to_1(far):
+@pytest.mark.parametrize("l0", [1e4, 0.0], ids=["above", "below"])
+def test_error_is_clamped_to_one(l0):
     controller = L0Controller(TARGET, START)
     controller.set_target(1.0)
-    sign = 1 if far else -1
+    sign = 1 if l0 else -1
     for step in range(1, 4):
-        controller.update(torch.tensor(far))
+        controller.update(torch.tensor(l0))
         exponent = sign * (0.01 * step + 1.0)
         assert controller.coefficient().item() == pytest.approx(START * math.exp(exponent))
 
 
-def test_at_the_target_nothing_moves():
+def test_coefficient_is_constant_at_the_target():
     controller = L0Controller(TARGET, START)
     controller.set_target(1.0)
     for _ in range(5):
@@ -114,7 +114,7 @@ def test_at_the_target_nothing_moves():
     assert controller.coefficient().item() == pytest.approx(START, rel=1e-12)
 
 
-def test_no_latent_at_all_counts_as_a_hundredth_of_the_target():
+def test_l0_of_zero_counts_as_a_hundredth_of_the_target():
     controller = L0Controller(TARGET, START)
     controller.set_target(1.0)
     controller.update(torch.tensor(TARGET))
@@ -123,17 +123,17 @@ def test_no_latent_at_all_counts_as_a_hundredth_of_the_target():
     assert smooth == pytest.approx(-L0Controller.SMOOTHING * math.log(100))
 
 
-def test_a_resumed_controller_goes_on_with_the_same_bits():
-    whole = run(L0Controller(TARGET, START, **FALLING), L0S)
+def test_resumed_controller_continues_with_the_same_bits():
+    uninterrupted = run(L0Controller(TARGET, START, **FALLING), L0S)
     for cut in (0, 1, 6):
         first = L0Controller(TARGET, START, **FALLING)
-        assert run(first, L0S[:cut]) == whole[:cut]
+        assert run(first, L0S[:cut]) == uninterrupted[:cut]
         resumed = L0Controller(TARGET, 99.0, **FALLING)
         resumed.load_state_dict(first.state_dict())
-        assert run(resumed, L0S[cut:], cut) == whole[cut:]
+        assert run(resumed, L0S[cut:], cut) == uninterrupted[cut:]
 
 
-def test_l0_of_half_precision_is_wide_inside():
+def test_bfloat16_l0_is_computed_in_float64():
     controller = L0Controller(TARGET, START)
     controller.update(torch.tensor(21.0, dtype=torch.bfloat16))
     assert controller.coefficient().dtype == torch.float64
@@ -142,7 +142,7 @@ def test_l0_of_half_precision_is_wide_inside():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("rule", "term", "bar", "sign"),
+    ("rule", "term", "threshold_param", "sign"),
     [
         (ReLU, L1, "b_enc", -1),
         (Gated, L1, "b_enc", -1),
@@ -150,7 +150,9 @@ def test_l0_of_half_precision_is_wide_inside():
         (JumpReLU, L0, "threshold", 1),
     ],
 )
-def test_the_bar_of_each_rule_rises_where_too_many_fire(rule, term, bar, sign, dtype):
+def test_threshold_of_each_rule_rises_if_l0_is_above_target(
+    rule, term, threshold_param, sign, dtype
+):
     sae = SAE(16, rule(d_sae=32), site=Autoencoder().bind({"x": 16}), dtype=dtype)
     optim = OptimConfig(lr=1e-30)
     learner = Learner(sae, [FVU(), term(target_l0=1.0)], optim, total_steps=10, dead_after=100)
@@ -164,7 +166,7 @@ def test_the_bar_of_each_rule_rises_where_too_many_fire(rule, term, bar, sign, d
         assert (rise > 0.01) == rises
         for name, param in sae.named_parameters():
             state = learner.optimizer.state[param]
-            if name == bar and rises:
+            if name == threshold_param and rises:
                 wide = state.get("master", param)
                 moved = (wide - before[name]).double()
                 torch.testing.assert_close(
@@ -183,7 +185,7 @@ def test_the_bar_of_each_rule_rises_where_too_many_fire(rule, term, bar, sign, d
     ],
     ids=["step", "tanh", "l1"],
 )
-def test_thresholds_are_steered_by_settings_of_their_own(rule, term, gain, rate):
+def test_step_kind_of_l0_has_its_own_controller_settings(rule, term, gain, rate):
     sae = SAE(16, rule(d_sae=32))
-    made = Learner(sae, [FVU(), term], OptimConfig(), total_steps=10, dead_after=100)
-    assert (made.controller.gain, made.controller.rate) == (gain, rate)
+    learner = Learner(sae, [FVU(), term], OptimConfig(), total_steps=10, dead_after=100)
+    assert (learner.controller.gain, learner.controller.rate) == (gain, rate)

@@ -1,4 +1,4 @@
-"""The step against a dense twin written out in float64, and the state it leaves."""
+"""The training step equals a dense one in float64; its state, metrics and errors."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def learner(*, dtype=torch.float64, dead_after=96, k_aux=3, refresh_steps=1, tot
 
 def batches(n: int, dtype=torch.float64) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(5)
-    # A low-rank cloud off the origin: some latents never fire on it, so AuxK has work to do.
+    # Low-rank data off the origin: some latents never fire on it, so AuxK has dead latents.
     mixing = torch.randn(3, D_IN, generator=generator, dtype=torch.float64)
     draw = lambda: torch.randn(32, 3, generator=generator, dtype=torch.float64) @ mixing + 2.0
     return [{"h": draw().to(dtype)} for _ in range(n)]
 
 
 class DenseTwin:
-    """The same training run, dense and plain: autograd over [batch, d_sae], torch's own Adam."""
+    """The same training with dense autograd over [batch, d_sae] and torch.optim.Adam."""
 
     def __init__(self, sae: SAE, scale: float) -> None:
         self.scale = scale
@@ -77,7 +77,9 @@ class DenseTwin:
         loss.backward()
         if clip_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(self.p.values(), clip_norm)
-            assert norm > clip_norm, "or clipping is not tested"
+            assert norm > clip_norm, (
+                "the gradient must be clipped"
+            )
         W, g = self.p["W_dec"], self.p["W_dec"].grad
         with torch.no_grad():
             g -= (g * W).sum(1, keepdim=True) / W.pow(2).sum(1, keepdim=True) * W
@@ -90,8 +92,8 @@ class DenseTwin:
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.05], ids=["unclipped", "clipped"])
-@pytest.mark.parametrize("k_aux", [3, 30], ids=["more-dead-than-k_aux", "fewer"])
-def test_step_equals_the_dense_twin(k_aux, clip_norm):
+@pytest.mark.parametrize("k_aux", [3, 30], ids=["more-dead-than-k_aux", "fewer-dead-than-k_aux"])
+def test_step_equals_dense_training(k_aux, clip_norm):
     ours = learner(k_aux=k_aux)
     ours.optimizer.clip_norm = clip_norm
     data = batches(12)
@@ -106,7 +108,7 @@ def test_step_equals_the_dense_twin(k_aux, clip_norm):
         for name, value in ours.sae.named_parameters():
             torch.testing.assert_close(value.detach(), twin.p[name].detach(), rtol=1e-7, atol=1e-9)
         torch.testing.assert_close(ours.dead.tokens_since_fired, twin.silent_for)
-    assert max(deaths) > 3, "the data must leave latents dead, or AuxK was not tested"
+    assert max(deaths) > 3, "latents must die, or the test does not check AuxK"
 
 
 def _lr(ours: Learner) -> float:
@@ -115,12 +117,12 @@ def _lr(ours: Learner) -> float:
     return OPTIM.lr * warmup_decay(ours.steps, 20, warmup=OPTIM.warmup, decay=OPTIM.decay)
 
 
-def test_auxk_moves_encoder_and_decoder_of_dead_latents_only():
+def test_auxk_has_gradients_for_dead_latents_only():
     ours = learner()
     data = batches(2)
     ours.initialise(data[0])
     ours.dead.tokens_since_fired[:5] = 1000
-    ours.dead.tokens_since_fired[4] = 0  # listed, but it fired again since
+    ours.dead.tokens_since_fired[4] = 0  # on the list, but it has fired since
     ours.dead.silent = torch.arange(5)
     forward, _ = ours(data[1])
     AuxK(k_aux=3)(forward).backward()
@@ -129,11 +131,11 @@ def test_auxk_moves_encoder_and_decoder_of_dead_latents_only():
         grad = reference.dense_gradient(weight.shape, None, parts)
         moved = grad.abs().sum(1) > 0
         assert moved[:4].any(), f"AuxK must reach {name}"
-        assert not moved[4:].any(), f"AuxK must leave {name} of living latents alone"
+        assert not moved[4:].any(), f"AuxK must not change {name} of live latents"
     assert ours.sae.b_enc.grad[:4].abs().sum() > 0
 
 
-def test_decoder_stays_on_the_sphere():
+def test_decoder_rows_keep_norm_one():
     ours = learner(dtype=torch.float32)
     data = batches(5, torch.float32)
     ours.initialise(data[0])
@@ -142,18 +144,18 @@ def test_decoder_stays_on_the_sphere():
     torch.testing.assert_close(ours.sae.W_dec.norm(dim=1), torch.ones(D_SAE), rtol=1e-6, atol=1e-6)
 
 
-def test_scale_gives_rows_of_norm_root_d():
+def test_scaled_activations_have_mean_norm_sqrt_width():
     ours = learner()
     data = batches(1)[0]
     ours.initialise(data)
     norms = (data["h"] * ours.scale["h"]).norm(dim=1)
     assert norms.mean().item() == pytest.approx(math.sqrt(D_IN))
-    # b_dec sits inside the cloud, far from the origin it started at.
+    # b_dec is near the center of the data, not at the origin.
     centred = data["h"] * ours.scale["h"] - ours.sae.b_dec.detach()
     assert centred.norm(dim=1).mean() < norms.mean()
 
 
-def test_zero_activations_are_refused():
+def test_initialise_refuses_activations_that_are_all_zero():
     with pytest.raises(UserError, match="all zero.*h"):
         learner().initialise({"h": torch.zeros(8, D_IN, dtype=torch.float64)})
 
@@ -172,14 +174,14 @@ def test_resumed_learner_continues_with_the_same_bits():
     data = batches(12, torch.float32)
     straight = learner(dtype=torch.float32, refresh_steps=4)
     straight.initialise(data[0])
-    rows = []
+    logged = []
     for i, batch in enumerate(data):
         straight.step(batch)
-        if i == 6:  # between two refreshes and between two reads
+        if i == 6:  # between two refreshes and between two logs
             saved = copy.deepcopy(straight.state_dict())
             moments = copy.deepcopy(straight.optimizer.state_dict())
         if i % 5 == 4:
-            rows.append(straight.pop_metrics())
+            logged.append(straight.pop_metrics())
 
     resumed = learner(dtype=torch.float32, refresh_steps=4)
     resumed.load_state_dict(saved)
@@ -188,7 +190,7 @@ def test_resumed_learner_continues_with_the_same_bits():
     for i in range(7, 12):
         resumed.step(data[i])
         if i % 5 == 4:
-            assert resumed.pop_metrics() == rows[-1]
+            assert resumed.pop_metrics() == logged[-1]
     for name, value in straight.state_dict().items():
         if torch.is_tensor(value):
             assert torch.equal(value, resumed.state_dict()[name]), name
@@ -196,86 +198,90 @@ def test_resumed_learner_continues_with_the_same_bits():
 
 def test_logging_does_not_change_training():
     data = batches(8, torch.float32)
-    quiet, chatty = learner(dtype=torch.float32), learner(dtype=torch.float32)
-    for ours in (quiet, chatty):
+    plain, logging = learner(dtype=torch.float32), learner(dtype=torch.float32)
+    for ours in (plain, logging):
         ours.initialise(data[0])
         for batch in data:
             ours.step(batch)
-            if ours is chatty:
+            if ours is logging:
                 ours.pop_metrics()
                 ours.pop_metrics()
     for (name, a), b in zip(
-        quiet.sae.state_dict().items(), chatty.sae.state_dict().values(), strict=True
+        plain.sae.state_dict().items(), logging.sae.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), name
-    assert torch.equal(quiet.dead.tokens_since_fired, chatty.dead.tokens_since_fired)
+    assert torch.equal(plain.dead.tokens_since_fired, logging.dead.tokens_since_fired)
 
 
 def test_metrics_are_averages_over_the_steps_since_the_last_log():
     data = batches(3)
-    ours, each = learner(), learner()
-    for one in (ours, each):
-        one.initialise(data[0])
+    ours, logged_each_step = learner(), learner()
+    for trained in (ours, logged_each_step):
+        trained.initialise(data[0])
     singles = []
     for batch in data:
         ours.step(batch)
-        each.step(batch)
-        singles.append(each.pop_metrics())
-    read = ours.pop_metrics()
+        logged_each_step.step(batch)
+        singles.append(logged_each_step.pop_metrics())
+    averages = ours.pop_metrics()
     for name in ("loss", "l0"):
-        assert read[name] == pytest.approx(sum(s[name] for s in singles) / 3)
-    assert min(s["fvu"] for s in singles) < read["fvu"] < max(s["fvu"] for s in singles)
+        assert averages[name] == pytest.approx(sum(s[name] for s in singles) / 3)
+    assert min(s["fvu"] for s in singles) < averages["fvu"] < max(s["fvu"] for s in singles)
 
 
-def count(dead: DeadLatents, codes: Codes, step: int) -> None:
+def count_and_refresh(dead: DeadLatents, codes: Codes, step: int) -> None:
     dead.count(codes)
     dead.refresh(step)
 
 
-def test_dead_list_is_bounded_and_oldest_first():
+def test_list_of_dead_latents_is_bounded_and_has_the_oldest():
     dead = DeadLatents(6, dead_after=10, refresh_steps=2, most=2)
     fire = lambda *latents: Codes(torch.ones(5, len(latents)), torch.tensor([latents] * 5), d_sae=6)
-    count(dead, fire(0, 1, 2), 1)
-    count(dead, fire(0, 1), 2)
+    count_and_refresh(dead, fire(0, 1, 2), 1)
+    count_and_refresh(dead, fire(0, 1), 2)
     assert dead.silent.tolist() == [3, 4]  # 3, 4, 5 are silent for 10 tokens; two fit
-    count(dead, fire(0, 3), 3)
+    count_and_refresh(dead, fire(0, 3), 3)
     assert dead.is_dead().tolist() == [False, True]
     assert float(dead.dead_fraction()) == pytest.approx(3 / 6)  # 2 (10 tokens), 4 and 5
     dead.tokens_since_fired.copy_(torch.tensor([0, 20, 50, 30, 0, 40]))
-    count(dead, fire(0), 4)
-    assert dead.silent.tolist() == [2, 5], "those silent for longest come first"
+    count_and_refresh(dead, fire(0), 4)
+    assert dead.silent.tolist() == [2, 5], (
+        "those silent for longest are listed"
+    )
 
 
-def test_a_step_of_several_batches_counts_as_one():
+def test_micro_batches_of_one_step_are_counted_together():
     dead = DeadLatents(3, dead_after=5, refresh_steps=1, most=3)
-    one, other = (Codes(torch.ones(5, 1), torch.tensor([[n]] * 5), d_sae=3) for n in (0, 1))
-    assert dead.count(one, other).tolist() == [True, True, False]
+    first, second = (Codes(torch.ones(5, 1), torch.tensor([[n]] * 5), d_sae=3) for n in (0, 1))
+    assert dead.count(first, second).tolist() == [True, True, False]
     assert dead.tokens_since_fired.tolist() == [0, 0, 10]
 
 
-def test_a_code_of_zero_does_not_count_as_firing():
+def test_latents_with_a_code_of_zero_do_not_fire():
     dead = DeadLatents(3, dead_after=5, refresh_steps=1, most=3)
-    count(dead, Codes(torch.tensor([[1.0, 0.0]] * 5), torch.tensor([[0, 1]] * 5), d_sae=3), 1)
+    count_and_refresh(
+        dead, Codes(torch.tensor([[1.0, 0.0]] * 5), torch.tensor([[0, 1]] * 5), d_sae=3), 1
+    )
     assert dead.tokens_since_fired.tolist() == [0, 5, 5]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"lr": -1.0}, {"lr": math.nan}, {"eps": 0.0}, {"warmup": 1.5}, {"decay": -0.1}]
+    "settings", [{"lr": -1.0}, {"lr": math.nan}, {"eps": 0.0}, {"warmup": 1.5}, {"decay": -0.1}]
 )
-def test_impossible_optimiser_settings_name_themselves(wrong):
-    with pytest.raises(UserError, match=f"optim.{next(iter(wrong))}="):
-        OptimConfig(**wrong)
+def test_optimizer_settings_out_of_range_are_named(settings):
+    with pytest.raises(UserError, match=f"optim.{next(iter(settings))}="):
+        OptimConfig(**settings)
 
 
-def test_a_recorded_step_needs_a_gpu():
+def test_cuda_graph_is_refused_without_a_gpu():
     with pytest.raises(UserError, match="cuda_graph=True needs a CUDA device"):
         GraphedStep(learner())
 
 
 @pytest.mark.parametrize("name", ["adam", "signum"])
-def test_micro_batches_are_one_batch_where_losses_are_means_over_tokens(name):
-    """In float64: clipping, counters, the steered coefficient and resampling included."""
-    whole, parts = (
+def test_micro_batches_equal_one_batch_if_losses_are_means_over_tokens(name):
+    """In float64, and with clipping, counters, a controlled coefficient and resampling."""
+    large, micro = (
         Learner(
             SAE(D_IN, JumpReLU(d_sae=D_SAE), site=Autoencoder(hook="h"), dtype=torch.float64),
             [MSE(), L0(coefficient=1e-2, target_l0=5.0)],
@@ -288,33 +294,33 @@ def test_micro_batches_are_one_batch_where_losses_are_means_over_tokens(name):
         for _ in range(2)
     )
     data = batches(30)
-    for made in (whole, parts):
-        made.initialise(data[0])
-        made.sae.b_enc.data[:6] = -50.0
-    for at in range(0, 30, 3):
-        whole.step({"h": torch.cat([batch["h"] for batch in data[at : at + 3]])})
-        parts.step(*data[at : at + 3])
-        assert torch.equal(whole.dead.tokens_since_fired, parts.dead.tokens_since_fired)
-        ours, theirs = parts.pop_metrics(), whole.pop_metrics()
-        ours.pop("fvu"), theirs.pop("fvu")  # the variance is around the mean of each part
+    for trained in (large, micro):
+        trained.initialise(data[0])
+        trained.sae.b_enc.data[:6] = -50.0
+    for first in range(0, 30, 3):
+        large.step({"h": torch.cat([batch["h"] for batch in data[first : first + 3]])})
+        micro.step(*data[first : first + 3])
+        assert torch.equal(large.dead.tokens_since_fired, micro.dead.tokens_since_fired)
+        ours, theirs = micro.pop_metrics(), large.pop_metrics()
+        ours.pop("fvu"), theirs.pop("fvu")  # the variance is around the mean of each micro-batch
         assert ours == pytest.approx(theirs, rel=1e-9)
-    assert parts.steps == 10 and parts.tokens == whole.tokens == 960
-    assert whole.resampler.resampled > 0
+    assert micro.steps == 10 and micro.tokens == large.tokens == 960
+    assert large.resampler.resampled > 0
     for (key, a), b in zip(
-        whole.sae.state_dict().items(), parts.sae.state_dict().values(), strict=True
+        large.sae.state_dict().items(), micro.sae.state_dict().values(), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11, msg=key)
 
 
-def test_loss_terms_are_logged_with_their_weight_and_add_up_to_the_loss():
+def test_weighted_loss_terms_are_logged_and_add_up_to_the_loss():
     sae = SAE(D_IN, TopK(d_sae=D_SAE, k=K), site=Autoencoder(hook="h"), dtype=torch.float64)
     terms = [FVU(), AuxK(coefficient=0.5), L1(coefficient=0.1), L1(coefficient=0.2)]
-    made = Learner(sae, terms, OPTIM, total_steps=20, dead_after=32, refresh_steps=1)
+    trained = Learner(sae, terms, OPTIM, total_steps=20, dead_after=32, refresh_steps=1)
     data = batches(8)
-    made.initialise(data[0])
-    for number in range(0, 8, 2):  # two micro-batches a step
-        made.step(*data[number : number + 2])
-    row = made.pop_metrics()
+    trained.initialise(data[0])
+    for number in range(0, 8, 2):  # two micro-batches per step
+        trained.step(*data[number : number + 2])
+    row = trained.pop_metrics()
     names = ["loss_fvu", "loss_auxk", "loss_l1", "loss_l1_2"]
     assert [name for name in row if name.startswith("loss_")] == names
     assert all(row[name] > 0 for name in names)
