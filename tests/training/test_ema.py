@@ -47,9 +47,7 @@ def test_average_weights_steps_by_age_and_excludes_the_start(unit_norm):
     for name, value in average.state_dict().items():
         mean = sum(s * t[name].double() for s, t in zip(shares, states, strict=True)) / sum(shares)
         if name == "W_dec" and unit_norm:
-            assert (mean.norm(dim=1) < 1 - 1e-6).any(), (
-                "mean rows must be shorter than 1"
-            )
+            assert (mean.norm(dim=1) < 1 - 1e-6).any(), "mean rows must be shorter than 1"
             mean = mean / mean.norm(dim=1, keepdim=True)
         torch.testing.assert_close(value.double(), mean, rtol=1e-6, atol=1e-9, msg=name)
     assert {"threshold", "b_enc"} <= set(states[0]) and not torch.equal(

@@ -77,9 +77,7 @@ class DenseTwin:
         loss.backward()
         if clip_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(self.p.values(), clip_norm)
-            assert norm > clip_norm, (
-                "the gradient must be clipped"
-            )
+            assert norm > clip_norm, "the gradient must be clipped"
         W, g = self.p["W_dec"], self.p["W_dec"].grad
         with torch.no_grad():
             g -= (g * W).sum(1, keepdim=True) / W.pow(2).sum(1, keepdim=True) * W
@@ -245,9 +243,7 @@ def test_list_of_dead_latents_is_bounded_and_has_the_oldest():
     assert float(dead.dead_fraction()) == pytest.approx(3 / 6)  # 2 (10 tokens), 4 and 5
     dead.tokens_since_fired.copy_(torch.tensor([0, 20, 50, 30, 0, 40]))
     count_and_refresh(dead, fire(0), 4)
-    assert dead.silent.tolist() == [2, 5], (
-        "those silent for longest are listed"
-    )
+    assert dead.silent.tolist() == [2, 5], "those silent for longest are listed"
 
 
 def test_micro_batches_of_one_step_are_counted_together():

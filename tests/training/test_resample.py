@@ -1,4 +1,4 @@
-"""Dead latents that are started anew: which, with what, and that they live."""
+"""Resampling: which latents restart, from which values, and that they fire again."""
 
 from __future__ import annotations
 
@@ -40,16 +40,18 @@ SITES = {
 }
 CASES = [(rule, "Autoencoder") for rule in RULES] + [("TopK", site) for site in list(SITES)[1:]]
 CASES += [("JumpReLU", "CrossLayerTranscoder"), ("Gated", "SkipTranscoder")]
-DEAD = [1, 5, 6, 13, 22]  # of both groups where there are two
+DEAD = [1, 5, 6, 13, 22]  # in both groups of a site with two
 
 
-def learner(rule="TopK", site="Autoencoder", *, dtype=torch.float64, seed=0, every=10, total=100):
+def make_learner(
+    rule="TopK", site="Autoencoder", *, dtype=torch.float64, seed=0, every=10, total=100
+):
     sparsity, losses = RULES[rule]
     site = SITES[site].bind(dict.fromkeys("abcd", WIDTH))
     if site.groups > 1:
         losses = [term for term in losses if not isinstance(term, AuxK)]
     sae = SAE(site.d_in, sparsity, site=site, d_out=site.d_out, seed=1, dtype=dtype)
-    made = Learner(
+    trained = Learner(
         sae,
         losses,
         OptimConfig(lr=3e-3),
@@ -59,8 +61,8 @@ def learner(rule="TopK", site="Autoencoder", *, dtype=torch.float64, seed=0, eve
         resample_every=every,
         seed=seed,
     )
-    made.initialise(batch(0, 512, dtype))
-    return made
+    trained.initialise(batch(0, 512, dtype))
+    return trained
 
 
 def batch(number: int, size: int = 32, dtype=torch.float64) -> dict[str, torch.Tensor]:
@@ -70,31 +72,31 @@ def batch(number: int, size: int = 32, dtype=torch.float64) -> dict[str, torch.T
 
 
 @torch.no_grad()
-def kill(made: Learner, latents=DEAD, *, silence: bool = False) -> None:
-    made.dead.tokens_since_fired[latents] = 10**7
+def kill(trained: Learner, latents=DEAD, *, silence: bool = False) -> None:
+    trained.dead.tokens_since_fired[latents] = 10**7
     if silence:
-        made.sae.b_enc[latents] = -50.0
+        trained.sae.b_enc[latents] = -50.0
 
 
 def rows(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().t() if name == "W_enc" else tensor.detach()
 
 
-def state_of(made: Learner) -> dict[tuple[str, str], torch.Tensor]:
-    """Every tensor with a row a latent, parameters and moments, copied."""
+def state_of(trained: Learner) -> dict[tuple[str, str], torch.Tensor]:
+    """Return copies of all parameters and moments that have a row per latent."""
     tensors = {}
-    for name, param in made.sae.named_parameters():
-        if name in ("W_enc", "b_enc", "W_dec", *made.sae.sparsity.extra_params()):
+    for name, param in trained.sae.named_parameters():
+        if name in ("W_enc", "b_enc", "W_dec", *trained.sae.sparsity.extra_params()):
             tensors[name, "value"] = rows(name, param).clone()
             for kind in ("exp_avg", "exp_avg_sq"):
-                tensors[name, kind] = rows(name, made.optimizer.state[param][kind]).clone()
+                tensors[name, kind] = rows(name, trained.optimizer.state[param][kind]).clone()
     return tensors
 
 
-def expected(made: Learner, acts, tokens: dict[int, int]) -> dict[str, torch.Tensor]:
-    """Parameters of the dead, each from its token, written out latent by latent."""
-    sae, site = made.sae, made.sae.site
-    x, y = made.scaled_pair(acts)
+def expected(trained: Learner, acts, tokens: dict[int, int]) -> dict[str, torch.Tensor]:
+    """Return the expected parameters of the dead latents, computed latent by latent."""
+    sae, site = trained.sae, trained.sae.site
+    x, y = trained.scaled_pair(acts)
     residual = y - sae.decode(sae.encode_training(x).codes, x)
     norms = sae.W_enc.detach().norm(dim=0)
     new = {"W_enc": [], "b_enc": [], "W_dec": []}
@@ -102,18 +104,18 @@ def expected(made: Learner, acts, tokens: dict[int, int]) -> dict[str, torch.Ten
     for latent in DEAD:
         group = latent // size
         alive = [n for n in range(group * size, (group + 1) * size) if n not in DEAD]
-        length = 0.2 * norms[alive].mean()
+        norm = 0.2 * norms[alive].mean()
         if site.reads == site.predicts:
             direction = normalize(x[tokens[latent]] - sae.b_dec.detach(), dim=0)
             bias, writes = torch.zeros(()).double(), direction
         else:
-            ours = x[:, group * sae.d_in : (group + 1) * sae.d_in]
-            direction = normalize(ours[tokens[latent]] - ours.mean(0), dim=0)
-            bias = -length * (direction @ ours.mean(0))
+            group_x = x[:, group * sae.d_in : (group + 1) * sae.d_in]
+            direction = normalize(group_x[tokens[latent]] - group_x.mean(0), dim=0)
+            bias = -norm * (direction @ group_x.mean(0))
             first = group * sae.d_out // site.groups
             writes = torch.zeros(sae.d_out).double()
             writes[first:] = normalize(residual[tokens[latent], first:].detach(), dim=0)
-        new["W_enc"].append(length * direction)
+        new["W_enc"].append(norm * direction)
         new["b_enc"].append(bias)
         new["W_dec"].append(writes)
     for name in sae.sparsity.learned_params():
@@ -122,32 +124,32 @@ def expected(made: Learner, acts, tokens: dict[int, int]) -> dict[str, torch.Ten
     return {name: torch.stack(values) for name, values in new.items()}
 
 
-def token_of(made: Learner, acts, latent: int) -> int:
+def token_of(trained: Learner, acts, latent: int) -> int:
     """Return the token whose x lies along the encoder column of `latent`."""
-    sae = made.sae
-    x, _ = made.scaled_pair(acts)
+    sae = trained.sae
+    x, _ = trained.scaled_pair(acts)
     group = latent // (D_SAE // sae.site.groups)
     x = x[:, group * sae.d_in : (group + 1) * sae.d_in]
     tied = sae.site.reads == sae.site.predicts
     centred = x - (sae.b_dec.detach() if tied else x.mean(0))
     match = normalize(centred) @ normalize(sae.W_enc[:, latent].detach(), dim=0)
-    assert match.max() > 1 - 1e-12, "an encoder column must lie along a token"
+    assert match.max() > 1 - 1e-12, "an encoder column must have the direction of a token"
     return int(match.argmax())
 
 
 @pytest.mark.parametrize(("rule", "site"), CASES)
-def test_the_dead_and_nothing_else_start_anew(rule, site):
-    made = learner(rule, site)
+def test_only_dead_latents_restart_from_their_tokens(rule, site):
+    trained = make_learner(rule, site)
     for number in range(3):
-        made.step(batch(number))
-    kill(made)
+        trained.step(batch(number))
+    kill(trained)
     acts = batch(7)
-    before, others = state_of(made), {n: t.clone() for n, t in made.sae.state_dict().items()}
-    twin = copy.deepcopy(made)
-    made.resample(acts)
-    tokens = {latent: token_of(made, acts, latent) for latent in DEAD}
+    before, others = state_of(trained), {n: t.clone() for n, t in trained.sae.state_dict().items()}
+    twin = copy.deepcopy(trained)
+    trained.resample(acts)
+    tokens = {latent: token_of(trained, acts, latent) for latent in DEAD}
     new = expected(twin, acts, tokens)
-    after = state_of(made)
+    after = state_of(trained)
     assert {name for name, _ in after} == set(new)
     living = [n for n in range(D_SAE) if n not in DEAD]
     for (name, kind), value in after.items():
@@ -155,93 +157,94 @@ def test_the_dead_and_nothing_else_start_anew(rule, site):
         if kind == "value":
             torch.testing.assert_close(value[DEAD], new[name])
         else:
-            assert before[name, kind][DEAD].abs().sum() > 0, "nothing to reset"
+            assert before[name, kind][DEAD].abs().sum() > 0, "moments must differ from 0 before"
             assert not value[DEAD].any(), (name, kind)
     for name in others.keys() - new.keys():
-        assert torch.equal(made.sae.state_dict()[name], others[name]), name
-    groups = made.sae.site.groups
-    for first in range(groups):  # within a group no token twice
-        ours = [tokens[n] for n in DEAD if n // (D_SAE // groups) == first]
-        assert len(set(ours)) == len(ours)
-    assert made.pop_metrics()["resampled"] == len(DEAD)
-    assert made.resampler.waiting.nonzero().flatten().tolist() == DEAD
+        assert torch.equal(trained.sae.state_dict()[name], others[name]), name
+    groups = trained.sae.site.groups
+    for group in range(groups):  # no token is drawn twice in a group
+        group_tokens = [tokens[n] for n in DEAD if n // (D_SAE // groups) == group]
+        assert len(set(group_tokens)) == len(group_tokens)
+    assert trained.pop_metrics()["resampled"] == len(DEAD)
+    assert trained.resampler.waiting.nonzero().flatten().tolist() == DEAD
 
 
-def test_masters_of_half_precision_start_anew_too():
-    made = learner(dtype=torch.bfloat16)
-    made.step(batch(0, dtype=torch.bfloat16))
-    kill(made)
-    made.resample(batch(7, dtype=torch.bfloat16))
+def test_masters_of_bfloat16_parameters_restart_too():
+    trained = make_learner(dtype=torch.bfloat16)
+    trained.step(batch(0, dtype=torch.bfloat16))
+    kill(trained)
+    trained.resample(batch(7, dtype=torch.bfloat16))
     for name in ("W_enc", "b_enc", "W_dec"):
-        param = getattr(made.sae, name)
-        master = made.optimizer.state[param]["master"]
+        param = getattr(trained.sae, name)
+        master = trained.optimizer.state[param]["master"]
         assert master.dtype == torch.float32
         assert torch.equal(master.to(torch.bfloat16), param)
-    lengths = made.optimizer.state[made.sae.W_dec]["master"][DEAD].norm(dim=1)
-    torch.testing.assert_close(lengths, torch.ones(len(DEAD)))
+    row_norms = trained.optimizer.state[trained.sae.W_dec]["master"][DEAD].norm(dim=1)
+    torch.testing.assert_close(row_norms, torch.ones(len(DEAD)))
 
 
-def test_tokens_are_drawn_by_squared_loss_and_not_twice():
+def test_tokens_are_drawn_by_squared_loss_without_replacement():
     squared_error = torch.tensor([1.0, 2.0, 0.0, 3.0])
     counts = torch.zeros(4)
     for seed in range(4000):
         counts[sample_tokens(squared_error, 1, torch.Generator().manual_seed(seed))] += 1
     torch.testing.assert_close(counts / 4000, squared_error**2 / 14, rtol=0, atol=0.03)
-    everyone = sample_tokens(squared_error, 9, torch.Generator().manual_seed(0))
-    assert sorted(everyone.tolist()) == [0, 1, 3], "what has no error is no place to start"
+    tokens = sample_tokens(squared_error, 9, torch.Generator().manual_seed(0))
+    assert sorted(tokens.tolist()) == [0, 1, 3], "a token without error must not be drawn"
 
 
-def test_a_batch_too_small_for_all_serves_those_silent_for_longest():
-    made = learner()
-    made.step(batch(0))
-    kill(made, list(range(12)))
-    made.dead.tokens_since_fired[[2, 3, 11]] += 1
-    before = made.sae.W_dec.detach().clone()
-    made.resample(batch(1, size=3))
-    changed = (made.sae.W_dec != before).any(1).nonzero().flatten().tolist()
+def test_latents_silent_for_longest_restart_first_in_a_small_batch():
+    trained = make_learner()
+    trained.step(batch(0))
+    kill(trained, list(range(12)))
+    trained.dead.tokens_since_fired[[2, 3, 11]] += 1
+    before = trained.sae.W_dec.detach().clone()
+    trained.resample(batch(1, size=3))
+    changed = (trained.sae.W_dec != before).any(1).nonzero().flatten().tolist()
     assert changed == [2, 3, 11]
 
 
-def test_nothing_happens_where_nothing_is_wrong():
-    made = learner()
-    made.step(batch(0))
-    before = {n: t.clone() for n, t in made.state_dict().items() if torch.is_tensor(t)}
-    made.resample(batch(1))  # nobody is dead
-    kill(made, list(range(D_SAE)))
-    nothing = {hook: torch.zeros_like(t) for hook, t in batch(1).items()}
+def test_resampling_without_dead_latents_or_errors_changes_nothing():
+    trained = make_learner()
+    trained.step(batch(0))
+    before = {n: t.clone() for n, t in trained.state_dict().items() if torch.is_tensor(t)}
+    trained.resample(batch(1))  # no latent is dead
+    kill(trained, list(range(D_SAE)))
+    zeros = {hook: torch.zeros_like(t) for hook, t in batch(1).items()}
     with torch.no_grad():
-        made.sae.b_dec.zero_()
-        made.sae.b_enc.fill_(-1.0)
-    made.resample(nothing)  # no token has an error
+        trained.sae.b_dec.zero_()
+        trained.sae.b_enc.fill_(-1.0)
+    trained.resample(zeros)  # no token has an error
     for name in ("W_enc", "W_dec"):
-        assert torch.equal(made.state_dict()[f"sae.{name}"], before[f"sae.{name}"])
-    assert made.pop_metrics()["resampled"] == 0
+        assert torch.equal(trained.state_dict()[f"sae.{name}"], before[f"sae.{name}"])
+    assert trained.pop_metrics()["resampled"] == 0
 
 
-def test_the_draw_is_a_function_of_seed_and_step():
-    ends = []
+def test_draw_depends_on_seed_and_step():
+    draws = []
     for seed, steps in ((0, 10), (0, 10), (1, 10), (0, 20)):
-        made = learner(seed=seed)
-        made.steps = steps
-        kill(made)
-        made.resample(batch(1))
-        ends.append([token_of(made, batch(1), latent) for latent in DEAD])
-    assert ends[0] == ends[1]
-    assert ends[0] != ends[2] and ends[0] != ends[3]
+        trained = make_learner(seed=seed)
+        trained.steps = steps
+        kill(trained)
+        trained.resample(batch(1))
+        draws.append([token_of(trained, batch(1), latent) for latent in DEAD])
+    assert draws[0] == draws[1]
+    assert draws[0] != draws[2] and draws[0] != draws[3]
 
 
-def test_when_it_is_done():
-    made = learner(every=30, total=100)
-    assert [s for s in range(1, 101) if made.resampler.due(s)] == [30, 60]  # decay: from 80
-    made.steps = 29
-    kill(made, silence=True)
-    made.step(batch(1))
-    assert made.steps == 30 and made.pop_metrics()["resampled"] == len(DEAD)
+def test_latents_are_resampled_until_the_lr_falls():
+    trained = make_learner(every=30, total=100)
+    # The learning rate falls from step 80 on.
+    assert [s for s in range(1, 101) if trained.resampler.due(s)] == [30, 60]
+    trained.steps = 29
+    kill(trained, silence=True)
+    trained.step(batch(1))
+    assert trained.steps == 30 and trained.pop_metrics()["resampled"] == len(DEAD)
     with pytest.raises(UserError, match="resample_every=81 never comes.*step 80"):
-        learner(every=81)
+        make_learner(every=81)
 
 
-def test_revived_are_those_that_fired_since():
+def test_revived_counts_resampled_latents_that_fired_since():
     counter = Resampler(4, every=1, last=1)
     counter.waiting[[0, 1, 3]] = True
     counter.resampled += 3
@@ -251,39 +254,39 @@ def test_revived_are_those_that_fired_since():
     counter.count(fire(1, 2))
     assert counter.counts() == {"resampled": 3, "revived": 1}
     counter.count(fire(1, 2))
-    assert counter.counts() == {"resampled": 3, "revived": 1}, "once each"
+    assert counter.counts() == {"resampled": 3, "revived": 1}, "a latent counts once"
     counter.waiting[1] = True  # dead and resampled again
     counter.count(fire(1, 3))
     assert counter.counts()["revived"] == 3
 
 
-def test_a_resumed_run_ends_with_the_same_bits():
-    make = lambda: learner("JumpReLU", dtype=torch.float32, every=4, total=20)
+def test_resumed_run_ends_with_the_same_bits():
+    make = lambda: make_learner("JumpReLU", dtype=torch.float32, every=4, total=20)
     acts = [batch(n, dtype=torch.float32) for n in range(16)]
 
-    def go_on(made: Learner, steps: range) -> Learner:
+    def train(trained: Learner, steps: range) -> Learner:
         for number in steps:
             if number % 4 == 3:
-                kill(made, silence=True)
+                kill(trained, silence=True)
             elif number % 4 == 0:
-                kill(made, DEAD[:1], silence=True)  # of those just resampled one fires later
+                kill(trained, DEAD[:1], silence=True)  # one of those just resampled fires later
             elif number % 4 == 1:
-                made.sae.b_enc.data[DEAD[0]] = 0.0
-            made.step(acts[number])
-        return made
+                trained.sae.b_enc.data[DEAD[0]] = 0.0
+            trained.step(acts[number])
+        return trained
 
     straight = make()
-    go_on(straight, range(5))
+    train(straight, range(5))
     assert straight.resampler.waiting.any() and straight.resampler.revived
     saved = copy.deepcopy((straight.state_dict(), straight.optimizer.state_dict()))
-    go_on(straight, range(5, 16))
+    train(straight, range(5, 16))
     resumed = make()
     resumed.load_state_dict(saved[0])
     resumed.optimizer.load_state_dict(saved[1])
-    go_on(resumed, range(5, 16))
-    read = straight.pop_metrics()
-    assert read["resampled"] == 4 * len(DEAD) and read["revived"] > len(DEAD)
-    assert read == resumed.pop_metrics()
+    train(resumed, range(5, 16))
+    metrics = straight.pop_metrics()
+    assert metrics["resampled"] == 4 * len(DEAD) and metrics["revived"] > len(DEAD)
+    assert metrics == resumed.pop_metrics()
     for name, value in straight.state_dict().items():
         if torch.is_tensor(value):
             assert torch.equal(value, resumed.state_dict()[name]), name
@@ -294,10 +297,13 @@ STEPS, BATCH = 1000, 256
 
 @pytest.fixture(scope="module")
 def world() -> tuple[torch.Tensor, torch.Tensor]:
-    """As many features as there are latents: with fewer, TopK lets surplus latents die again."""
-    made = SparseSuperposition(d_in=32, n_features=128, mean_active=4.0)
-    train = made.block("train", 0, STEPS * BATCH, 0).acts["world"]
-    return train, made.block("held_out", 0, 16384, 0).acts["world"]
+    """Return training and held-out samples with as many features as latents.
+
+    With fewer features, surplus latents die again with TopK.
+    """
+    source = SparseSuperposition(d_in=32, n_features=128, mean_active=4.0)
+    train = source.block("train", 0, STEPS * BATCH, 0).acts["world"]
+    return train, source.block("held_out", 0, 16384, 0).acts["world"]
 
 
 @pytest.mark.parametrize(
@@ -305,9 +311,11 @@ def world() -> tuple[torch.Tensor, torch.Tensor]:
     [([FVU()], None, False), ([FVU()], 20, True), ([FVU(), AuxK(coefficient=1.0)], None, True)],
     ids=["neither", "resampling", "AuxK"],
 )
-def test_half_of_the_latents_come_back_to_life(world, losses, resample_every, revives):
+def test_resampling_and_auxk_each_revive_half_of_the_latents(
+    world, losses, resample_every, revives
+):
     train, held_out = world
-    made = Learner(
+    trained = Learner(
         SAE(32, TopK(d_sae=128, k=4), site=Autoencoder(hook="world")),
         losses,
         OptimConfig(lr=4e-3),
@@ -316,11 +324,13 @@ def test_half_of_the_latents_come_back_to_life(world, losses, resample_every, re
         refresh_steps=10,
         resample_every=resample_every,
     )
-    made.initialise({"world": train[:4096]})
+    trained.initialise({"world": train[:4096]})
     with torch.no_grad():
-        made.sae.b_enc[64:] = -4.0  # pre-activations are of norm 1: a few still exceed 0
-    dead = lambda: 1 - made.predict({"world": held_out})[2].fired().double().mean().item()
-    assert dead() >= 0.4
+        trained.sae.b_enc[64:] = -4.0  # pre-activations have a norm of 1, so a few still exceed 0
+    dead_fraction = lambda: (
+        1 - trained.predict({"world": held_out})[2].fired().double().mean().item()
+    )
+    assert dead_fraction() >= 0.4
     for acts in train.split(BATCH):
-        made.step({"world": acts})
-    assert dead() < 0.05 if revives else dead() > 0.25
+        trained.step({"world": acts})
+    assert dead_fraction() < 0.05 if revives else dead_fraction() > 0.25

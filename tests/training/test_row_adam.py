@@ -1,4 +1,4 @@
-"""RowAdam beside torch's own Adam, its clipping, and the state it saves."""
+"""RowAdam equals torch.optim.Adam; its clipping and its saved state."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def matrix(dtype: torch.dtype) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.randn(40, 12, generator=generator).to(dtype))
 
 
-def optimiser(W, bias, options) -> RowAdam:
+def make_optimizer(W, bias, options) -> RowAdam:
     return RowAdam([{"params": [bias]}, {"params": [W], "unit_norm": True}], lr=1e-2, **options)
 
 
-def steps(W, bias, optim, numbers) -> None:
+def train(W, bias, optim, numbers) -> None:
     for number in numbers:
         generator = torch.Generator().manual_seed(number)
         indices = torch.randint(40, (16, 3), generator=generator)
@@ -38,42 +38,44 @@ def steps(W, bias, optim, numbers) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_saved_state_goes_on_bit_by_bit(mode):
+def test_saved_state_resumes_with_the_same_bits(mode):
     dtype, options = MODES[mode]
     W, bias = matrix(dtype), torch.nn.Parameter(torch.zeros(12, dtype=dtype))
-    optim = optimiser(W, bias, options)
-    steps(W, bias, optim, range(3))
+    optim = make_optimizer(W, bias, options)
+    train(W, bias, optim, range(3))
     saved = copy.deepcopy((W.detach(), bias.detach(), optim.state_dict()))
-    steps(W, bias, optim, range(3, 6))
+    train(W, bias, optim, range(3, 6))
 
     W2, bias2 = (torch.nn.Parameter(t.clone()) for t in saved[:2])
-    again = optimiser(W2, bias2, options)
-    again.load_state_dict(saved[2])
-    steps(W2, bias2, again, range(3, 6))
+    resumed = make_optimizer(W2, bias2, options)
+    resumed.load_state_dict(saved[2])
+    train(W2, bias2, resumed, range(3, 6))
     assert torch.equal(W, W2) and torch.equal(bias, bias2)
-    for a, b in zip(optim.state.values(), again.state.values(), strict=True):
+    for a, b in zip(optim.state.values(), resumed.state.values(), strict=True):
         assert a.keys() == b.keys()
         for name in a:
             assert torch.equal(torch.as_tensor(a[name]), torch.as_tensor(b[name])), name
             assert torch.as_tensor(a[name]).dtype == torch.as_tensor(b[name]).dtype, name
 
 
-def test_bf16_moments_take_half_the_memory_and_end_near_the_exact_ones():
-    ends = []
+def test_bf16_moments_end_near_the_weights_of_fp32_moments():
+    weights = []
     for dtype in (None, torch.bfloat16):
         W, bias = matrix(torch.float32), torch.nn.Parameter(torch.zeros(12))
-        optim = optimiser(W, bias, {"moments": dtype})
-        steps(W, bias, optim, range(50))
-        ends.append(W.detach())
+        optim = make_optimizer(W, bias, {"moments": dtype})
+        train(W, bias, optim, range(50))
+        weights.append(W.detach())
         assert optim.state[W]["exp_avg_sq"].dtype == (dtype or torch.float32)
-    moved = (ends[0] - torch.nn.functional.normalize(matrix(torch.float32).detach(), dim=1)).norm()
-    assert (ends[0] - ends[1]).norm() < 0.02 * moved
+    moved = (
+        weights[0] - torch.nn.functional.normalize(matrix(torch.float32).detach(), dim=1)
+    ).norm()
+    assert (weights[0] - weights[1]).norm() < 0.02 * moved
 
 
-def test_clipping_is_over_all_parameters_and_only_downwards():
+def test_clip_factor_is_over_all_parameters_and_at_most_one():
     for clip_norm, clipped in ((0.5, True), (1e9, False)):
         W, bias = matrix(torch.float32), torch.nn.Parameter(torch.zeros(12))
-        optim = optimiser(W, bias, {"clip_norm": clip_norm})
+        optim = make_optimizer(W, bias, {"clip_norm": clip_norm})
         codes = Codes(torch.ones(4, 2), torch.tensor([[0, 1]] * 4), 40)
         decode(codes, W, bias).square().sum().backward()
         twin = [matrix(torch.float32), torch.nn.Parameter(torch.zeros(12))]
@@ -85,9 +87,9 @@ def test_clipping_is_over_all_parameters_and_only_downwards():
         assert optim.clip_factor().item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_parts_do_not_outlive_zero_grad():
+def test_zero_grad_clears_row_grads():
     W, bias = matrix(torch.float32), torch.nn.Parameter(torch.zeros(12))
-    optim = optimiser(W, bias, {})
+    optim = make_optimizer(W, bias, {})
     codes = Codes(torch.ones(4, 2), torch.tensor([[0, 1]] * 4), 40)
     decode(codes, W, bias).sum().backward()
     assert W.grad is None and W.row_grads
@@ -98,7 +100,7 @@ def test_parts_do_not_outlive_zero_grad():
     assert torch.equal(W, before)
 
 
-def test_equals_torch_adam_without_the_constraint():
+def test_row_adam_without_unit_norm_equals_torch_adam():
     W, twin = matrix(torch.float32), matrix(torch.float32)
     ours = RowAdam([{"params": [W]}], lr=1e-2, betas=(0.9, 0.98))
     theirs = torch.optim.Adam([twin], lr=1e-2, betas=(0.9, 0.98))

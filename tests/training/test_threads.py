@@ -1,4 +1,7 @@
-"""The same bits on one thread as on several, whatever is learnt: members of a run rely on it."""
+"""Training has the same bits for every number of threads.
+
+SAEs of a run that are trained in parallel rely on this.
+"""
 
 from __future__ import annotations
 
@@ -55,13 +58,13 @@ CASES = {
 }
 
 
-def learnt(case: str, threads: int) -> dict[str, object]:
-    """All that a few steps leave: parameters, moments, counters, sums for the log, held-out FVU."""
+def train(case: str, threads: int) -> dict[str, object]:
+    """Return all state after a few steps: parameters, moments, counters, metrics, held-out FVU."""
     torch.set_num_threads(threads)
     rule, terms, optim = CASES[case]
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(BATCH, D_IN, generator=generator) for _ in range(STEPS)]
-    one = Learner(
+    trained = Learner(
         SAE(D_IN, rule, site=Autoencoder(hook="x").bind({"x": D_IN})),
         terms,
         OptimConfig(**optim),
@@ -69,33 +72,33 @@ def learnt(case: str, threads: int) -> dict[str, object]:
         dead_after=BATCH,
         refresh_steps=2,
     )
-    one.initialise({"x": batches[0]})
+    trained.initialise({"x": batches[0]})
     for x in batches:
-        one.step({"x": x})
+        trained.step({"x": x})
     fvu = HeldOutFVU(D_IN, torch.device("cpu"))
-    fvu.update(*one.predict({"x": batches[0]})[:2])
-    state = {k: v for k, v in one.state_dict().items() if isinstance(v, torch.Tensor)}
-    for index, moments in one.optimizer.state_dict()["state"].items():
+    fvu.update(*trained.predict({"x": batches[0]})[:2])
+    state = {k: v for k, v in trained.state_dict().items() if isinstance(v, torch.Tensor)}
+    for index, moments in trained.optimizer.state_dict()["state"].items():
         state |= {f"{index}.{k}": v for k, v in moments.items() if isinstance(v, torch.Tensor)}
     return {**state, "held out": torch.tensor(fvu.compute(), dtype=torch.float64)}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_same_bits(case):
-    alone = learnt(case, 1)
+def test_training_has_the_same_bits_on_one_two_and_three_threads(case):
+    expected = train(case, 1)
     for threads in (2, 3):
-        for name, value in learnt(case, threads).items():
-            assert torch.equal(value.nan_to_num(), alone[name].nan_to_num()), (threads, name)
+        for name, value in train(case, threads).items():
+            assert torch.equal(value.nan_to_num(), expected[name].nan_to_num()), (threads, name)
 
 
-def test_sums_are_right_and_do_not_depend_on_threads():
+def test_deterministic_sums_are_exact_and_do_not_depend_on_threads():
     values = torch.randn(700_001, generator=torch.Generator().manual_seed(0))
-    found = []
+    sums = []
     for threads in (1, 2, 7):
         torch.set_num_threads(threads)
-        found.append(deterministic_sum(values).item())
-    assert len(set(found)) == 1
-    assert found[0] == pytest.approx(values.double().sum().item(), abs=1e-2)
+        sums.append(deterministic_sum(values).item())
+    assert len(set(sums)) == 1
+    assert sums[0] == pytest.approx(values.double().sum().item(), abs=1e-2)
     exact = torch.arange(100_003, dtype=torch.float64)
     assert deterministic_sum(exact).item() == 100_002 * 100_003 / 2
     assert deterministic_sum(exact[:5].reshape(1, 5)).item() == 10
