@@ -72,7 +72,7 @@ def test_consensus_of_permuted_copies_is_the_first(rule):
 
 
 def test_consensus_averages_shared_latents():
-    """Two seeds of two latents: one shared at cosine .8, in another order; one at right angles."""
+    """Two seeds share one latent at cosine 0.8, in another order; the others are orthogonal."""
     eye = torch.eye(4, dtype=torch.float64)
     near = torch.tensor([0.8, 0.6, 0, 0], dtype=torch.float64)
     a = of(torch.stack([eye[0], eye[2]]), b_enc=[1.0, 7.0], b_dec=[0.0, 2, 0, 0])
@@ -95,16 +95,17 @@ def test_consensus_follows_the_rule_of_its_weights():
     assert agreed.W_dec.norm().item() == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("at_least", "found"), [(None, [0, 1]), (2, [0, 1]), (3, [0])])
-def test_latent_of_a_single_seed_is_left_out(at_least, found):
-    """Latent 0 all three have, 1 two have, 2 and 3 (axes of their own) one each."""
+@pytest.mark.parametrize(("at_least", "shared"), [(None, [0, 1]), (2, [0, 1]), (3, [0])])
+def test_latent_of_a_single_seed_is_left_out(at_least, shared):
+    """Axis 0 is a latent of all three seeds, axis 1 of two, and the other axes of one each."""
     eye = torch.eye(6)
     saes = [of(eye[[0, 1, 2]]), of(eye[[3, 0, 1]]), of(eye[[4, 5, 0]])]
     agreed = consensus(saes, at_least=at_least)
-    assert torch.equal(agreed.W_dec.data, eye[found])
-    assert torch.equal(agreed.W_enc.data, eye[found].T)
-    again = consensus(saes[::-1], at_least=at_least)  # now the pair is found from the second seed
-    assert torch.equal(again.W_dec.data, eye[found])
+    assert torch.equal(agreed.W_dec.data, eye[shared])
+    assert torch.equal(agreed.W_enc.data, eye[shared].T)
+    # In reverse order the pair is matched from the second seed.
+    agreed = consensus(saes[::-1], at_least=at_least)
+    assert torch.equal(agreed.W_dec.data, eye[shared])
 
 
 def test_every_pair_must_agree_in_decoder_and_encoder():
@@ -161,9 +162,9 @@ def test_shared_parameters_are_averaged_over_all_seeds():
 def test_consensus_is_saved_and_loaded_as_any_sae(tmp_path):
     agreed = consensus([of(torch.eye(4)), of(torch.eye(4))])
     agreed.save(tmp_path / "c")
-    again = SAE.load(tmp_path / "c")
-    assert again.stability.tolist() == [1.0] * 4 and again.metadata == agreed.metadata
-    assert torch.equal(again(torch.ones(2, 4)), agreed(torch.ones(2, 4)))
+    loaded = SAE.load(tmp_path / "c")
+    assert loaded.stability.tolist() == [1.0] * 4 and loaded.metadata == agreed.metadata
+    assert torch.equal(loaded(torch.ones(2, 4)), agreed(torch.ones(2, 4)))
 
 
 @pytest.mark.parametrize(

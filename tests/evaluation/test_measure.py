@@ -1,4 +1,4 @@
-"""The measurements that apply to each run, compared with their own functions, tested elsewhere."""
+"""The metrics of each kind of run are those that apply, and equal what their functions return."""
 
 from __future__ import annotations
 
@@ -170,14 +170,14 @@ def test_each_metric_equals_its_function(world_and_sae, measured):
 
 def test_interpretability_draws_latents_that_fire_often_enough(measured):
     context, _, results = measured
-    alike = cosine_similarity(context.true_codes.to_dense())
+    similarity = cosine_similarity(context.true_codes.to_dense())
     fired = (context.codes.to_dense() != 0).sum(0)
     often = (fired >= 40).nonzero()[:, 0].tolist()
     assert len(often) < 40
-    mis = machine_interpretability(context.codes, alike, latents=often)
+    mis = machine_interpretability(context.codes, similarity, latents=often)
     assert not mis.isnan().any() and results["mis"] == pytest.approx(mis.mean().item())
     often = (fired >= 16).nonzero()[:, 0].tolist()
-    intruder = intruder_detection(context.codes, alike, latents=often)
+    intruder = intruder_detection(context.codes, similarity, latents=often)
     assert results["intruder"] == pytest.approx(intruder.mean().item())
     assert results["mis"] > 0.8 and results["intruder"] > 0.6
 
@@ -194,10 +194,10 @@ def test_chance_levels_equal_shuffled_codes(measured):
     shuffled = context.true_codes.to_dense()
     shuffled = shuffled[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
     often = (context.firing.counts >= 40).nonzero()[:, 0].tolist()
-    alike = cosine_similarity(shuffled)
-    mis = machine_interpretability(context.codes, alike, latents=often, tasks=100)
+    similarity = cosine_similarity(shuffled)
+    mis = machine_interpretability(context.codes, similarity, latents=often, tasks=100)
     assert mis.mean().item() == pytest.approx(results["mis_chance"], abs=0.03)
-    intruder = intruder_detection(context.codes, alike, latents=often, tasks=100)
+    intruder = intruder_detection(context.codes, similarity, latents=often, tasks=100)
     assert intruder.mean().item() == pytest.approx(results["intruder_chance"], abs=0.03)
 
 

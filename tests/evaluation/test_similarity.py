@@ -29,19 +29,19 @@ def test_similarity_on_text_uses_the_models_embedding_for_baselines_too(make_sou
     assert similarity.description == "the model's embeddings of 9 tokens around"
     untrained = source.random_weights_twin()
     untrained.setup()
-    alike = []
+    cosines = []
     for each in (source, untrained):
         samples = Samples()
         evaluate(sae, each, max_tokens=100, downstream_tokens=0, samples=samples)
         i, j = torch.arange(50), torch.arange(50, 100)
-        alike.append(similarity.of_samples(each, samples)(i, j))
-    assert torch.equal(*alike)
+        cosines.append(similarity.of_samples(each, samples)(i, j))
+    assert torch.equal(*cosines)
     table = source.model.model.get_input_embeddings().weight
     columns = [samples.provenance[name] for name in ("token", "document", "position")]
     around = context_embedding(table, *columns, reach=4)
     around = (around - around.mean(0)).double()
     expected = torch.cosine_similarity(around[:50], around[50:])
-    torch.testing.assert_close(alike[0], expected)
+    torch.testing.assert_close(cosines[0], expected)
     gaussian = MatchedGaussian(source, rows=64)
     gaussian.setup()
     samples = Samples()

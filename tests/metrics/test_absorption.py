@@ -23,8 +23,8 @@ W_DEC = torch.tensor(
 def measured(a, projection, main=(0,)):
     codes = as_codes(samples_matrix(torch.tensor([a], dtype=torch.float64)))
     acts = torch.tensor([[projection, 7.0, 7.0]], dtype=torch.float64)
-    found = absorption(codes, acts, W_DEC, U, torch.tensor(main))
-    return found.full.item(), found.fraction.item()
+    result = absorption(codes, acts, W_DEC, U, torch.tensor(main))
+    return result.full.item(), result.fraction.item()
 
 
 @pytest.mark.parametrize(
@@ -66,15 +66,15 @@ def test_feature_with_several_latents_has_at_most_three_absorbers():
     acts = torch.tensor([[7.4, 0], [7.6, 0]])
     codes = as_codes(samples_matrix(codes.repeat(2, 1)))
     # Three write 3, at least .4 of 7.4 but not of 7.6; a fourth would suffice.
-    found = absorption(codes, acts, W_dec, torch.tensor([1.0, 0]), torch.tensor([0]))
-    assert found.fraction.tolist() == [1, 0]
+    result = absorption(codes, acts, W_dec, torch.tensor([1.0, 0]), torch.tensor([0]))
+    assert result.fraction.tolist() == [1, 0]
 
 
 def test_latent_that_writes_against_the_feature_is_no_absorber():
     codes = as_codes(samples_matrix(torch.tensor([[0.5, 1, -1]])))
     W_dec, acts = torch.tensor([[1.0, 0], [1, 0], [0.6, 0.8]]), torch.tensor([[2.0, 0]])
-    found = absorption(codes, acts, W_dec, torch.tensor([1.0, 0]), torch.tensor([0]))
-    assert found.fraction.item() == pytest.approx(1 / 1.5)
+    result = absorption(codes, acts, W_dec, torch.tensor([1.0, 0]), torch.tensor([0]))
+    assert result.fraction.item() == pytest.approx(1 / 1.5)
 
 
 def test_absorption_does_not_depend_on_chunk_size(monkeypatch):
@@ -82,11 +82,12 @@ def test_absorption_does_not_depend_on_chunk_size(monkeypatch):
     a = torch.randn(50, 6, generator=generator).clamp(min=0)
     acts = a @ W_DEC.float() + torch.randn(50, 3, generator=generator)
     codes = as_codes(samples_matrix(a))
-    whole = absorption(codes, acts, W_DEC, U, torch.tensor([0]))
-    assert 0 < whole.fraction.mean() < 1
+    expected = absorption(codes, acts, W_DEC, U, torch.tensor([0]))
+    assert 0 < expected.fraction.mean() < 1
     monkeypatch.setattr("sae.metrics.absorption._ROWS", 7)
-    parts = absorption(codes, acts, W_DEC, U, torch.tensor([0]))
-    assert torch.equal(whole.fraction, parts.fraction) and torch.equal(whole.full, parts.full)
+    chunked = absorption(codes, acts, W_DEC, U, torch.tensor([0]))
+    assert torch.equal(expected.fraction, chunked.fraction)
+    assert torch.equal(expected.full, chunked.full)
 
 
 def test_parents_are_scored_only_where_they_are_active():
@@ -101,6 +102,6 @@ def test_parents_are_scored_only_where_they_are_active():
     )
     parents, latents = torch.tensor([-1, 0, 0, -1, 3]), torch.tensor([0, 1, 2, -1, 4])
     codes = as_codes(samples_matrix(codes))
-    found = absorption_of_parents(z, codes, z @ truth, W_dec, truth, parents, latents)
-    assert list(found) == [0]
-    assert found[0].full.tolist() == found[0].fraction.tolist() == [1, 0]
+    result = absorption_of_parents(z, codes, z @ truth, W_dec, truth, parents, latents)
+    assert list(result) == [0]
+    assert result[0].full.tolist() == result[0].fraction.tolist() == [1, 0]

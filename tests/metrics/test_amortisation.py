@@ -38,40 +38,40 @@ def test_gap_equals_values_worked_out_by_hand():
     """Use two orthogonal atoms and an encoder that gives half of the right values."""
     eye = torch.eye(2, dtype=torch.float64)
     x = torch.tensor([[3.0, 1.0], [1.0, 2.0], [2.0, 3.0]], dtype=torch.float64)
-    found = amortisation_gap(
+    gap = amortisation_gap(
         sae_of(eye, 2, W_enc=0.5 * eye), x, penalty=0.25, iterations=2000, tolerance=1e-12
     )
     variance = (2 + 2) / 3  # the columns (3, 1, 2) and (1, 2, 3) about their mean 2
     square, total = (10 + 5 + 13) / 3, (4 + 3 + 5) / 3
-    own = 0.5 * square / 4 + 0.25 * total / 2
+    objective = 0.5 * square / 4 + 0.25 * total / 2
     best = 0.25 * total - 0.25**2  # each number y costs lambda y - lambda^2 / 2
-    assert found.lasso_gap == pytest.approx((own - best) / variance, abs=1e-9)
-    assert found.uncertified < 1e-9
-    assert found.fvu == pytest.approx(square / 4 / variance)
-    assert found.fvu_best == pytest.approx(0, abs=1e-12)
-    assert found.fvu_gap == pytest.approx(found.fvu)
-    assert (found.rows, found.l0, found.l0_lasso, found.penalty) == (3, 2, 2, 0.25)
-    assert found.metrics()["fvu_gap"] == found.fvu_gap
+    assert gap.lasso_gap == pytest.approx((objective - best) / variance, abs=1e-9)
+    assert gap.uncertified < 1e-9
+    assert gap.fvu == pytest.approx(square / 4 / variance)
+    assert gap.fvu_best == pytest.approx(0, abs=1e-12)
+    assert gap.fvu_gap == pytest.approx(gap.fvu)
+    assert (gap.rows, gap.l0, gap.l0_lasso, gap.penalty) == (3, 2, 2, 0.25)
+    assert gap.metrics()["fvu_gap"] == gap.fvu_gap
     # Row by row: a quarter of |y|^2; nothing; lambda^2 - lambda |y|_1 / 2 + |y|^2 / 8; and about
     # (2, 2).
-    own, best, missed, spread = found.per_row.T.tolist()
-    assert own == pytest.approx([10 / 4, 5 / 4, 13 / 4]) and best == pytest.approx([0] * 3)
+    error, best_error, missed, variation = gap.per_row.T.tolist()
+    assert error == pytest.approx([10 / 4, 5 / 4, 13 / 4]) and best_error == pytest.approx([0] * 3)
     lasso = [0.0625 - total / 8 + square / 8 for total, square in ((4, 10), (3, 5), (5, 13))]
-    assert missed == pytest.approx(lasso, abs=1e-9) and spread == pytest.approx([2, 1, 1])
-    assert "per_row" not in found.metrics()
+    assert missed == pytest.approx(lasso, abs=1e-9) and variation == pytest.approx([2, 1, 1])
+    assert "per_row" not in gap.metrics()
 
 
 def test_gap_does_not_depend_on_norms_units_or_bias():
     z, W = known(60, 24, 10, 3)
     x = z @ W
-    whole = amortisation_gap(sae_of(W, 3), x)
-    assert whole.fvu_gap > 0.05 and whole.lasso_gap > 0.05
+    expected = amortisation_gap(sae_of(W, 3), x)
+    assert expected.fvu_gap > 0.05 and expected.lasso_gap > 0.05
     folded = sae_of(W, 3).fold_scale(0.01)
     b = torch.linspace(-1, 1, 10, dtype=torch.float64)
-    for sae, some in ((folded, 100 * x), (sae_of(W, 3, b=b), x + b)):
-        other = amortisation_gap(sae, some)
+    for sae, acts in ((folded, 100 * x), (sae_of(W, 3, b=b), x + b)):
+        other = amortisation_gap(sae, acts)
         for name in ("l0", "fvu", "fvu_best", "l0_lasso", "lasso_gap"):
-            assert getattr(other, name) == pytest.approx(getattr(whole, name), rel=1e-3), name
+            assert getattr(other, name) == pytest.approx(getattr(expected, name), rel=1e-3), name
     longer = sae_of(2 * W, 3, W_enc=W.t())
     halved = sae_of(W, 3, W_enc=2 * W.t())
     assert amortisation_gap(longer, x).metrics() == pytest.approx(
@@ -90,23 +90,23 @@ def test_exact_gap_lies_within_the_certificate():
 
 def test_best_codes_keep_sparsity_and_recover_the_truth():
     z, W = known(200, 48, 24, 3)
-    found = amortisation_gap(sae_of(W, 3), z @ W)
-    assert found.l0 == 3 and found.fvu > 0.2
-    assert found.fvu_best < 0.01
+    gap = amortisation_gap(sae_of(W, 3), z @ W)
+    assert gap.l0 == 3 and gap.fvu > 0.2
+    assert gap.fvu_best < 0.01
     rule = ReLU(d_sae=48)  # L0 varies from row to row
     sae = sae_of(W, 3, rule=rule)
     with torch.no_grad():
         sae.b_enc.fill_(-0.6)
-    found = amortisation_gap(sae, z @ W)
-    assert 0.001 < found.fvu_best < 0.9 * found.fvu
+    gap = amortisation_gap(sae, z @ W)
+    assert 0.001 < gap.fvu_best < 0.9 * gap.fvu
 
 
 def test_gap_of_signed_codes():
     z, W = known(100, 48, 24, 3)
     z = torch.where(torch.arange(48) % 2 == 0, -z, z)
     sae = sae_of(W, 3, rule=AbsTopK(d_sae=48, k=3))
-    found = amortisation_gap(sae, z @ W)
-    assert found.fvu_best < 0.02 < 0.2 < found.fvu
+    gap = amortisation_gap(sae, z @ W)
+    assert gap.fvu_best < 0.02 < 0.2 < gap.fvu
     split = inference_or_dictionary(sae, z @ W, z, W)
     assert split.code_mcc_best > 0.98 and split.code_mcc_true > 0.98
     against = torch.where(
@@ -143,9 +143,9 @@ def test_split_blames_inference_if_the_dictionary_is_right():
     assert split.inference_share > 0.1 and abs(split.dictionary_share) < 0.01
     assert split.fvu_own_at_truth == pytest.approx(split.fvu_own)
     assert split.fvu_best == pytest.approx(split.fvu_true, abs=5e-3)
-    figures = split.metrics()
-    shares = figures["inference_share"] + figures["dictionary_share"] + figures["rest"]
-    assert figures["code_mcc_own"] + shares == pytest.approx(1)
+    metrics = split.metrics()
+    shares = metrics["inference_share"] + metrics["dictionary_share"] + metrics["rest"]
+    assert metrics["code_mcc_own"] + shares == pytest.approx(1)
 
 
 def test_split_blames_the_dictionary_if_it_is_wrong():

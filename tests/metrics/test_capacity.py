@@ -81,9 +81,9 @@ def test_effective_dimension_of_a_spectrum():
 
 
 def test_capacity_combines_its_parts():
-    found = capacity(768, 12288, 32.5)
-    assert found.delta == statistical_dimension(32.5, 12288)
-    assert found.largest_k == 156
-    assert found.margin == 768 / found.delta
+    result = capacity(768, 12288, 32.5)
+    assert result.delta == statistical_dimension(32.5, 12288)
+    assert result.largest_k == 156
+    assert result.margin == 768 / result.delta
     assert capacity(8, 16, 3, non_negative=False).margin == pytest.approx(8 / 7.9, abs=0.01)
     assert capacity(8, 16, 0).margin == math.inf

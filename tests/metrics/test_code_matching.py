@@ -52,12 +52,12 @@ def test_code_mcc_equals_value_worked_out_by_hand():
 def test_inactive_features_are_left_out_and_unmatched_or_constant_count_zero():
     nothing, always = torch.zeros(4), torch.full((4,), 1 / 3)
     z = stacked(nothing, A, B, always)
-    found = match_codes_absolute(z, stacked(always, 2 * B, nothing))
-    assert found.inactive == 1
-    assert found.features.tolist() == [1, 2, 3]
-    assert found.latents.tolist() == [-1, 1, -1]
-    assert found.correlations.tolist() == pytest.approx([0, 1, 0])
-    assert found.mean() == pytest.approx(1 / 3)
+    matching = match_codes_absolute(z, stacked(always, 2 * B, nothing))
+    assert matching.inactive == 1
+    assert matching.features.tolist() == [1, 2, 3]
+    assert matching.latents.tolist() == [-1, 1, -1]
+    assert matching.correlations.tolist() == pytest.approx([0, 1, 0])
+    assert matching.mean() == pytest.approx(1 / 3)
     assert math.isnan(code_mcc_absolute(stacked(nothing), stacked(A)))
 
 
@@ -98,9 +98,9 @@ def test_repeated_latent_fires_by_the_sum_of_its_values():
 
 @pytest.mark.parametrize("n", [7, 10, 1000])
 def test_column_constant_up_to_rounding_has_no_correlation(n):
-    always, some = torch.full((n,), 0.1, dtype=torch.float64), torch.arange(n).double()
-    assert match_codes_absolute(stacked(some), stacked(always)).latents.tolist() == [-1]
-    assert match_codes_absolute(stacked(always), stacked(some)).latents.tolist() == [-1]
+    constant, varying = torch.full((n,), 0.1, dtype=torch.float64), torch.arange(n).double()
+    assert match_codes_absolute(stacked(varying), stacked(constant)).latents.tolist() == [-1]
+    assert match_codes_absolute(stacked(constant), stacked(varying)).latents.tolist() == [-1]
 
 
 def test_chance_is_the_score_of_shuffled_samples():

@@ -29,7 +29,7 @@ def test_dci_entropies_equal_values_worked_out_by_hand():
 
 def test_disentanglement_weights_latents_by_importance():
     tensor = lambda *values: torch.tensor(values, dtype=torch.float64)
-    found = DCI(
+    scores = DCI(
         torch.zeros(2, 3),
         tensor(0.5, math.nan, 1),
         tensor(0.75, 0, 0.25),
@@ -37,17 +37,17 @@ def test_disentanglement_weights_latents_by_importance():
         tensor(2),
         0,
     )
-    assert found.mean_disentanglement() == 0.5 * 0.75 + 0.25
-    assert found.mean_completeness() == 0.5 and found.mean_error() == 2
+    assert scores.mean_disentanglement() == 0.5 * 0.75 + 0.25
+    assert scores.mean_completeness() == 0.5 and scores.mean_error() == 2
 
 
 @pytest.mark.parametrize("importance", ["lasso", "trees"])
 def test_permuted_scaled_copy_is_perfect_and_mixture_is_not(importance):
     z = codes()
-    found = dci(z, torch.cat([z[:, [2, 0, 1]] * 5, torch.zeros(400, 2)], 1), importance=importance)
-    assert found.importances.argmax(1).tolist() == [1, 2, 0]
-    assert found.mean_disentanglement() > 0.95 and found.mean_completeness() > 0.95
-    assert found.mean_error() < (0.02 if importance == "lasso" else 0.2)
+    scores = dci(z, torch.cat([z[:, [2, 0, 1]] * 5, torch.zeros(400, 2)], 1), importance=importance)
+    assert scores.importances.argmax(1).tolist() == [1, 2, 0]
+    assert scores.mean_disentanglement() > 0.95 and scores.mean_completeness() > 0.95
+    assert scores.mean_error() < (0.02 if importance == "lasso" else 0.2)
     mixed = dci(z, z @ torch.tensor([[1.0, 1, 1], [1, 1, -1], [1, -1, -1]]), importance=importance)
     assert mixed.mean_disentanglement() < 0.6 and mixed.mean_completeness() < 0.7
     noise = dci(z, codes(seed=1), importance=importance)
@@ -59,21 +59,21 @@ def test_lasso_follows_its_definition():
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(1000, 1, generator=generator, dtype=torch.float64)
     z_hat = 3 * z + torch.randn(1000, 1, generator=generator, dtype=torch.float64)
-    found = dci(z, z_hat, penalty=0.25)
-    assert found.importances.item() == pytest.approx(3 / 10**0.5 - 0.25, abs=0.02)
+    scores = dci(z, z_hat, penalty=0.25)
+    assert scores.importances.item() == pytest.approx(3 / 10**0.5 - 0.25, abs=0.02)
     # With b the coefficient and r the correlation, the error is 1 - 2 b r + b^2.
-    b, r = found.importances.item(), 3 / 10**0.5
-    assert found.error.item() ** 2 == pytest.approx(1 - 2 * b * r + b * b, abs=0.02)
-    assert dci(z, z_hat, penalty=0.25).error.item() == found.error.item()
-    assert dci(z, z_hat, penalty=0.25, seed=1).error.item() != found.error.item()
+    b, r = scores.importances.item(), 3 / 10**0.5
+    assert scores.error.item() ** 2 == pytest.approx(1 - 2 * b * r + b * b, abs=0.02)
+    assert dci(z, z_hat, penalty=0.25).error.item() == scores.error.item()
+    assert dci(z, z_hat, penalty=0.25, seed=1).error.item() != scores.error.item()
 
 
 def test_constant_features_are_left_out_and_empty_codes_predict_nothing():
     z = codes(100)
     z[:, 1] = 0
     z[0, 2], z[1:, 2] = 1, 0  # in one half only
-    found = dci(z, z)
-    assert found.inactive == 2 and len(found.completeness) == 1
+    scores = dci(z, z)
+    assert scores.inactive == 2 and len(scores.completeness) == 1
     nothing = dci(z, torch.zeros(100, 4))
     assert nothing.error.tolist() == [1] and nothing.mean_completeness() == 0
     assert math.isnan(nothing.mean_disentanglement())

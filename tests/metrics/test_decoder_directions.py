@@ -92,8 +92,8 @@ def test_s_n_is_the_nth_largest_projection_per_row():
     x, b_dec = torch.tensor([[2.0, 1], [4, 5]]), torch.tensor([1.0, 1])
     # x - b_dec: (1, 0) and (3, 4). Projections on (1, 0), (0, 1) and (.6, .8): 1, 0, .6; 3, 4, 5.
     W_dec = torch.tensor([[1.0, 0], [0, 7], [3, 4]])
-    found = [s_n(x, W_dec, b_dec, n) for n in range(3)]
-    assert found == pytest.approx([5, 3, 0.6])  # of 5, 4, 3, 1, .6, 0: those at 0, 2 and 4
+    values = [s_n(x, W_dec, b_dec, n) for n in range(3)]
+    assert values == pytest.approx([5, 3, 0.6])  # of 5, 4, 3, 1, .6, 0: those at 0, 2 and 4
 
 
 def test_scores_are_means_of_their_units():
@@ -111,9 +111,9 @@ def test_scores_are_means_of_their_units():
 def test_dictionary_chance_averages_random_decoders():
     truth, seen = unit(6, 4, 0), []
 
-    def score(W_dec, found):
+    def score(W_dec, features):
         seen.append(W_dec)
-        assert found is truth
+        assert features is truth
         return float(len(seen))
 
     assert dictionary_chance(score, truth, 9, draws=3) == 2

@@ -18,8 +18,8 @@ EVERYTHING = 10**9
 def clean_activations(source):
     acts = []
     for contexts in source.contexts("held_out"):
-        found = source.model.activations(contexts.tokens, contexts.attention_mask)
-        acts.append(next(iter(found.values()))[contexts.position_mask])
+        harvested = source.model.activations(contexts.tokens, contexts.attention_mask)
+        acts.append(next(iter(harvested.values()))[contexts.position_mask])
     return torch.cat(acts)
 
 
@@ -114,7 +114,7 @@ def test_a_perfect_sae_changes_nothing(make_source):
     assert got.output_cosine == pytest.approx(1, abs=1e-9)
     assert got.loss_recovered == pytest.approx(1, abs=1e-9)
     assert got.kl_sae == pytest.approx(0, abs=1e-9)
-    # With a mean of 0 the two ablations are one.
+    # With a mean of 0 the two ablations are the same.
     assert got.ce_mean_ablation == pytest.approx(got.ce_zero_ablation, rel=1e-9)
     assert got.output_cosine_mean_ablation < 0.9
 
@@ -212,9 +212,9 @@ def test_every_predicted_hook_is_replaced_from_clean_activations(make_source, si
         acts = source.model.activations(contexts.tokens, contexts.attention_mask)
         clean = model(**inputs, output_hidden_states=True).hidden_states[-1][counts]
         x = torch.cat([acts[hook][counts] for hook in read], dim=1)
-        for name, whole in (("sae", sae(x)), ("mean", mean.float().expand(len(x), -1))):
+        for name, replacement in (("sae", sae(x)), ("mean", mean.float().expand(len(x), -1))):
             handles = []
-            for hook, part in zip(written, whole.split(16, dim=1), strict=True):
+            for hook, part in zip(written, replacement.split(16, dim=1), strict=True):
 
                 def swap(_module, _args, output, part=part, counts=counts):
                     new = output.clone()
@@ -236,10 +236,10 @@ def test_every_predicted_hook_is_replaced_from_clean_activations(make_source, si
 
 def test_counted_positions_depend_on_all_hooks_as_in_training(make_source):
     sae, source = random_sae(SEVERAL["transcoder"]), make_source(hooks=HOOKS, outlier_norm=1.3)
-    alone = make_source(hooks=HOOKS[2:], outlier_norm=1.3)
+    one_hook = make_source(hooks=HOOKS[2:], outlier_norm=1.3)
     tokens = [
-        downstream(sae, some, mean=torch.zeros(16), max_tokens=EVERYTHING).downstream_tokens
-        for some in (source, alone)
+        downstream(sae, each, mean=torch.zeros(16), max_tokens=EVERYTHING).downstream_tokens
+        for each in (source, one_hook)
     ]
-    wanted = len(source.block("held_out", 0, EVERYTHING, 0))
-    assert tokens[0] == pytest.approx(wanted, rel=0.2) and tokens[0] < tokens[1]
+    expected = len(source.block("held_out", 0, EVERYTHING, 0))
+    assert tokens[0] == pytest.approx(expected, rel=0.2) and tokens[0] < tokens[1]

@@ -95,7 +95,7 @@ def test_r2_refuses_too_few_samples():
 def test_each_result_uses_its_own_pair_of_networks(z):
     """Data hold 4 of 8 latents, the network 6 and its twin 4 of these, untrained 2 and 1."""
     keep = lambda n: lambda x: z[:, :n]
-    found = identify(
+    results = identify(
         keep(6),
         Labelled(z[:, :4], z, torch.arange(64) % 4),
         untrained=keep(2),
@@ -105,7 +105,7 @@ def test_each_result_uses_its_own_pair_of_networks(z):
         classes=40,
         scale=2.0,
     )
-    assert found.samples == 64 and found.warnings == []
+    assert results.samples == 64 and results.warnings == []
     expected = {
         "z_to_y": 1,
         "z_to_y_untrained": 1,
@@ -117,23 +117,27 @@ def test_each_result_uses_its_own_pair_of_networks(z):
         "cross_seed": (1 + 4 / 6) / 2,
         "cross_seed_untrained": (1 + 1 / 2) / 2,
         "orthogonality_error": 1.0,
-        # Labels 0, 1, 2, 3 by turns; said: 0 and 3 by turns.
+        # The labels are 0, 1, 2, 3 in turn; the predictions are 0 and 3 in turn.
         "accuracy": 0.5,
         "loss": math.log(math.e**2 + 3) - 1.0,
         "chance_loss": math.log(4),
         "label_share": label_share(z[:, :6], torch.arange(64) % 4),
     }
-    figures = found.metrics()
+    metrics = results.metrics()
     assert {k: pytest.approx(v, abs=1e-9) for k, v in expected.items()} == {
-        k: v for k, v in figures.items() if k in expected
+        k: v for k, v in metrics.items() if k in expected
     }
-    assert json.loads(json.dumps(figures)) == figures
+    assert json.loads(json.dumps(metrics)) == metrics
 
 
 def test_without_latents_only_seeds_are_compared(z):
-    found = identify(lambda x: x[:, :4], Labelled(z), twin=lambda x: x[:, 2:6])
-    assert found.cross_seed == pytest.approx(0.5)
-    assert found.z_to_y is None and set(found.metrics()) == {"samples", "cross_seed", "warnings"}
+    results = identify(lambda x: x[:, :4], Labelled(z), twin=lambda x: x[:, 2:6])
+    assert results.cross_seed == pytest.approx(0.5)
+    assert results.z_to_y is None and set(results.metrics()) == {
+        "samples",
+        "cross_seed",
+        "warnings",
+    }
 
 
 def test_warning_for_too_few_classes(z):
@@ -148,8 +152,7 @@ def test_constant_latent_takes_no_dimension(z):
 
 
 def test_warning_for_separable_classes_from_label_share_or_accuracy(z):
-    """A representation that is its label, where nobody says what the network makes of it; and one
-    of which the label explains an eighth, but which settles it."""
+    """The label determines the representation, or explains an eighth of it but is predicted from it."""
     label = torch.arange(64) % 10
     (collapsed,) = identify(lambda x: x, Labelled(torch.eye(10)[label], labels=label)).warnings
     assert collapsed.startswith("The classes are separable (the label explains 100%")

@@ -31,13 +31,13 @@ def test_similarities_of_embeddings_and_labels():
 
 def test_single_feature_latents_score_one_and_random_ones_chance():
     z = world()
-    alike = cosine_similarity(z)
-    assert machine_interpretability(3 * z, alike).min() > 0.85
-    assert intruder_detection(3 * z, alike).min() > 0.85
+    similarity = cosine_similarity(z)
+    assert machine_interpretability(3 * z, similarity).min() > 0.85
+    assert intruder_detection(3 * z, similarity).min() > 0.85
     shuffled = z[torch.randperm(2000, generator=torch.Generator().manual_seed(1))]
-    scores = machine_interpretability(shuffled, alike, tasks=200)
+    scores = machine_interpretability(shuffled, similarity, tasks=200)
     assert scores.mean().item() == pytest.approx(0.5, abs=0.05)
-    assert intruder_detection(shuffled, alike, tasks=200).mean().item() == pytest.approx(
+    assert intruder_detection(shuffled, similarity, tasks=200).mean().item() == pytest.approx(
         0.2, abs=0.04
     )
 
@@ -50,8 +50,8 @@ def test_mis_and_intruder_of_a_latent_that_equals_a_label():
     agree = label_agreement(labels)
     assert machine_interpretability(codes, agree).tolist() == [1]
     expected = 1 / (1 + math.exp(-0.16 * 2))
-    found = machine_interpretability(codes, agree, alpha=0.16)
-    assert found.item() == pytest.approx(expected)
+    scores = machine_interpretability(codes, agree, alpha=0.16)
+    assert scores.item() == pytest.approx(expected)
     # Without any difference all tasks are ties, which count one half.
     same = label_agreement(torch.zeros(192))
     assert machine_interpretability(codes, same).tolist() == [0.5]
@@ -98,9 +98,9 @@ def test_latents_that_fire_too_rarely_get_nan():
 def test_interpretability_depends_on_the_seed_and_not_on_other_latents():
     z, noise = world(300), world(300, seed=5)
     for score in (machine_interpretability, intruder_detection):
-        found = score(noise, cosine_similarity(z))
-        assert torch.equal(found, score(noise, cosine_similarity(z)))
-        assert torch.equal(found[[4, 2]], score(noise, cosine_similarity(z), latents=[4, 2]))
-        assert not torch.equal(found, score(noise, cosine_similarity(z), seed=1))
+        scores = score(noise, cosine_similarity(z))
+        assert torch.equal(scores, score(noise, cosine_similarity(z)))
+        assert torch.equal(scores[[4, 2]], score(noise, cosine_similarity(z), latents=[4, 2]))
+        assert not torch.equal(scores, score(noise, cosine_similarity(z), seed=1))
         twice = score(noise[:, [2, 2]], cosine_similarity(z), tasks=50)  # each has its own tasks
         assert twice[0] != twice[1]

@@ -21,13 +21,13 @@ def data(n=300):
 
 def test_probe_needs_as_many_latents_as_the_label_uses():
     codes, acts, labels = data()
-    found = sparse_probing_balanced_accuracy(codes, acts, labels)
-    assert found.latents[1][0] == found.latents[2][0] == found.latents[5][0] == 1
+    accuracy = sparse_probing_balanced_accuracy(codes, acts, labels)
+    assert accuracy.latents[1][0] == accuracy.latents[2][0] == accuracy.latents[5][0] == 1
     # One of two bits of an "or": all negatives are right, and 30 of 51 positives.
-    assert found.latents[1][1].item() == pytest.approx((1 + 0.3 / 0.51) / 2, abs=0.05)
-    assert found.latents[2][1] == found.latents[5][1] == 1
-    assert found.acts[0] == 1
-    for scores in (*found.latents.values(), found.acts, found.neuron):
+    assert accuracy.latents[1][1].item() == pytest.approx((1 + 0.3 / 0.51) / 2, abs=0.05)
+    assert accuracy.latents[2][1] == accuracy.latents[5][1] == 1
+    assert accuracy.acts[0] == 1
+    for scores in (*accuracy.latents.values(), accuracy.acts, accuracy.neuron):
         assert math.isnan(scores[2])
 
 
@@ -35,13 +35,13 @@ def test_probe_baselines_on_activations():
     codes, _, labels = data()
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(300, generator=generator) - 0.5
-    # A difference shows it; small, since probes must not care.
+    # The label is a difference of two activations, which are small because scale must not matter.
     acts = 1e-3 * torch.stack([torch.zeros(300), labels[:, 0] + x, x + 9], 1)
-    found = sparse_probing_balanced_accuracy(codes, acts, labels[:, 0], ks=[1])
-    assert found.acts.item() > 0.98
-    assert 0.8 < found.neuron.item() <= found.acts.item()
-    alone = sparse_probing_balanced_accuracy(codes, acts[:, 2:], labels[:, 0], ks=[1])
-    assert alone.acts.item() == alone.neuron.item() == pytest.approx(0.5, abs=0.1)
+    accuracy = sparse_probing_balanced_accuracy(codes, acts, labels[:, 0], ks=[1])
+    assert accuracy.acts.item() > 0.98
+    assert 0.8 < accuracy.neuron.item() <= accuracy.acts.item()
+    unrelated = sparse_probing_balanced_accuracy(codes, acts[:, 2:], labels[:, 0], ks=[1])
+    assert unrelated.acts.item() == unrelated.neuron.item() == pytest.approx(0.5, abs=0.1)
 
 
 def test_rare_labels_count_as_much_as_frequent_ones():
@@ -50,28 +50,28 @@ def test_rare_labels_count_as_much_as_frequent_ones():
     generator = torch.Generator().manual_seed(3)
     labels = torch.arange(4000) % 20 == 0
     codes = torch.randn(4000, 1, generator=generator) + 1.5 * labels[:, None]
-    found = sparse_probing_balanced_accuracy(codes, codes, labels, ks=[1])
-    assert found.latents[1].item() == pytest.approx(0.773, abs=0.04)
+    accuracy = sparse_probing_balanced_accuracy(codes, codes, labels, ks=[1])
+    assert accuracy.latents[1].item() == pytest.approx(0.773, abs=0.04)
 
 
 def test_probe_uses_latents_that_are_silent_on_a_label():
     codes, acts, labels = data()
     codes[:, 1] = (~labels[:, 0]).float()
-    found = sparse_probing_balanced_accuracy(codes, acts, labels[:, 0], ks=[1])
-    assert found.latents[1].item() == 1
+    accuracy = sparse_probing_balanced_accuracy(codes, acts, labels[:, 0], ks=[1])
+    assert accuracy.latents[1].item() == 1
 
 
 def test_unrelated_labels_score_chance_however_rare():
     codes, acts, _ = data(3000)
     labels = torch.rand(3000, 8, generator=torch.Generator().manual_seed(2)) < 0.1
-    found = sparse_probing_balanced_accuracy(codes, acts, labels)
-    assert found.latents[5].mean().item() == pytest.approx(0.5, abs=0.04)
+    accuracy = sparse_probing_balanced_accuracy(codes, acts, labels)
+    assert accuracy.latents[5].mean().item() == pytest.approx(0.5, abs=0.04)
 
 
 def test_probing_depends_on_the_seed_and_refuses_unequal_samples():
     codes, acts, labels = data()
     labels = labels[:, 1]
-    found = [sparse_probing_balanced_accuracy(codes, acts, labels, seed=s) for s in (0, 0, 1)]
-    assert found[0].latents[1] == found[1].latents[1] != found[2].latents[1]
+    accuracy = [sparse_probing_balanced_accuracy(codes, acts, labels, seed=s) for s in (0, 0, 1)]
+    assert accuracy[0].latents[1] == accuracy[1].latents[1] != accuracy[2].latents[1]
     with pytest.raises(UserError, match="300 codes, 299 activations and 300 labels"):
         sparse_probing_balanced_accuracy(codes, acts[1:], labels)

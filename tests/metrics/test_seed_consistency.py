@@ -27,28 +27,32 @@ def test_pw_mcc_equals_value_worked_out_by_hand():
     assert pw_mcc_signed([A, C]) == pytest.approx(0)
     assert pw_mcc_signed([B, C]) == pytest.approx(0)
     assert pw_mcc_signed([A, B, C]) == pytest.approx(0.6 / 3)
-    found = match_seeds_signed([A, B, A.flip(0)])
-    assert found.partners.tolist() == [
+    matching = match_seeds_signed([A, B, A.flip(0)])
+    assert matching.partners.tolist() == [
         [[0, 1], [1, 0], [1, 0]],
         [[1, 0], [0, 1], [0, 1]],
         [[1, 0], [0, 1], [0, 1]],
     ]
-    assert found.matched[1].tolist() == pytest.approx(torch.tensor([[0.6] * 2, [1] * 2, [0.6] * 2]))
-    assert found.stability()[0].tolist() == pytest.approx([0.8, 0.8])
-    assert found.stability()[1].tolist() == pytest.approx([0.6, 0.6])
+    assert matching.matched[1].tolist() == pytest.approx(
+        torch.tensor([[0.6] * 2, [1] * 2, [0.6] * 2])
+    )
+    assert matching.stability()[0].tolist() == pytest.approx([0.8, 0.8])
+    assert matching.stability()[1].tolist() == pytest.approx([0.6, 0.6])
 
 
 def test_partners_of_three_latents_are_inverse_to_each_other():
     eye = torch.eye(3)
-    found = match_seeds_signed([eye, eye[[1, 2, 0]]])
-    assert found.partners[0, 1].tolist() == [2, 0, 1]  # row 0 of eye is row 2 of the other
-    assert found.partners[1, 0].tolist() == [1, 2, 0]
+    matching = match_seeds_signed([eye, eye[[1, 2, 0]]])
+    assert matching.partners[0, 1].tolist() == [2, 0, 1]  # row 0 of eye is row 2 of the other
+    assert matching.partners[1, 0].tolist() == [1, 2, 0]
     W = torch.tensor([[1.0, 0, 0], [0, 0.6, 0.8], [0.1, 0, 1.0]])
-    found = match_seeds_signed([eye, W[[2, 0, 1]]])
+    matching = match_seeds_signed([eye, W[[2, 0, 1]]])
     expected = [1, 0.6, 1 / 1.01**0.5]
-    assert found.partners[0, 1].tolist() == [1, 2, 0]
-    assert found.matched[0, 1].tolist() == pytest.approx(expected, abs=1e-6)
-    assert found.matched[1, 0].tolist() == pytest.approx([expected[i] for i in (2, 0, 1)], abs=1e-6)
+    assert matching.partners[0, 1].tolist() == [1, 2, 0]
+    assert matching.matched[0, 1].tolist() == pytest.approx(expected, abs=1e-6)
+    assert matching.matched[1, 0].tolist() == pytest.approx(
+        [expected[i] for i in (2, 0, 1)], abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(("d_sae", "d_in", "known"), [(32, 16, 0.466), (16, 8, 0.519)])
@@ -96,11 +100,11 @@ def test_agreement_returns_all_metrics():
     other = eye[:10].flip(0).clone()
     other[9] = 0.6 * eye[0] + 0.8 * eye[10]
     density = torch.arange(1, 11) / 20
-    figures, matching = agreement(
+    metrics, matching = agreement(
         [eye[:10], other], [eye[:10].T, other.T], [density, density.flip(0)]
     )
-    assert figures["pw_mcc_signed"] == pytest.approx(0.96)
-    assert figures["shared_fraction_signed"] == 0.9
-    assert figures["stability_decile_1"] == pytest.approx(0.6)
-    assert [figures[f"stability_decile_{n}"] for n in range(2, 11)] == [1] * 9
-    assert len(figures) == 12 and matching.partners[0, 1].tolist() == list(range(9, -1, -1))
+    assert metrics["pw_mcc_signed"] == pytest.approx(0.96)
+    assert metrics["shared_fraction_signed"] == 0.9
+    assert metrics["stability_decile_1"] == pytest.approx(0.6)
+    assert [metrics[f"stability_decile_{n}"] for n in range(2, 11)] == [1] * 9
+    assert len(metrics) == 12 and matching.partners[0, 1].tolist() == list(range(9, -1, -1))

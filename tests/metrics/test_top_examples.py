@@ -22,11 +22,14 @@ EVERYTHING = 10**9
 
 
 def by_hand(sae, source, n, window):
-    """latent -> its best (value, tokens, activations, document, position), one place at a time."""
+    """Return the best (value, tokens, activations, document, position) of each latent.
+
+    Every position of every context is looked at in turn.
+    """
     best = [[] for _ in range(sae.d_sae)]
     for contexts in source.contexts("held_out"):
         (acts,) = source.model.activations(contexts.tokens, contexts.attention_mask).values()
-        # In the same batches as the code under test, or rounding would break ties another way.
+        # Batches as in the code under test; other batches would round and break ties differently.
         codes = sae.encode(acts[contexts.position_mask]).to_dense().detach()
         values = torch.zeros(*contexts.tokens.shape, sae.d_sae)
         values[contexts.position_mask] = codes
@@ -51,14 +54,14 @@ def by_hand(sae, source, n, window):
                 )
             )
     result = []
-    for found in best:
-        found.sort(key=lambda one: -one[0])
-        seen, kept = set(), []
-        for one in found:
-            if one[-1] not in seen:
-                seen.add(one[-1])
-                kept.append(one[:-1])
-        result.append(kept[:n])
+    for candidates in best:
+        candidates.sort(key=lambda candidate: -candidate[0])
+        seen, distinct = set(), []
+        for candidate in candidates:
+            if candidate[-1] not in seen:
+                seen.add(candidate[-1])
+                distinct.append(candidate[:-1])
+        result.append(distinct[:n])
     return result
 
 
@@ -67,18 +70,22 @@ def by_hand(sae, source, n, window):
 def test_top_examples_equal_a_search_by_hand(make_source, sae, packing, n, window):
     source = make_source(packing=packing)
     expected = by_hand(sae, source, n, window)
-    got = top_examples(sae, source, per_latent=n, window=window, max_tokens=EVERYTHING)
-    assert [one.latent for one in got] == list(range(sae.d_sae))
+    latents = top_examples(sae, source, per_latent=n, window=window, max_tokens=EVERYTHING)
+    assert [entry.latent for entry in latents] == list(range(sae.d_sae))
     assert sum(map(len, expected)) > 40
     tokenizer = source.model.tokenizer
-    for mine, theirs in zip(got, expected, strict=True):
-        assert [(e.document, e.position) for e in mine.examples] == [one[3:] for one in theirs]
-        for example, (value, tokens, activations, *_) in zip(mine.examples, theirs, strict=True):
+    for latent, candidates in zip(latents, expected, strict=True):
+        places = [(example.document, example.position) for example in latent.examples]
+        assert places == [candidate[3:] for candidate in candidates]
+        for example, (value, tokens, activations, *_) in zip(
+            latent.examples, candidates, strict=True
+        ):
             assert max(example.activations) == pytest.approx(value, abs=1e-3)
             assert example.activations == pytest.approx(activations, abs=1e-3)
             text = [token.strip() for token in example.tokens]
             assert text == tokenizer.convert_ids_to_tokens(tokens)
-        assert mine.max_activation == pytest.approx(theirs[0][0] if theirs else 0, rel=1e-4)
+        best = candidates[0][0] if candidates else 0
+        assert latent.max_activation == pytest.approx(best, rel=1e-4)
 
 
 @pytest.mark.parametrize("outlier_norm", [None, 1.1], ids=str)
@@ -92,8 +99,8 @@ def test_frequency_is_a_share_of_counted_positions(make_source, sae, outlier_nor
         assert bool(inlier.all()) == (outlier_norm is None)
         fired.append(sae.encode(x[inlier]).to_dense() != 0)
     expected = torch.cat(fired).double().mean(0)
-    got = top_examples(sae, source, max_tokens=EVERYTHING)
-    assert [one.frequency for one in got] == pytest.approx(expected.tolist())
+    latents = top_examples(sae, source, max_tokens=EVERYTHING)
+    assert [latent.frequency for latent in latents] == pytest.approx(expected.tolist())
 
 
 def test_chosen_latents_get_the_same_examples_as_among_all(make_source, sae):
@@ -109,8 +116,8 @@ def test_stops_after_max_tokens(make_source, sae):
     source = make_source(packing="document")
     documents = {
         example.document
-        for one in top_examples(sae, source, per_latent=99, max_tokens=1)
-        for example in one.examples
+        for latent in top_examples(sae, source, per_latent=99, max_tokens=1)
+        for example in latent.examples
     }
     assert len(documents) <= source.model_batch_size
 
@@ -168,10 +175,10 @@ def test_ragged_codes_give_the_same_table():
     tokens = torch.arange(12).reshape(2, 6)
     values = torch.randn(12, 3, generator=generator).relu()
     indices = torch.rand(12, 7, generator=generator).argsort(1)[:, :3]
-    kept = values != 0
-    offsets = torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
+    fires = values != 0
+    offsets = torch.nn.functional.pad(fires.sum(1).cumsum(0), (1, 0))
     tables = []
-    for codes in (Codes(values, indices, 7), Codes(values[kept], indices[kept], 7, offsets)):
+    for codes in (Codes(values, indices, 7), Codes(values[fires], indices[fires], 7, offsets)):
         tables.append(TopTable(torch.arange(7), 7, 2, 3))
         tables[-1].update(codes, torch.arange(12), contexts_of(tokens))
     assert tables[0].rows() == tables[1].rows()

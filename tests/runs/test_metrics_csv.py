@@ -63,8 +63,8 @@ def test_rows_are_appended_and_only_a_new_column_rewrites_the_file(tmp_path):
 def test_resumed_file_has_the_bytes_of_an_uninterrupted_run(tmp_path, resume_step):
     uninterrupted = write_run(tmp_path / "one", 4, 36)
     write_run(tmp_path / "two", 4, 32)
-    again = write_run(tmp_path / "two", resume_step // 4 * 4 + 4, 36, resume_step=resume_step)
-    assert again == uninterrupted
+    resumed = write_run(tmp_path / "two", resume_step // 4 * 4 + 4, 36, resume_step=resume_step)
+    assert resumed == uninterrupted
 
 
 @pytest.mark.parametrize("torn", ["40,0.02", "40,0.02,\n", "4", "40,0.025,8.1,0.05,,\n,,\n"])
