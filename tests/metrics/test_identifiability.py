@@ -152,7 +152,7 @@ def test_constant_latent_takes_no_dimension(z):
 
 
 def test_warning_for_separable_classes_from_label_share_or_accuracy(z):
-    """The label determines the representation, or explains an eighth of it but is predicted from it."""
+    """The label determines the representation, or explains an eighth of it and is predicted."""
     label = torch.arange(64) % 10
     (collapsed,) = identify(lambda x: x, Labelled(torch.eye(10)[label], labels=label)).warnings
     assert collapsed.startswith("The classes are separable (the label explains 100%")
