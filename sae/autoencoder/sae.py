@@ -93,7 +93,7 @@ class SAE(nn.Module):
 
     @property
     def reconstructs_input(self) -> bool:
-        """Whether every latent writes to all that it reads, so that W_dec is a dictionary of x."""
+        """True if every latent writes to all that it reads, so that W_dec is a dictionary of x."""
         return self.site.groups == 1 and self.site.predicts_input
 
     def weights(self) -> EncoderWeights:

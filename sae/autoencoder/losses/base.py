@@ -123,7 +123,7 @@ class LossTerm(Registered, ABC, family="model.losses"):
 
     @property
     def controlled(self) -> bool:
-        """Whether a controller sets the coefficient so that L0 reaches `target_l0`."""
+        """True if a controller sets the coefficient so that L0 reaches `target_l0`."""
         return False
 
     @property

@@ -79,7 +79,7 @@ class Site(Registered, ABC, family="model.site"):
 
     @property
     def predicts_input(self) -> bool:
-        """Whether the prediction is of x itself."""
+        """True if the prediction is of x itself."""
         return self.reads == self.predicts
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class Site(Registered, ABC, family="model.site"):
 
     @property
     def skip(self) -> bool:
-        """Whether a linear map of x is added to the prediction."""
+        """True if a linear map of x is added to the prediction."""
         return False
 
     @property

@@ -162,7 +162,7 @@ class Sparsity(Registered, ABC, family="model.sae"):
 
     @property
     def anneals(self) -> bool:
-        """Whether `expected_l0` changes during the run."""
+        """True if `expected_l0` changes during the run."""
         return False
 
     @property
@@ -180,12 +180,12 @@ class Sparsity(Registered, ABC, family="model.sae"):
 
     @property
     def needs_penalty(self) -> bool:
-        """Whether only a penalty in the loss keeps latents from firing."""
+        """True if only a penalty in the loss keeps latents from firing."""
         return False
 
     @property
     def signed(self) -> bool:
-        """Whether activations of latents may be negative."""
+        """True if activations of latents may be negative."""
         return False
 
 
