@@ -87,8 +87,8 @@ def test_recorded_step_gives_the_same_bits(dtype):
     recorded = copy.deepcopy(plain)
     recorded.optimizer = type(plain.optimizer)(
         [
-            {"params": [recorded.sae.W_enc, recorded.sae.b_enc, recorded.sae.b_dec]},
-            {"params": [recorded.sae.W_dec], "unit_norm": True},
+            {"params": [recorded.sae.W_enc, recorded.sae.b_enc, recorded.sae.b_dec], "factor": 1.0},
+            {"params": [recorded.sae.W_dec], "factor": 1.0, "unit_norm": True},
         ],
         lr=plain.lr,
         clip_norm=0.1,
