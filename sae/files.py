@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there."""
+"""Atomic writing of files and folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sae.errors import UserError
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text so that `path` holds either its old content or all of the new one."""
+    """Write UTF-8 text atomically: `path` holds its old content or all of the new one."""
     path = Path(path)
     staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -25,26 +25,28 @@ def write_text(path: str | Path, text: str) -> None:
 
 @contextmanager
 def atomic_folder(folder: str | Path, names: set[str]) -> Iterator[Path]:
-    """A folder to write the files `names` into, which takes the place of `folder` at the end.
+    """Yield a temporary folder to write the files `names` into; it replaces `folder` at the end.
 
-    Whatever goes wrong before leaves `folder` as it was. One that holds anything but `names` is
-    refused with a UserError, so that no slip of the hand replaces somebody's work.
+    If an error is raised before that, `folder` stays as it was.
+
+    Raises:
+        UserError: `folder` holds files other than `names`, which would be lost.
     """
     folder = Path(folder)
-    others = sorted({p.name for p in folder.iterdir()} - names) if folder.exists() else []
-    if others:
-        raise UserError(f"{folder} already holds {others[0]}; give a folder of its own")
+    other_files = sorted({p.name for p in folder.iterdir()} - names) if folder.exists() else []
+    if other_files:
+        raise UserError(f"{folder} already holds {other_files[0]}; give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield staging
         staging.chmod(0o755)
         if folder.exists():
-            # A folder cannot be replaced by one that is full, so the old one steps aside.
-            aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            os.replace(folder, aside / "old")
+            # os.replace cannot replace a folder that is not empty, so move the old one away first.
+            old_parent = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            os.replace(folder, old_parent / "old")
             os.replace(staging, folder)
-            shutil.rmtree(aside)
+            shutil.rmtree(old_parent)
         else:
             os.replace(staging, folder)
     finally:

@@ -1,17 +1,22 @@
-"""Codes for a given dictionary: an SAE's W_dec, an imported one, the truth.
+"""Sparse inference: codes for a given dictionary, such as the W_dec of an SAE or true features.
 
-`fista` and `ista` solve the lasso and say how far from optimal they are; `matching_pursuit`,
-`gradient_pursuit` and `orthogonal_matching_pursuit` pick k atoms; `refit` fits values on a support;
-`support_then_refit` is the first and the last together; `refine` exchanges latents of codes that
-are there already; `certify` judges codes from anywhere; `log_codes` is the published method they
-are held against. Rows are worked on all at once, in runs of bounded memory, on any device.
+| function | what it does |
+|---|---|
+| `fista`, `ista` | solve the lasso, and return a bound on the distance from the optimum |
+| `matching_pursuit`, `gradient_pursuit`, `orthogonal_matching_pursuit` | pick k atoms greedily |
+| `refit` | fits the values of given codes by least squares |
+| `support_then_refit` | `fista`, then `refit` |
+| `refine` | improves given codes by exchanging latents |
+| `certify` | measures the quality of codes from any source |
+| `log_codes` | a published method, for comparison |
 
-LISTA, a few learnt iterations, is no method of its own here: it is an SAE with the sparsity rule
-`Unrolled` whose decoder is held. Give it step 1 / |D|_2^2 and theta = penalty * step, copy D to
-W_dec and its transpose to W_enc, and train with `lr_factors: {W_dec: 0, b_dec: 0}` and L1 in the
-objective (`unit_norm: false` where rows of D have other norms). On 16 features in 8 dimensions 4
-layers reach a code MCC of .95 after 700 steps, ISTA after as many iterations .78
-(tests/inference/test_lista.py).
+Rows are solved in batches, in chunks of bounded memory, on any device.
+
+LISTA (a few learned iterations of ISTA) is an SAE with the sparsity rule `Unrolled` and a fixed
+decoder. Give it step 1 / |D|_2^2 and theta = penalty * step, copy D to W_dec and its transpose to
+W_enc, and train with `lr_factors: {W_dec: 0, b_dec: 0}` and an L1 loss term (`unit_norm: false` if
+rows of D do not have norm 1). On 16 features in 8 dimensions, 4 layers reach a code MCC of 0.95
+after 700 steps; as many iterations of ISTA reach 0.78 (tests/inference/test_lista.py).
 """
 
 from sae.inference.certificate import duality_gap

@@ -20,11 +20,21 @@ def certify(
     non_negative: bool = True,
     b: Tensor | None = None,
 ) -> InferenceResult:
-    """The codes as they are, with 1/2 |x - b - z D|^2 + penalty * |z|_1 of each row and, for a
-    penalty above 0, how far that is from the least possible at most (`duality_gap`).
+    """Return the codes unchanged, with their objective 1/2 |x - b - z D|^2 + penalty * |z|_1.
 
-    x [batch, d_in], dictionary [d_sae, d_in], b [d_in]; codes at least 0 if `non_negative`. In runs
-    of rows, in float64. Raises UserError for shapes that do not fit.
+    With a penalty above 0, the result also has an upper bound on the distance of each row's
+    objective from the optimum (`duality_gap`). Both are computed in float64.
+
+    Args:
+        x: Shape [batch, d_in].
+        dictionary: Shape [d_sae, d_in].
+        codes: The codes z; at least 0 if `non_negative`.
+        penalty: Weight of |z|_1.
+        non_negative: Whether the optimum is restricted to z >= 0.
+        b: Shape [d_in], subtracted from x.
+
+    Raises:
+        UserError: The shapes do not fit.
     """
     problem = Problem.of(x, dictionary, b)
     problem.check(codes)

@@ -1,11 +1,11 @@
-"""The published inference-time optimisation, kept as the reference it is compared with."""
+"""Inference-time optimisation with log codes, a published method, for comparison."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from sae.inference.problem import Problem, at_least, positive
+from sae.inference.problem import Problem, check_at_least_1, check_positive
 from sae.inference.result import InferenceResult
 
 
@@ -20,35 +20,35 @@ def log_codes(
     start: float = -10.0,
     b: Tensor | None = None,
 ) -> InferenceResult:
-    """The problem of non-negative `fista`, by Adam on s where z = exp(s) (O'Neill, Gumran & Klindt,
-    ICML 2025: inference-time optimisation).
+    """Return codes z = exp(s) > 0 for the problem of `fista`, with Adam on s.
 
-    No code is ever 0, and one that is small hardly moves: its gradient is multiplied by itself.
-    For comparison only: it needs a hundred times the iterations of `fista` and ends further off.
-    Adam is that of Kingma & Ba 2015 with their defaults besides `lr`. Their penalty, of a mean over
-    dimensions and a mean over latents, is 2 d_sae / d_in times the one here.
+    This is the inference-time optimisation of O'Neill, Gumran & Klindt (ICML 2025), for comparison:
+    it needs a hundred times the iterations of `fista` and ends further from the optimum. No code is
+    ever 0, and a small code hardly changes, because its gradient is multiplied by the code. Adam
+    has the defaults of Kingma & Ba 2015 except `lr`. The paper's penalty applies to means over
+    dimensions and latents; it is 2 d_sae / d_in times the penalty here.
 
     Args:
-        x: [batch, d_in]; solved in float64 if x or the dictionary is float64, else in float32.
-        dictionary: [d_sae, d_in].
-        penalty: above 0, as in `fista`.
-        iterations: of Adam, all of which are spent.
-        lr: Adam's learning rate.
-        start: every s.
-        b: [d_in], subtracted from x.
+        x: Shape [batch, d_in]; solved in float64 if x or the dictionary is float64, else float32.
+        dictionary: Shape [d_sae, d_in].
+        penalty: Weight of |z|_1, above 0, as in `fista`.
+        iterations: Number of Adam steps.
+        lr: Learning rate of Adam.
+        start: Initial value of every s.
+        b: Shape [d_in], subtracted from x.
 
     Returns:
-        codes, all of them above 0; objective and gap of the lasso, as in `fista`.
+        The codes, all above 0; the objective and gap of the lasso, as in `fista`.
 
     Raises:
-        UserError: shapes that do not fit, or a setting out of range.
+        UserError: The shapes do not fit, or a setting is out of range.
     """
     problem = Problem.of(x, dictionary, b)
-    positive(penalty=penalty, lr=lr)
-    at_least(iterations=iterations)
+    check_positive(penalty=penalty, lr=lr)
+    check_at_least_1(iterations=iterations)
     atoms = problem.atoms
-    # Adam sees only the direction of gradients, save for eps: the means of the paper are kept.
-    share = 2 / max(problem.target.numel(), 1)
+    # Adam is invariant to the scale of gradients except for its eps, so use the means of the paper.
+    scale = 2 / max(problem.target.numel(), 1)
 
     def method(y: Tensor, _: slice) -> tuple[Tensor, int]:
         s = y.new_full((len(y), len(atoms)), start)
@@ -56,7 +56,7 @@ def log_codes(
         for step in range(1, iterations + 1):
             z = s.exp()
             gradient = torch.addmm(y, z, atoms, beta=-1) @ atoms.t()
-            gradient.add_(penalty).mul_(z).mul_(share)
+            gradient.add_(penalty).mul_(z).mul_(scale)
             mean.lerp_(gradient, 0.1)
             square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
             root = (square / (1 - 0.999**step)).sqrt_().add_(1e-8)

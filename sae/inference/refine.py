@@ -1,4 +1,4 @@
-"""Better codes as sparse as those given: each row exchanges the latents that serve it least."""
+"""Improve given codes at the same sparsity by exchanging latents."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from sae.inference.problem import Problem, at_least
+from sae.inference.problem import Problem, check_at_least_1
 from sae.inference.refit import strongest
 from sae.inference.result import InferenceResult
 from sae.inference.supports import least_squares
 from sae_kernels.codes import Codes
 
-# Of a row's latents, how many are up for exchange in a step. Measured on 1/8, 1/4, 1/2 and 1: a
-# quarter ends lowest on a transformer's activations, and costs little more than one latent does.
-EXCHANGED = 0.25
-# The share of its error that a step must take off a row, or it counts as none: above rounding.
-LEAST_GAIN = 1e-4
+# Candidates of a step, as a share of a row's latents. Of 1/8, 1/4, 1/2 and 1, a quarter reaches the
+# lowest error on a transformer's activations, and costs little more than one candidate.
+CANDIDATE_SHARE = 0.25
+# A step must lower the error of a row by this share to be accepted; it is above rounding error.
+MIN_IMPROVEMENT = 1e-4
 
 
 @torch.no_grad()
@@ -29,48 +29,52 @@ def refine(
     non_negative: bool = True,
     b: Tensor | None = None,
 ) -> InferenceResult:
-    """Lower 1/2 |x - b - z D|^2 of every row with no more latents than `codes` gave it.
+    """Return codes with a lower 1/2 |x - b - z D|^2 and no more latents per row than `codes`.
 
-    First the values of the given latents are fitted (`refit`). Then, in each step, the quarter as
-    many that correlate best with the residual join them, all are fitted together, the largest are
-    kept, and fitted alone: subspace pursuit (Dai & Milenkovic 2009) with a warm start and fewer
-    candidates. A row takes a step only if its error falls; if not, it tries half as many candidates
-    the next time, and is done after one. No gradient is recorded.
+    This is subspace pursuit (Dai & Milenkovic 2009) with a warm start and fewer candidates. First
+    the values of the given latents are fitted (`refit`). In each step, the latents that correlate
+    best with the residual are added (a quarter as many as are active), all are fitted together, and
+    the largest are fitted again without the others. A row accepts a step only if its error falls.
+    Otherwise it halves the number of candidates, and stops when one candidate has failed. No
+    gradient is recorded.
 
     Args:
-        x: [batch, d_in]; solved in float64 if x or the dictionary is float64, else in float32.
-        dictionary: [d_sae, d_in]; rows need not have norm 1.
-        codes: where to begin.
-        steps: the most that are spent on a row. One costs a product of the encoder's shape and two
-            small systems of equations.
-        non_negative: False allows negative codes.
-        b: [d_in], subtracted from x.
+        x: Shape [batch, d_in]; solved in float64 if x or the dictionary is float64, else float32.
+        dictionary: Shape [d_sae, d_in]; rows need not have norm 1.
+        codes: The initial codes.
+        steps: Upper bound on the steps. A step costs a product of the encoder's shape and two small
+            systems of equations per row.
+        non_negative: Whether z >= 0; False allows negative codes.
+        b: Shape [d_in], subtracted from x.
 
     Returns:
-        codes; the objective is 1/2 |x - b - z D|^2, in no row above that of `codes`, as long as
-        these are non-negative or may be negative; there is no gap.
+        The codes, and the objective 1/2 |x - b - z D|^2. It is not above that of `codes` in any
+        row, unless `codes` has negative values and `non_negative` is True. There is no gap.
 
     Raises:
-        UserError: shapes that do not fit, or fewer than 1 step.
+        UserError: The shapes do not fit, or steps is below 1.
     """
     problem = Problem.of(x, dictionary, b)
     problem.check(codes)
-    at_least(steps=steps)
+    check_at_least_1(steps=steps)
     unit, norms = problem.with_unit_atoms()
 
     def method(y: Tensor, rows: slice) -> tuple[Tensor, int]:
-        z, spent = _exchanged(
+        z, iterations = _exchange_latents(
             y, unit.atoms, problem.dense(codes, rows) * norms, steps, non_negative
         )
-        return z / norms, spent
+        return z / norms, iterations
 
     return problem.solve(method)
 
 
-def _exchanged(
+def _exchange_latents(
     y: Tensor, atoms: Tensor, start: Tensor, steps: int, non_negative: bool
 ) -> tuple[Tensor, int]:
-    """Dense codes [rows, d_sae] of y [rows, d_in] from `start` on, for atoms of norm 1 or 0."""
+    """Return dense codes [rows, d_sae] of y [rows, d_in] and the number of steps.
+
+    `start` holds the initial codes; atoms have norm 1 or 0.
+    """
 
     def fit(indices: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         values = least_squares(y, atoms, indices, free, non_negative=non_negative)
@@ -83,30 +87,36 @@ def _exchanged(
         return solved, 0
     slots = torch.arange(indices.shape[1], device=y.device)
     room = free.sum(1, keepdim=True)
-    candidates = (room * EXCHANGED).ceil().long()
+    candidates = (room * CANDIDATE_SHARE).ceil().long()
     values, residual, error = fit(indices, free)
     solved.scatter_(1, indices, values)
-    for spent in range(steps):
-        going = candidates[:, 0] > 0
-        if not going.any():
-            return solved, spent
-        kept = (rows, y, indices, values, residual, error, room, candidates)
-        rows, y, indices, values, residual, error, room, candidates = (t[going] for t in kept)
-        most = int(candidates.max())
-        fires = values != 0
-        slope = residual @ atoms.t()  # 0, up to rounding, for what fires: it has been fitted
-        slope = slope if non_negative else slope.abs_()
-        new = slope.topk(most, dim=1)
-        joins = (new.values > 0) & (torch.arange(most, device=y.device) < candidates)
-        both, free = torch.cat([indices, new.indices], 1), torch.cat([fires, joins], 1)
+    for step in range(steps):
+        unfinished = candidates[:, 0] > 0
+        if not unfinished.any():
+            return solved, step
+        state = (rows, y, indices, values, residual, error, room, candidates)
+        rows, y, indices, values, residual, error, room, candidates = (t[unfinished] for t in state)
+        max_candidates = int(candidates.max())
+        active = values != 0
+        # It is 0, up to rounding, for active latents, because their values have been fitted.
+        correlation = residual @ atoms.t()
+        correlation = correlation if non_negative else correlation.abs_()
+        new = correlation.topk(max_candidates, dim=1)
+        joins = (new.values > 0) & (torch.arange(max_candidates, device=y.device) < candidates)
+        both, free = torch.cat([indices, new.indices], 1), torch.cat([active, joins], 1)
         together = least_squares(y, atoms, both, free, non_negative=non_negative)
         largest = together.abs().topk(len(slots), dim=1)
-        tried = both.gather(1, largest.indices)
-        fitted, left, less = fit(tried, (largest.values > 0) & (slots < room))
-        better = (less < (1 - LEAST_GAIN) * error)[:, None]
-        indices, values = torch.where(better, tried, indices), torch.where(better, fitted, values)
-        residual = torch.where(better, left, residual)
-        error = torch.where(better[:, 0], less, error)
-        solved[rows] = torch.zeros_like(slope).scatter_add_(1, indices, values)
+        new_indices = both.gather(1, largest.indices)
+        new_values, new_residual, new_error = fit(
+            new_indices, (largest.values > 0) & (slots < room)
+        )
+        better = (new_error < (1 - MIN_IMPROVEMENT) * error)[:, None]
+        indices, values = (
+            torch.where(better, new_indices, indices),
+            torch.where(better, new_values, values),
+        )
+        residual = torch.where(better, new_residual, residual)
+        error = torch.where(better[:, 0], new_error, error)
+        solved[rows] = torch.zeros_like(correlation).scatter_add_(1, indices, values)
         candidates = torch.where(better, candidates, candidates // 2)
     return solved, steps

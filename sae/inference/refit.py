@@ -1,4 +1,4 @@
-"""Values by least squares once the support is chosen: what a penalty shrank is put right."""
+"""Least-squares values for codes with a given support, which undo the shrinkage of a penalty."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sae.inference.fista import fista
-from sae.inference.problem import Problem, at_least
+from sae.inference.problem import Problem, check_at_least_1
 from sae.inference.result import InferenceResult
 from sae.inference.supports import least_squares
 from sae_kernels.codes import Codes
@@ -22,30 +22,30 @@ def refit(
     non_negative: bool = True,
     b: Tensor | None = None,
 ) -> InferenceResult:
-    """argmin over z of 1/2 |x - b - z D|^2 among codes with the support of `codes`, for every row.
+    """Return the codes that minimise 1/2 |x - b - z D|^2 of each row on the support of `codes`.
 
-    Exact: least squares, or non-negative least squares by pivoting, which may leave latents out.
-    No gradient is recorded.
+    The solution is exact: least squares, or non-negative least squares by pivoting, which may set
+    latents of the support to 0. No gradient is recorded.
 
     Args:
-        x: [batch, d_in]; solved in float64 if x or the dictionary is float64, else in float32.
-        dictionary: [d_sae, d_in]; rows need not have norm 1.
-        codes: which latents may fire: those that are not 0 here.
-        k: of these the most that a row keeps, or [batch] one number for each: those that write
-            most, by |z_j| |d_j|; all when left out.
-        non_negative: False allows negative codes.
-        b: [d_in], subtracted from x.
+        x: Shape [batch, d_in]; solved in float64 if x or the dictionary is float64, else float32.
+        dictionary: Shape [d_sae, d_in]; rows need not have norm 1.
+        codes: Codes that are not 0 for the latents that may fire.
+        k: The most latents per row, or one number for each row [batch]; those with the largest
+            |z_j| |d_j| are used. All by default.
+        non_negative: Whether z >= 0; False allows negative codes.
+        b: Shape [d_in], subtracted from x.
 
     Returns:
-        codes; the objective is 1/2 |x - b - z D|^2, and there is no gap.
+        The codes, and the objective 1/2 |x - b - z D|^2. There is no gap.
 
     Raises:
-        UserError: shapes that do not fit, or a k below 1.
+        UserError: The shapes do not fit, or k is below 1.
     """
     problem = Problem.of(x, dictionary, b)
     problem.check(codes)
     if isinstance(k, int):
-        at_least(k=k)
+        check_at_least_1(k=k)
     unit, norms = problem.with_unit_atoms()
 
     def method(y: Tensor, rows: slice) -> tuple[Tensor, int]:
@@ -67,22 +67,28 @@ def support_then_refit(
     b: Tensor | None = None,
     **settings,
 ) -> InferenceResult:
-    """`fista`, then `refit` of the k latents of each row that write most.
+    """Return the codes of `fista`, refitted on the k latents with the largest |z_j| |d_j| per row.
 
-    The penalty only has to rank latents well, since its shrinkage is undone. Arguments are those of
-    `fista`, result and errors those of `refit`.
+    The penalty only has to rank latents well, because `refit` undoes its shrinkage. Arguments are
+    those of `fista`; the result and the errors are those of `refit`.
     """
     codes = fista(x, dictionary, penalty, non_negative=non_negative, b=b, **settings).codes
     return refit(x, dictionary, codes, k, non_negative=non_negative, b=b)
 
 
 def strongest(strength: Tensor, k: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the positions of the positive entries of strength [rows, d_sae], at most k per row:
-    indices [rows, slots], and which slots are one, with as many slots as the fullest row needs.
-    k: also [rows], one number for each."""
+    """Return the indices of the largest positive entries of each row.
+
+    Args:
+        strength: Shape [rows, d_sae].
+        k: The most entries per row, or one number for each row [rows]; all by default.
+
+    Returns:
+        Indices [rows, slots], with as many slots as the fullest row needs, and a mask [rows, slots]
+        of the slots in use.
+    """
     counts = (strength > 0).sum(1)
     counts = counts if k is None else counts.clamp(max=k)
     top = strength.topk(int(counts.max()) if len(counts) else 0, dim=1)
-    return top.indices, torch.arange(top.indices.shape[1], device=top.indices.device) < counts[
-        :, None
-    ]
+    slots = torch.arange(top.indices.shape[1], device=top.indices.device)
+    return top.indices, slots < counts[:, None]

@@ -16,11 +16,11 @@ class InferenceResult:
     """Codes for a given dictionary, and how good they are.
 
     Attributes:
-        codes: ragged, only the non-zero values, indices rising in each row.
-        objective: what the method minimises, of each row, float64 [batch].
-        gap: upper bound of objective - min objective of each row, float64 [batch]; None where the
-            method does not solve a convex problem.
-        iterations: the most that were spent on any row.
+        codes: Ragged codes of the non-zero values, with increasing indices in each row.
+        objective: The value that the method minimises, for each row, float64 [batch].
+        gap: Upper bound on the distance of each row's objective from its minimum, float64 [batch];
+            None if the method does not solve a convex problem.
+        iterations: The largest number of iterations of any row.
     """
 
     codes: Codes
@@ -30,13 +30,13 @@ class InferenceResult:
 
 
 def sparse_rows(dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values [nnz], indices [nnz] and their number in each row [batch], of dense codes."""
+    """Return the non-zero values [nnz] of dense codes, their indices [nnz] and counts [batch]."""
     rows, indices = dense.nonzero(as_tuple=True)
     return dense[rows, indices], indices, torch.bincount(rows, minlength=len(dense))
 
 
 def ragged_codes(parts: Sequence[tuple[Tensor, Tensor, Tensor]], d_sae: int) -> Codes:
-    """One `Codes` of runs of rows, each as `sparse_rows` gave it."""
+    """Return the codes of consecutive chunks of rows, each given as the result of `sparse_rows`."""
     values, indices, counts = (torch.cat(part) for part in zip(*parts, strict=True))
     offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
     return Codes(values=values, indices=indices, d_sae=d_sae, offsets=offsets)

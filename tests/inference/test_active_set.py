@@ -1,4 +1,4 @@
-"""The lasso on an active set, against the duality gap in float64."""
+"""Test the active-set lasso with the duality gap in float64."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PENALTY = 0.3
 
 @pytest.fixture
 def problem(monkeypatch) -> tuple[Tensor, Tensor]:
-    """x [50, 12], D [40, 12], in runs of 16 rows; 3 atoms join in a round."""
-    monkeypatch.setitem(active_set.ROWS_PER_RUN, "cpu", 16)
-    monkeypatch.setattr(active_set, "JOIN", 3)
+    """Return x [50, 12] and D [40, 12]; chunks have 16 rows, and 3 atoms join in a round."""
+    monkeypatch.setitem(active_set.ROWS_PER_CHUNK, "cpu", 16)
+    monkeypatch.setattr(active_set, "ATOMS_PER_ROUND", 3)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(50, 12, generator=generator, dtype=torch.float64)
     D = torch.randn(40, 12, generator=generator, dtype=torch.float64)
@@ -25,13 +25,13 @@ def problem(monkeypatch) -> tuple[Tensor, Tensor]:
     return x, normalize(D, dim=1)
 
 
-def test_rounds_lower_the_objective_of_every_row_until_it_is_the_least(problem):
+def test_rounds_lower_the_objective_of_every_row_to_its_minimum(problem):
     x, D = problem
     before, _ = duality_gap(x, torch.zeros(50, 40, dtype=x.dtype), D, PENALTY)
     for rounds in range(1, 4):
         objective, gap = duality_gap(x, active_set_codes(x, D, PENALTY, rounds), D, PENALTY)
         assert (objective <= before + 1e-12).all()
-        assert gap.max() > 1e-3  # so few rounds are not enough for every row
+        assert gap.max() > 1e-3  # a few rounds are not enough for every row
         before = objective
     z = active_set_codes(x, D, PENALTY, 30)
     objective, gap = duality_gap(x, z, D, PENALTY)
@@ -39,19 +39,19 @@ def test_rounds_lower_the_objective_of_every_row_until_it_is_the_least(problem):
     assert (z >= 0).all() and not z[7].any() and (z[:7] > 0).sum(1).min() > 3
 
 
-def test_a_start_is_where_it_goes_on(problem):
+def test_a_start_continues_from_earlier_rounds(problem):
     x, D = problem
     two = active_set_codes(x, D, PENALTY, 2)
-    on = active_set_codes(x, D, PENALTY, 3, start=two)
-    torch.testing.assert_close(on, active_set_codes(x, D, PENALTY, 5), atol=1e-10, rtol=0)
+    continued = active_set_codes(x, D, PENALTY, 3, start=two)
+    torch.testing.assert_close(continued, active_set_codes(x, D, PENALTY, 5), atol=1e-10, rtol=0)
     best = active_set_codes(x, D, PENALTY, 30)
     torch.testing.assert_close(
         active_set_codes(x, D, PENALTY, 1, start=best), best, atol=1e-9, rtol=0
     )
 
 
-def test_a_round_lets_the_best_atoms_in_and_fits_them_exactly(problem):
-    """With orthogonal atoms the answer is known: relu(correlation - penalty) of the three best."""
+def test_a_round_adds_the_best_atoms_and_fits_them_exactly(problem):
+    """With orthogonal atoms the solution is relu(correlation - penalty) of the three best."""
     x = problem[0]
     D = torch.eye(12, dtype=torch.float64)
     expected = (x - PENALTY).relu()

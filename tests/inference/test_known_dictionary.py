@@ -1,4 +1,4 @@
-"""The benchmark on the published data of a known dictionary: all of it that needs no training."""
+"""Test the known-dictionary benchmark on published data: the parts that need no training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sae.metrics.code_matching import code_mcc_absolute, exact_support_rate, mat
 @pytest.fixture(scope="module")
 def scored():
     x, z, truth = published_data()
-    found = {name: method() for name, method in inference_methods(x[SAMPLES:], truth).items()}
-    return z[SAMPLES:], found
+    result = {name: method() for name, method in inference_methods(x[SAMPLES:], truth).items()}
+    return z[SAMPLES:], result
 
 
-def test_the_data_are_as_described():
+def test_published_data_have_16_features_3_of_them_active():
     x, z, truth = published_data()
     assert x.shape == (2048, 8) and (z > 0).sum(1).eq(3).all()
     torch.testing.assert_close(truth.norm(dim=1), torch.ones(16))
@@ -36,18 +36,18 @@ def test_the_data_are_as_described():
         ("matching pursuit, refined", 0.945, 1.0),
     ],
 )
-def test_code_mcc(scored, name, low, high):
-    z, found = scored
-    assert low <= code_mcc_absolute(z, found[name].codes) <= high
+def test_code_mcc_is_in_the_expected_range(scored, name, low, high):
+    z, result = scored
+    assert low <= code_mcc_absolute(z, result[name].codes) <= high
 
 
-def test_the_refit_finds_nine_supports_of_ten(scored):
-    z, found = scored
-    codes = found["FISTA, 3 largest, refit"].codes
+def test_refit_recovers_nine_of_ten_supports(scored):
+    z, result = scored
+    codes = result["FISTA, 3 largest, refit"].codes
     assert exact_support_rate(z, codes, match_codes_signed(z, codes)) > 0.9
 
 
-def test_encoders_learn_each_by_itself():
+def test_encoders_learn_independently():
     x, z, truth = published_data()
     x, z = x[:64], z[:64]
     widths = [8, 16]

@@ -1,4 +1,4 @@
-"""Greedy pursuits against plain loops over rows, scikit-learn and scipy."""
+"""Compare greedy pursuits with loops over rows, scikit-learn and scipy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALL = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
 
 
 def by_row(x: Tensor, D: Tensor, k: int, non_negative: bool, update) -> Tensor:
-    """The picks of each row one after the other; `update` moves z given the support."""
+    """Return codes from a loop over rows; `update` changes z given the support."""
     D = D.numpy()
     out = []
     for y in x.numpy():
@@ -72,18 +72,20 @@ def fit(y, z, D, support, atom, non_negative):
     ids=lambda m: m.__name__,
 )
 @pytest.mark.parametrize("k", [1, 2, 6])
-def test_is_the_loop_over_rows(method, update, k, non_negative):
+def test_pursuit_equals_a_loop_over_rows(method, update, k, non_negative):
     x, D = problem(60, 24, 10)
-    found = method(x, D, k, non_negative=non_negative)
+    result = method(x, D, k, non_negative=non_negative)
     expected = by_row(x, D, k, non_negative, update)
-    torch.testing.assert_close(found.codes.to_dense(), expected, atol=1e-9, rtol=0)
-    torch.testing.assert_close(found.objective, half_error(x, expected, D), atol=1e-12, rtol=0)
-    assert found.gap is None and found.iterations == k
+    torch.testing.assert_close(result.codes.to_dense(), expected, atol=1e-9, rtol=0)
+    torch.testing.assert_close(result.objective, half_error(x, expected, D), atol=1e-12, rtol=0)
+    assert result.gap is None and result.iterations == k
 
 
-def test_gradient_pursuit_lowers_values_as_far_as_zero():
-    """Atoms and samples in one corner, so that the first picks take too much. Where no product is
-    positive any more, the values that are there still move."""
+def test_gradient_pursuit_lowers_values_to_zero_but_not_below():
+    """Similar atoms and samples make the first picks too large.
+
+    Values still move after no product is positive any more.
+    """
     x, D = problem(60, 24, 4)
     x, D = x.abs(), torch.nn.functional.normalize(D.square(), dim=1)
     expected, ended = [], 0
@@ -97,21 +99,21 @@ def test_gradient_pursuit_lowers_values_as_far_as_zero():
         ended += sum(z[atom] == 0 for atom in support)
         expected.append(z)
     assert ended > 2
-    found = gradient_pursuit(x, D, 12)
+    result = gradient_pursuit(x, D, 12)
     expected = torch.from_numpy(np.array(expected))
-    torch.testing.assert_close(found.codes.to_dense(), expected, atol=1e-9, rtol=0)
-    torch.testing.assert_close(found.objective, half_error(x, expected, D), atol=1e-12, rtol=0)
+    torch.testing.assert_close(result.codes.to_dense(), expected, atol=1e-9, rtol=0)
+    torch.testing.assert_close(result.objective, half_error(x, expected, D), atol=1e-12, rtol=0)
 
 
-def test_orthogonal_is_that_of_scikit_learn():
+def test_orthogonal_pursuit_equals_scikit_learn():
     x, D = problem(50, 40, 16)
     expected = torch.from_numpy(orthogonal_mp(D.numpy().T, x.numpy().T, n_nonzero_coefs=5).T)
-    found = orthogonal_matching_pursuit(x, D, 5, non_negative=False).codes.to_dense()
-    torch.testing.assert_close(found, expected.contiguous(), atol=1e-9, rtol=0)
+    result = orthogonal_matching_pursuit(x, D, 5, non_negative=False).codes.to_dense()
+    torch.testing.assert_close(result, expected.contiguous(), atol=1e-9, rtol=0)
 
 
 @SIGNS
-def test_quality_is_ordered_and_rises_with_k(non_negative):
+def test_error_falls_with_k_and_from_plain_to_gradient_to_orthogonal(non_negative):
     x, D = problem(400, 64, 16)
     errors = {}
     for k in (2, 5, 9):
@@ -126,32 +128,32 @@ def test_quality_is_ordered_and_rises_with_k(non_negative):
 
 @ALL
 @SIGNS
-def test_norms_of_atoms_change_nothing_but_the_unit(method, non_negative):
+def test_norms_of_atoms_only_rescale_codes(method, non_negative):
     x, D = problem(30, 20, 8)
     scale = torch.linspace(0.1, 9, 20, dtype=torch.float64)
-    whole = method(x, D, 4, non_negative=non_negative).codes.to_dense()
+    expected = method(x, D, 4, non_negative=non_negative).codes.to_dense()
     scaled = method(x, scale[:, None] * D, 4, non_negative=non_negative).codes.to_dense()
     torch.testing.assert_close(scaled * scale, whole)
 
 
 @ALL
 @SIGNS
-def test_rows_of_zeros_dead_and_double_atoms_and_large_k(method, non_negative):
+def test_zero_rows_zero_atoms_duplicate_atoms_and_large_k(method, non_negative):
     x, D = problem(20, 6, 8)
     x[3] = 0
     D = torch.cat([D, D, torch.zeros(1, 8, dtype=D.dtype)])
     x[4] = 2 * D[1]
-    found = method(x, D, 20, non_negative=non_negative)
-    z = found.codes.to_dense()
+    result = method(x, D, 20, non_negative=non_negative)
+    z = result.codes.to_dense()
     assert torch.isfinite(z).all() and (z[:, -1] == 0).all() and (z[3] == 0).all()
-    assert not non_negative or (found.codes.values > 0).all()
-    assert found.codes.l0()[4] == 1 and found.objective[4] < 1e-20
+    assert not non_negative or (result.codes.values > 0).all()
+    assert result.codes.l0()[4] == 1 and result.objective[4] < 1e-20
     best = torch.from_numpy(np.array([nnls(D.numpy().T, y)[1] for y in x.numpy()]))
     if not non_negative:
         best = torch.from_numpy(np.array([_distance(D.numpy(), y) for y in x.numpy()]))
-    assert (found.objective >= 0.5 * best.square() - 1e-12).all()
+    assert (result.objective >= 0.5 * best.square() - 1e-12).all()
     if method is orthogonal_matching_pursuit:
-        torch.testing.assert_close(found.objective, 0.5 * best.square(), atol=1e-9, rtol=0)
+        torch.testing.assert_close(result.objective, 0.5 * best.square(), atol=1e-9, rtol=0)
     empty = method(x[:0], D, 3)
     assert empty.codes.batch == 0 and empty.objective.shape == (0,)
 
@@ -161,17 +163,17 @@ def _distance(D, y):
 
 
 @ALL
-def test_b_precision_and_runs_of_rows(method, monkeypatch):
+def test_b_float32_and_chunks_of_rows_give_the_same_codes(method, monkeypatch):
     x, D = problem(300, 20, 8)
     b = torch.linspace(-1, 1, 8, dtype=torch.float64)
-    whole = method(x, D, 4).codes.to_dense()
-    torch.testing.assert_close(method(x + b, D, 4, b=b).codes.to_dense(), whole)
+    expected = method(x, D, 4).codes.to_dense()
+    torch.testing.assert_close(method(x + b, D, 4, b=b).codes.to_dense(), expected)
     single = method(x.float(), D.float(), 4).codes
     assert single.values.dtype == torch.float32
-    torch.testing.assert_close(single.to_dense().double(), whole, atol=1e-3, rtol=0)
-    monkeypatch.setattr(problem_module, "LEAST_ROWS", 7)
-    monkeypatch.setattr(problem_module, "NUMBERS_PER_RUN", {"cpu": 1})
-    torch.testing.assert_close(method(x, D, 4).codes.to_dense(), whole)
+    torch.testing.assert_close(single.to_dense().double(), expected, atol=1e-3, rtol=0)
+    monkeypatch.setattr(problem_module, "MIN_ROWS", 7)
+    monkeypatch.setattr(problem_module, "NUMBERS_PER_CHUNK", {"cpu": 1})
+    torch.testing.assert_close(method(x, D, 4).codes.to_dense(), expected)
 
 
 @ALL
