@@ -133,7 +133,7 @@ def test_norms_of_atoms_only_rescale_codes(method, non_negative):
     scale = torch.linspace(0.1, 9, 20, dtype=torch.float64)
     expected = method(x, D, 4, non_negative=non_negative).codes.to_dense()
     scaled = method(x, scale[:, None] * D, 4, non_negative=non_negative).codes.to_dense()
-    torch.testing.assert_close(scaled * scale, whole)
+    torch.testing.assert_close(scaled * scale, expected)
 
 
 @ALL
