@@ -42,6 +42,12 @@ def _concatenate(parts: list[Tensor], order: Tensor | None) -> Tensor:
     return torch.cat(parts, dim=1) if order is None else torch.cat(parts)[order]
 
 
+def _sum(tensors: list[Tensor | None]) -> Tensor | None:
+    """Return the sum, or None if any is None."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    return sum(present[1:], present[0]) if len(present) == len(tensors) else None
+
+
 def _join_codes(parts: list[Codes], order: Tensor | None) -> Codes:
     d_sae = 0
     indices = []
@@ -49,6 +55,6 @@ def _join_codes(parts: list[Codes], order: Tensor | None) -> Codes:
         indices.append(part.indices + d_sae)
         d_sae += part.d_sae
     values = _concatenate([part.values for part in parts], order)
-    offsets = None if order is None else sum(part.offsets for part in parts)
-    dropped = None if parts[0].dropped is None else sum(part.dropped for part in parts)
+    offsets = None if order is None else _sum([part.offsets for part in parts])
+    dropped = _sum([part.dropped for part in parts])
     return Codes(values, _concatenate(indices, order), d_sae, offsets, dropped)

@@ -1,4 +1,4 @@
-"""A learner in float64 with arbitrary weights, and the same activations and parameters, dense."""
+"""Learners in float64 with arbitrary weights, and the same loss terms computed densely."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def activations(batch: int = BATCH) -> dict[str, Tensor]:
     return {hook: draw(batch, width, seed=ord(hook)) + 0.3 for hook, width in WIDTHS.items()}
 
 
-def learner(
+def make_learner(
     rule: Sparsity,
     terms: Sequence[LossTerm],
     site: str = "autoencode",
@@ -47,7 +47,7 @@ def learner(
 ) -> Learner:
     bound = SITES[site].bind(WIDTHS)
     sae = SAE(bound.d_in, rule, site=bound, d_out=bound.d_out, seed=2, dtype=torch.float64)
-    made = Learner(
+    learner = Learner(
         sae,
         terms,
         optim or OptimConfig(lr=1e-2, unit_norm=unit_norm),
@@ -56,7 +56,7 @@ def learner(
         refresh_steps=1,
         backend=backend,
     )
-    made.scale = dict.fromkeys(WIDTHS, 1.0)
+    learner.scale = dict.fromkeys(WIDTHS, 1.0)
     with torch.no_grad():
         for number, (name, parameter) in enumerate(sae.named_parameters()):
             if name != "threshold":
@@ -64,45 +64,45 @@ def learner(
         if unit_norm:
             sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
         sae.mask_decoder()
-    return made
+    return learner
 
 
 def jumprelu(terms: Sequence[LossTerm], site: str = "autoencode", d_sae: int = 36) -> Learner:
-    """With thresholds that differ, some of them negative, and a latent that fires nowhere."""
-    made = learner(JumpReLU(d_sae=d_sae, bandwidth=BANDWIDTH), terms, site)
+    """Return a JumpReLU learner: thresholds differ, some are negative, and latent 7 never fires."""
+    learner = make_learner(JumpReLU(d_sae=d_sae, bandwidth=BANDWIDTH), terms, site)
     with torch.no_grad():
-        made.sae.threshold += 0.4 * draw(d_sae, seed=9)
-        made.sae.b_enc[7] -= 99
-    return made
+        learner.sae.threshold += 0.4 * draw(d_sae, seed=9)
+        learner.sae.b_enc[7] -= 99
+    return learner
 
 
-def gradients(made: Learner) -> dict[str, Tensor]:
+def gradients(learner: Learner) -> dict[str, Tensor]:
     """Return the gradient of every parameter after a backward pass; 0 where there is none."""
-    found = {}
-    for name, parameter in made.sae.named_parameters():
+    result = {}
+    for name, parameter in learner.sae.named_parameters():
         by_latent = (lambda t: t.t()) if name == "W_enc" else (lambda t: t)
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         parts = getattr(parameter, "row_grads", None)
         whole = reference.dense_gradient(by_latent(parameter).shape, by_latent(grad), parts)
-        found[name] = by_latent(whole)
-    made.optimizer.zero_grad()
-    return found
+        result[name] = by_latent(whole)
+    learner.optimizer.zero_grad()
+    return result
 
 
 def value_and_gradients(
-    made: Learner, term: LossTerm, acts: dict[str, Tensor]
+    learner: Learner, term: LossTerm, acts: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor], ForwardOutput]:
     """Return the value of one term before its coefficient, and its gradients."""
-    forward, _ = made(acts)
+    forward, _ = learner(acts)
     value = term(forward)
     if value.requires_grad:
         value.backward()
-    return value.detach(), gradients(made), forward
+    return value.detach(), gradients(learner), forward
 
 
 @dataclass
 class Dense:
-    """Leaves and what follows from them, by autograd over [batch, d_sae]."""
+    """Parameters as leaves, and dense pre-activations [batch, d_sae] computed from them."""
 
     p: dict[str, Tensor]
     x: Tensor
@@ -121,12 +121,12 @@ class Dense:
         return (self.target - y_hat).square().sum() / self.variance
 
     def gradients(self, value: Tensor) -> dict[str, Tensor]:
-        found = torch.autograd.grad(value, list(self.p.values()), materialize_grads=True)
-        return dict(zip(self.p, found, strict=True))
+        result = torch.autograd.grad(value, list(self.p.values()), materialize_grads=True)
+        return dict(zip(self.p, result, strict=True))
 
 
-def dense(made: Learner, acts: dict[str, Tensor]) -> Dense:
-    sae, site = made.sae, made.sae.site
+def dense(learner: Learner, acts: dict[str, Tensor]) -> Dense:
+    sae, site = learner.sae, learner.sae.site
     p = {name: t.detach().clone().requires_grad_() for name, t in sae.named_parameters()}
     x = torch.cat([acts[hook] for hook in site.reads], dim=1)
     y = torch.cat([acts[hook] for hook in site.predicts], dim=1)
@@ -143,7 +143,7 @@ def dense(made: Learner, acts: dict[str, Tensor]) -> Dense:
 
 
 def top(pre: Tensor, k: int, layers: int = 1) -> Tensor:
-    """relu of the k / layers largest of each layer's share of every row; ties to the first."""
+    """Return the relu of the k / layers largest of each layer's latents; ties go to the first."""
     parts = []
     for part in pre.chunk(layers, dim=1):
         order = part.detach().sort(dim=1, descending=True, stable=True).indices[:, : k // layers]
@@ -152,18 +152,18 @@ def top(pre: Tensor, k: int, layers: int = 1) -> Tensor:
 
 
 def batch_top(pre: Tensor, k: int) -> Tensor:
-    """relu of the k * batch largest of all."""
+    """Return the relu of the k * batch largest pre-activations of the batch."""
     least = pre.detach().flatten().sort(descending=True).values[k * len(pre) - 1]
     return torch.where(pre >= least, pre, 0).relu()
 
 
 def assert_same(
-    got: tuple[Tensor, dict[str, Tensor]], want: tuple[Tensor, dict[str, Tensor]]
+    actual: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor, dict[str, Tensor]]
 ) -> None:
-    torch.testing.assert_close(got[0], want[0].detach(), rtol=1e-10, atol=1e-12)
-    assert got[1].keys() == want[1].keys()
-    for name, grad in want[1].items():
-        torch.testing.assert_close(got[1][name], grad, rtol=1e-9, atol=1e-11, msg=_named(name))
+    torch.testing.assert_close(actual[0], expected[0].detach(), rtol=1e-10, atol=1e-12)
+    assert actual[1].keys() == expected[1].keys()
+    for name, grad in expected[1].items():
+        torch.testing.assert_close(actual[1][name], grad, rtol=1e-9, atol=1e-11, msg=_named(name))
 
 
 def _named(name: str):
@@ -171,11 +171,11 @@ def _named(name: str):
 
 
 def check(
-    made: Learner, term: LossTerm, acts: dict[str, Tensor], value: Tensor, plain: Dense
+    learner: Learner, term: LossTerm, acts: dict[str, Tensor], value: Tensor, plain: Dense
 ) -> None:
-    """The term's value and gradients are those of `value`, and on both backends."""
-    want = value, plain.gradients(value)
+    """Assert that the term has the value and the gradients of `value`, on both backends."""
+    expected = value, plain.gradients(value)
     for backend in ("auto", "reference"):
-        made.backend = backend
-        got = value_and_gradients(made, term, acts)
-        assert_same(got[:2], want)
+        learner.backend = backend
+        actual = value_and_gradients(learner, term, acts)
+        assert_same(actual[:2], expected)

@@ -1,4 +1,4 @@
-"""AbsTopK against its formula, dense and float64."""
+"""Compare AbsTopK with its formula, dense and in float64."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sae.autoencoder.sparsity import AbsTopK, TopK
 from sae.training import Learner, OptimConfig
 
 
-def made(d_sae: int = 40, k: int = 5) -> SAE:
+def make_sae(d_sae: int = 40, k: int = 5) -> SAE:
     sae = SAE(12, AbsTopK(d_sae=d_sae, k=k), seed=3, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -26,8 +26,8 @@ def data(batch: int = 30) -> Tensor:
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_codes_and_gradients_are_those_of_the_formula(backend):
-    sae, x = made(), data()
+def test_codes_and_gradients_equal_the_formula(backend):
+    sae, x = make_sae(), data()
     results = []
     for dense in (False, True):
         sae.zero_grad()
@@ -42,12 +42,12 @@ def test_codes_and_gradients_are_those_of_the_formula(backend):
         (x - x_hat).square().sum().backward()
         results.append([acts, *[p.grad.clone() for p in sae.parameters()]])
     assert (acts < 0).any() and (acts > 0).any() and ((acts != 0).sum(1) == 5).all()
-    for got, want in zip(*results, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_ties_go_to_the_lowest_index_whatever_the_sign(backend):
+def test_ties_go_to_the_lowest_index_for_either_sign(backend):
     sae = SAE(2, AbsTopK(d_sae=6, k=3))
     with torch.no_grad():
         sae.b_enc.copy_(torch.tensor([1.0, -2.0, -1.0, 1.0, 2.0, -1.0]))
@@ -55,8 +55,8 @@ def test_ties_go_to_the_lowest_index_whatever_the_sign(backend):
     assert acts.tolist() == [[1.0, -2.0, 0.0, 0.0, 2.0, 0.0]] * 2
 
 
-def test_where_all_are_positive_it_is_topk():
-    sae, x = made(), data()
+def test_positive_pre_activations_give_the_codes_of_topk():
+    sae, x = make_sae(), data()
     with torch.no_grad():
         sae.b_enc += 100
     acts = sae.encode(x).to_dense()
@@ -64,7 +64,7 @@ def test_where_all_are_positive_it_is_topk():
     assert torch.equal(acts, sae.encode(x).to_dense())
 
 
-def test_a_latent_that_fires_below_zero_is_not_dead():
+def test_a_latent_with_negative_activations_is_not_dead():
     sae = SAE(12, AbsTopK(d_sae=40, k=5), dtype=torch.float64)
     learner = Learner(sae, [FVU()], OptimConfig(lr=1e-3), total_steps=4, dead_after=100)
     acts = {"x": data()}
@@ -78,12 +78,12 @@ def test_a_latent_that_fires_below_zero_is_not_dead():
     assert (learner.dead.tokens_since_fired[below] == 0).all()
 
 
-def test_penalties_that_add_activations_up_are_refused():
+def test_penalties_on_activations_are_refused():
     with pytest.raises(UserError, match=r"L1 needs activations that are not negative.*AbsTopK"):
-        L1().check(made())
+        L1().check(make_sae())
 
 
 @pytest.mark.parametrize(("k", "message"), [(0, "k=0 lets no latent"), (41, "k=41 exceeds")])
-def test_impossible_k(k, message):
+def test_impossible_k_is_refused(k, message):
     with pytest.raises(UserError, match=message):
         AbsTopK(d_sae=40, k=k)

@@ -1,4 +1,4 @@
-"""k that falls during a run: as documented, after a resume, and in what is exported."""
+"""Test annealed k: its schedule, resuming, and the exported SAE."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TOTAL = 10
 each_rule = pytest.mark.parametrize("rule", [TopK, BatchTopK, AbsTopK])
 
 
-def learner(rule, *, k_start: int | None = 20, k_anneal: float = 0.5) -> Learner:
+def make_learner(rule, *, k_start: int | None = 20, k_anneal: float = 0.5) -> Learner:
     site = Autoencoder(hook="h").bind({"h": 9})
-    some = rule(d_sae=32, k=4, k_start=k_start, k_anneal=k_anneal)
-    sae = SAE(9, some, site=site, seed=1, dtype=torch.float64)
+    sparsity = rule(d_sae=32, k=4, k_start=k_start, k_anneal=k_anneal)
+    sae = SAE(9, sparsity, site=site, seed=1, dtype=torch.float64)
     optim = OptimConfig(lr=1e-3)
     return Learner(sae, [FVU()], optim, total_steps=TOTAL, dead_after=10**6)
 
@@ -29,7 +29,7 @@ def acts(step: int) -> dict[str, torch.Tensor]:
 
 
 @each_rule
-def test_k_falls_in_a_line_and_then_stays(rule):
+def test_k_falls_linearly_and_then_stays(rule):
     annealed = rule(d_sae=100, k=4, k_start=64, k_anneal=0.5)
     at = lambda progress: annealed.at_progress(progress).k
     assert [at(p) for p in (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)] == [64, 49, 34, 19, 4, 4, 4]
@@ -41,14 +41,14 @@ def test_k_falls_in_a_line_and_then_stays(rule):
 
 
 @each_rule
-def test_every_step_of_a_run_has_the_k_of_its_place(rule):
-    made = learner(rule)
-    made.initialise(acts(0))
+def test_every_step_uses_the_scheduled_k(rule):
+    learner = make_learner(rule)
+    learner.initialise(acts(0))
     seen, most = [], []
     for step in range(TOTAL):
-        made.step(acts(step))
-        seen.append(made.sae.sparsity.k)
-        most.append(made.pop_metrics()["l0"])
+        learner.step(acts(step))
+        seen.append(learner.sae.sparsity.k)
+        most.append(learner.pop_metrics()["l0"])
     assert seen == [20, 17, 14, 10, 7, 4, 4, 4, 4, 4]
     if rule is TopK:  # of 32 latents about half are positive
         assert most[0] > 8 and max(most[5:]) <= 4
@@ -59,8 +59,8 @@ def test_every_step_of_a_run_has_the_k_of_its_place(rule):
 
 @each_rule
 @pytest.mark.parametrize("done", [2, 7])
-def test_a_resumed_run_goes_on_with_the_same_k_and_bits(rule, done):
-    straight, resumed = learner(rule), learner(rule)
+def test_a_resumed_run_has_the_same_k_and_bits(rule, done):
+    straight, resumed = make_learner(rule), make_learner(rule)
     straight.initialise(acts(0))
     for step in range(done):
         straight.step(acts(step))
@@ -68,26 +68,26 @@ def test_a_resumed_run_goes_on_with_the_same_k_and_bits(rule, done):
     resumed.optimizer.load_state_dict(straight.optimizer.state_dict())
     assert resumed.sae.sparsity == straight.sae.sparsity, "held-out figures depend on it"
     for step in range(done, done + 2):
-        for made in (straight, resumed):
-            made.step(acts(step))
+        for learner in (straight, resumed):
+            learner.step(acts(step))
         assert resumed.sae.sparsity.k == straight.sae.sparsity.k
     for name, tensor in straight.sae.state_dict().items():
         assert torch.equal(resumed.sae.state_dict()[name], tensor), name
 
 
 @each_rule
-def test_what_is_exported_has_the_final_k(rule):
-    made = learner(rule)
-    made.initialise(acts(0))
-    made.step(acts(0))
-    assert made.sae.sparsity.k == 20
-    exported = made.export()
-    assert exported.sparsity == made.rule and exported.sparsity.k == 4
+def test_the_exported_sae_has_the_final_k(rule):
+    learner = make_learner(rule)
+    learner.initialise(acts(0))
+    learner.step(acts(0))
+    assert learner.sae.sparsity.k == 20
+    exported = learner.export()
+    assert exported.sparsity == learner.rule and exported.sparsity.k == 4
     if rule is not BatchTopK:  # whose L0 is the threshold's, once trained
         assert exported.encode(acts(1)["h"]).l0().max() == 4
 
 
-def test_layers_share_a_falling_k():
+def test_layers_share_an_annealed_k():
     site = CrossLayerTranscoder(read=("a", "b"), predict=("c", "d")).bind(dict.fromkeys("abcd", 6))
     rule = TopK(d_sae=40, k=4, k_start=20, k_anneal=0.5)
     sae = SAE(6, rule, site=site, d_out=12, dtype=torch.float64)
@@ -109,6 +109,6 @@ def test_layers_share_a_falling_k():
         ({"k_start": 8, "k_anneal": 1.5}, "k_anneal=1.5 is a share"),
     ],
 )
-def test_impossible_settings(rule, setting, message):
+def test_impossible_settings_are_refused(rule, setting, message):
     with pytest.raises(UserError, match=message):
         rule(d_sae=32, k=4, **setting)

@@ -1,4 +1,4 @@
-"""`SAE.encode(x, refine=T)` for every sparsity rule, and where it is refused."""
+"""Test `SAE.encode(x, refine=T)` for every sparsity rule, and when it is refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RULES = [
 EVERY_RULE = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 
 
-def some(rule, site=None, **settings) -> tuple[SAE, Tensor]:
+def sae_and_data(rule, site=None, **settings) -> tuple[SAE, Tensor]:
     sae = SAE(12, rule, site=site, dtype=torch.float64, **settings)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -51,8 +51,8 @@ def some(rule, site=None, **settings) -> tuple[SAE, Tensor]:
 
 
 @EVERY_RULE
-def test_lowers_the_error_with_as_many_latents(rule):
-    sae, x = some(rule)
+def test_refine_lowers_the_error_without_more_latents(rule):
+    sae, x = sae_and_data(rule)
     plain = sae.encode(x)
     better = sae.encode(x, refine=3)
     error = lambda codes: (x - sae.decode(codes)).square().sum(1)
@@ -66,33 +66,33 @@ def test_lowers_the_error_with_as_many_latents(rule):
 
 
 @EVERY_RULE
-def test_zero_is_the_encoder_itself(rule):
-    sae, x = some(rule)
+def test_refine_0_gives_the_codes_of_the_encoder(rule):
+    sae, x = sae_and_data(rule)
     plain, none = sae.encode(x), sae.encode(x, refine=0)
     assert torch.equal(plain.values, none.values) and torch.equal(plain.indices, none.indices)
     assert none.values.requires_grad
 
 
-def test_reads_the_dtype_of_the_sae():
+def test_refine_accepts_the_dtype_of_the_sae():
     sae = SAE(12, TopK(d_sae=48, k=4), dtype=torch.bfloat16)
     codes = sae.encode(torch.randn(5, 12), refine=2)
     assert codes.values.dtype == torch.bfloat16
 
 
-def test_hooks_that_are_read_and_predicted_alike():
+def test_refine_works_for_a_crosscoder():
     site = Crosscoder(read=("a", "b")).bind({"a": 6, "b": 6})
-    sae, x = some(TopK(d_sae=48, k=4), site)
+    sae, x = sae_and_data(TopK(d_sae=48, k=4), site)
     error = lambda codes: (x - sae.decode(codes)).square().sum()
     assert error(sae.encode(x, refine=2)) < error(sae.encode(x))
 
 
-def test_is_refused_where_it_means_nothing():
-    sae, x = some(TopK(d_sae=48, k=4), Autoencoder(hook="a"))
+def test_refine_is_refused_for_transcoders_and_bad_values():
+    sae, x = sae_and_data(TopK(d_sae=48, k=4), Autoencoder(hook="a"))
     with pytest.raises(UserError, match="refine=-1"):
         sae.encode(x, refine=-1)
     for kind in (Transcoder, SkipTranscoder):
         site = kind(read="a", predict="b").bind({"a": 12, "b": 12})
-        sae, x = some(TopK(d_sae=48, k=4), site)
+        sae, x = sae_and_data(TopK(d_sae=48, k=4), site)
         with pytest.raises(UserError, match="a -> b predicts something other"):
             sae.encode(x, refine=1)
     site = CrossLayerTranscoder(read=("a", "b"), predict=("c", "d")).bind(dict.fromkeys("abcd", 6))

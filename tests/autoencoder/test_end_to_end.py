@@ -1,10 +1,10 @@
-"""EndToEnd against a model run by hand, in float64, with plain hooks and a dense autoencoder."""
+"""Compare EndToEnd with a model run with plain hooks and a dense autoencoder, in float64."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from loss_cases import activations, assert_same, gradients, learner, top
+from loss_cases import activations, assert_same, gradients, make_learner, top
 from torch import Tensor
 
 from sae import SAE, UserError
@@ -17,7 +17,7 @@ from tiny_models import save_tiny, some_documents
 
 K = 5
 HOOKS = ["layers.2", "layers.0.mlp.in", "layers.0.mlp", "layers.0", "layers.1"]
-SITES: dict[str, tuple[Site, list[str]]] = {  # and the hooks behind what is predicted
+SITES: dict[str, tuple[Site, list[str]]] = {  # and the later hooks
     "autoencode": (Autoencoder(hook="layers.0"), ["layers.1", "layers.2"]),
     "skip": (
         SkipTranscoder(read="layers.0.mlp.in", predict="layers.0.mlp"),
@@ -45,7 +45,7 @@ def make_source(folder, tmp_path):
         source = ModelActivations(str(folder), text=text, **settings)
         source.setup()
         source.model.model.double()
-        with torch.no_grad():  # a random model's logits are all alike
+        with torch.no_grad():  # the logits of a random model are all similar
             for parameter in source.model.model.parameters():
                 parameter *= 3
         return source
@@ -57,18 +57,18 @@ def learner_on(source: ModelActivations, site: Site, term: EndToEnd) -> Learner:
     bound = site.bind(source.widths)
     rule = TopK(d_sae=36, k=K)
     sae = SAE(bound.d_in, rule, site=bound, d_out=bound.d_out, seed=2, dtype=torch.float64)
-    made = Learner(sae, [term], OptimConfig(lr=1e-2), total_steps=20, dead_after=10**9)
-    made.initialise(source.block("train", 0, 100, 0).acts)
+    learner = Learner(sae, [term], OptimConfig(lr=1e-2), total_steps=20, dead_after=10**9)
+    learner.initialise(source.block("train", 0, 100, 0).acts)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in sae.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter += 0.1 * noise
-    return made
+    return learner
 
 
 def run_by_hand(model, run, predictions: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Logits and outputs of all layers, with predictions put row by row where positions count."""
+    """Return logits and outputs of all layers, with predictions inserted position by position."""
     blocks, handles, layers = model.transformer.h, [], {}
 
     def put(hook):
@@ -99,17 +99,17 @@ def run_by_hand(model, run, predictions: dict[str, Tensor]) -> tuple[Tensor, lis
             handle.remove()
 
 
-def by_hand(made: Learner, source, batch, term, behind) -> tuple[Tensor, dict[str, Tensor]]:
-    model, run, site = source.model.model, batch.run, made.sae.site
-    scaled = {hook: batch.acts[hook] * made.scale[hook] for hook in site.hooks}
-    p = {name: t.detach().clone().requires_grad_() for name, t in made.sae.named_parameters()}
+def by_hand(learner: Learner, source, batch, term, behind) -> tuple[Tensor, dict[str, Tensor]]:
+    model, run, site = source.model.model, batch.run, learner.sae.site
+    scaled = {hook: batch.acts[hook] * learner.scale[hook] for hook in site.hooks}
+    p = {name: t.detach().clone().requires_grad_() for name, t in learner.sae.named_parameters()}
     x = torch.cat([scaled[hook] for hook in site.reads], dim=1)
     pre = (x if site.skip else x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
     y_hat = top(pre, K) @ p["W_dec"] + p["b_dec"]
     if site.skip:
         y_hat = y_hat + x @ p["W_skip"]
     parts = {hook: y_hat[:, 16 * i : 16 * i + 16] for i, hook in enumerate(site.predicts)}
-    parts = {hook: part / made.scale[hook] for hook, part in parts.items()}
+    parts = {hook: part / learner.scale[hook] for hook, part in parts.items()}
     clean, clean_layers = run_by_hand(model, run, {})
     spliced, layers = run_by_hand(model, run, parts)
     losses = []
@@ -133,69 +133,69 @@ def by_hand(made: Learner, source, batch, term, behind) -> tuple[Tensor, dict[st
 @pytest.mark.parametrize("packing", ["packed", "document"])
 @pytest.mark.parametrize("term", TERMS, ids=["kl", "ce", "downstream"])
 @pytest.mark.parametrize("where", SITES)
-def test_value_and_gradients(make_source, where, term, packing):
+def test_value_and_gradients_equal_a_model_run_by_hand(make_source, where, term, packing):
     site, behind = SITES[where]
     source = make_source(packing=packing)
-    made = learner_on(source, site, term)
-    assert len(set(made.scale.values())) == len(made.scale)
+    learner = learner_on(source, site, term)
+    assert len(set(learner.scale.values())) == len(learner.scale)
     batch = next(iter(Stream(source, batch_size=30, block_batches=2, full_contexts=True)))
-    want = by_hand(made, source, batch, term, behind)
-    assert want[0] > 0.02
-    assert all(grad.abs().max() > 1e-6 for grad in want[1].values())
+    expected = by_hand(learner, source, batch, term, behind)
+    assert expected[0] > 0.02
+    assert all(grad.abs().max() > 1e-6 for grad in expected[1].values())
     for backend in ("auto", "reference"):
-        made.backend = backend
-        _, loss = made(batch.acts, batch.run)
+        learner.backend = backend
+        _, loss = learner(batch.acts, batch.run)
         loss.backward()
-        assert_same((loss.detach(), gradients(made)), want)
+        assert_same((loss.detach(), gradients(learner)), expected)
 
 
-def test_it_stands_beside_other_terms_with_its_coefficient(make_source):
+def test_the_loss_is_the_weighted_sum_with_other_terms(make_source):
     source = make_source()
     batch = next(iter(Stream(source, batch_size=30, block_batches=2, full_contexts=True)))
     values, grads = [], []
     for terms in ([FVU()], [EndToEnd()], [FVU(), EndToEnd(coefficient=0.25)]):
-        made = learner_on(source, SITES["autoencode"][0], terms[0])
-        made.losses = terms
-        made.warmup_weights = torch.ones(len(terms), dtype=torch.float64)
-        _, loss = made(batch.acts, batch.run)
+        learner = learner_on(source, SITES["autoencode"][0], terms[0])
+        learner.losses = terms
+        learner.warmup_weights = torch.ones(len(terms), dtype=torch.float64)
+        _, loss = learner(batch.acts, batch.run)
         loss.backward()
         values.append(loss.detach())
-        grads.append(gradients(made))
-    want = {name: grad + 0.25 * grads[1][name] for name, grad in grads[0].items()}
-    assert_same((values[2], grads[2]), (values[0] + 0.25 * values[1], want))
+        grads.append(gradients(learner))
+    expected = {name: grad + 0.25 * grads[1][name] for name, grad in grads[0].items()}
+    assert_same((values[2], grads[2]), (values[0] + 0.25 * values[1], expected))
 
 
-def test_micro_batches_bring_their_own_runs(make_source):
-    """The update of a step is that of the mean of both losses."""
+def test_each_micro_batch_uses_its_own_model_run(make_source):
+    """The update of a step is the update of the mean of both losses."""
     source = make_source()
     site = SITES["autoencode"][0]
     first, second = (
         batch
         for batch in Stream(source, batch_size=30, block_batches=2, batches=2, full_contexts=True)
     )
-    made, other = (learner_on(source, site, EndToEnd()) for _ in range(2))
-    made.step(first.acts, second.acts, runs=[first.run, second.run])
+    learner, other = (learner_on(source, site, EndToEnd()) for _ in range(2))
+    learner.step(first.acts, second.acts, runs=[first.run, second.run])
     other.update_schedules()
     loss = sum(other(batch.acts, batch.run)[1] for batch in (first, second)) / 2
     loss.backward()
     other.optimizer.step()
     other.sae.mask_decoder()
-    for name, parameter in made.sae.named_parameters():
+    for name, parameter in learner.sae.named_parameters():
         torch.testing.assert_close(parameter, other.sae.get_parameter(name), msg=name)
-    assert made.tokens == len(first) + len(second)
+    assert learner.tokens == len(first) + len(second)
 
 
-def test_a_model_in_low_precision_is_measured_in_fp32(make_source):
+def test_a_model_in_low_precision_is_compared_in_fp32(make_source):
     source = make_source()
     source.model.model.bfloat16()
     batch = next(iter(Stream(source, batch_size=30, block_batches=2, full_contexts=True)))
     assert batch.acts["layers.0"].dtype == batch.run.logits.dtype == torch.bfloat16
     term = EndToEnd(downstream=0.5)
-    made = learner_on(source, SITES["autoencode"][0], term)
-    forward, _ = made(batch.acts, batch.run)
+    learner = learner_on(source, SITES["autoencode"][0], term)
+    forward, _ = learner(batch.acts, batch.run)
 
     class Fixed:
-        """A run of which everything is known, in a dtype."""
+        """A model run with fixed results, in a given dtype."""
 
         def __init__(self, dtype: torch.dtype) -> None:
             self.acts = {hook: x.to(dtype) for hook, x in batch.acts.items()}
@@ -212,16 +212,16 @@ def test_a_model_in_low_precision_is_measured_in_fp32(make_source):
     assert values[0].dtype == torch.float32 and torch.equal(*values)
 
 
-def test_refusals(make_source):
-    made = learner(TopK(d_sae=36, k=4), [EndToEnd()])
+def test_missing_model_and_wrong_settings_are_refused(make_source):
+    learner = make_learner(TopK(d_sae=36, k=4), [EndToEnd()])
     with pytest.raises(UserError, match="EndToEnd runs a language model, and this batch comes"):
-        made(activations())
+        learner(activations())
     with pytest.raises(UserError, match=r"EndToEnd.kind='js'; give kl or ce"):
         EndToEnd(kind="js")
     with pytest.raises(UserError, match=r"EndToEnd.downstream=-1 is negative"):
         EndToEnd(downstream=-1)
     source = make_source(hooks=["layers.0", "layers.1"])
     batch = next(iter(Stream(source, batch_size=30, block_batches=2, full_contexts=True)))
-    made = learner_on(source, Autoencoder(hook="layers.1"), EndToEnd(downstream=1.0))
+    learner = learner_on(source, Autoencoder(hook="layers.1"), EndToEnd(downstream=1.0))
     with pytest.raises(UserError, match=r"downstream=1.0 needs activations after layers.1; add"):
-        made(batch.acts, batch.run)
+        learner(batch.acts, batch.run)

@@ -1,4 +1,4 @@
-"""GroupMax against its formula, dense and float64."""
+"""Compare GroupMax with its formula, dense and in float64."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from sae.autoencoder.sites import CrossLayerTranscoder
 from sae.autoencoder.sparsity import GroupMax
 
 
-def made() -> SAE:
+def make_sae() -> SAE:
     sae = SAE(12, GroupMax(d_sae=40, k=5), seed=3, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator).double()
-        sae.b_enc -= 1.2  # in some groups nothing is positive
+        sae.b_enc -= 1.2  # some groups have no positive pre-activation
     return sae
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_codes_and_gradients_are_those_of_the_formula(backend):
-    sae = made()
+def test_codes_and_gradients_equal_the_formula(backend):
+    sae = make_sae()
     x = torch.randn(30, 12, generator=torch.Generator().manual_seed(1)).double()
     results = []
     for dense in (False, True):
@@ -40,8 +40,8 @@ def test_codes_and_gradients_are_those_of_the_formula(backend):
         results.append([acts, *[p.grad.clone() for p in sae.parameters()]])
     l0 = (acts > 0).sum(1)
     assert (l0 < 5).any() and (l0 > 1).any()
-    for got, want in zip(*results, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

@@ -1,4 +1,4 @@
-"""L1 and its p-norms: values, and gradients with those of thresholds."""
+"""Test the values and gradients of L1 and its p-norms, thresholds included."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loss_cases import (
     check,
     dense,
     jumprelu,
-    learner,
+    make_learner,
     value_and_gradients,
 )
 
@@ -26,84 +26,87 @@ D_SAE = 36
 class TestL1:
     @pytest.mark.parametrize("unit_norm", [False, True], ids=["free", "unit-norm"])
     @pytest.mark.parametrize("site", SITES)
-    def test_of_relu(self, site, unit_norm):
+    def test_relu_equals_the_formula(self, site, unit_norm):
         term = L1()
-        made, acts = learner(ReLU(d_sae=D_SAE), [term], site, unit_norm=unit_norm), activations()
-        plain = dense(made, acts)
+        learner, acts = (
+            make_learner(ReLU(d_sae=D_SAE), [term], site, unit_norm=unit_norm),
+            activations(),
+        )
+        plain = dense(learner, acts)
         norms = 1.0 if unit_norm else plain.norms
         if site == "cross-layer" and not unit_norm:  # a latent's norms at all layers are added
             norms = sum(part.norm(dim=1) for part in plain.p["W_dec"].split(7, dim=1))
         value = (plain.pre.relu() * norms).sum(1).mean()
-        check(made, term, acts, value, plain)
+        check(learner, term, acts, value, plain)
 
     @pytest.mark.parametrize("site", ["autoencode", "skip"])
-    def test_of_gated_is_that_of_the_gates(self, site):
+    def test_gated_is_penalised_at_the_gates(self, site):
         term = L1()
-        made = learner(Gated(d_sae=D_SAE), [term, GateReconstruction()], site)
+        learner = make_learner(Gated(d_sae=D_SAE), [term, GateReconstruction()], site)
         acts = activations()
-        plain = dense(made, acts)
+        plain = dense(learner, acts)
         value = (plain.pre.relu() * plain.norms).sum(1).mean()  # pi_gate has b_enc for a bias
-        check(made, term, acts, value, plain)
+        check(learner, term, acts, value, plain)
 
-    def test_of_jumprelu(self):
-        made, acts = jumprelu([L1()]), activations()
-        plain = dense(made, acts)
+    def test_jumprelu_equals_the_formula(self):
+        learner, acts = jumprelu([L1()]), activations()
+        plain = dense(learner, acts)
         theta = plain.p["threshold"].detach().clamp(min=0)
         fires = plain.pre.detach() > theta
         value = (plain.pre * fires * plain.norms).sum(1).mean()
-        want = plain.gradients(value)
+        expected = plain.gradients(value)
         window = ((plain.pre - theta).abs() < BANDWIDTH / 2).double().mean(0)
-        want["threshold"] = (-theta / BANDWIDTH * plain.norms * window).detach()
+        expected["threshold"] = (-theta / BANDWIDTH * plain.norms * window).detach()
         for backend in ("auto", "reference"):
-            made.backend = backend
-            assert_same(value_and_gradients(made, L1(), acts)[:2], (value, want))
+            learner.backend = backend
+            assert_same(value_and_gradients(learner, L1(), acts)[:2], (value, expected))
 
     @pytest.mark.parametrize("p", [0.5, 0.9])
-    def test_below_1_it_has_the_value_of_l1_and_the_gradient_of_the_norm_times_a_constant(self, p):
-        made, acts = learner(ReLU(d_sae=D_SAE), [L1()]), activations()
+    def test_p_below_1_keeps_the_value_of_l1_and_scales_the_gradient(self, p):
+        learner, acts = make_learner(ReLU(d_sae=D_SAE), [L1()]), activations()
         with torch.no_grad():
-            made.sae.b_enc[7] -= 99
-            acts["a"][3] = made.sae.b_dec
-            made.sae.b_enc.clamp_(max=-0.1)  # an empty row, at which f^p has no slope
-        plain = dense(made, acts)
+            learner.sae.b_enc[7] -= 99
+            acts["a"][3] = learner.sae.b_dec
+            learner.sae.b_enc.clamp_(max=-0.1)  # an empty row, at which f^p has no slope
+        plain = dense(learner, acts)
         fires = plain.pre.detach() > 0
         assert not fires[3].any()
         powers = (torch.where(fires, plain.pre, 1.0).pow(p) * fires * plain.norms).sum(1).mean()
         l1 = (plain.pre.relu() * plain.norms).sum(1).mean().detach()
-        check(made, L1(p=p), acts, powers * (l1 / powers.detach()), plain)
+        check(learner, L1(p=p), acts, powers * (l1 / powers.detach()), plain)
 
-    def test_below_1_an_empty_slot_has_no_slope(self):
-        """JumpReLU lists what lies just below its threshold, where f^p is infinitely steep."""
-        made, acts, p = jumprelu([L1()]), activations(), 0.5
-        plain = dense(made, acts)
+    def test_p_below_1_gives_empty_slots_no_gradient(self):
+        """JumpReLU has slots for latents just below the threshold, where f^p has infinite slope."""
+        learner, acts, p = jumprelu([L1()]), activations(), 0.5
+        plain = dense(learner, acts)
         theta = plain.p["threshold"].detach().clamp(min=0)
         fires = plain.pre.detach() > theta
-        assert (made(acts)[0].codes.values == 0).any(), "or no slot is empty"
+        assert (learner(acts)[0].codes.values == 0).any(), "or no slot is empty"
         f = torch.where(fires, plain.pre, 1.0)
         powers = (f.pow(p) * fires * plain.norms).sum(1).mean()
         l1 = (plain.pre * fires * plain.norms).sum(1).mean().detach()
         constant = l1 / powers.detach()
-        want = plain.gradients(powers * constant)
+        expected = plain.gradients(powers * constant)
         window = (plain.pre - theta).abs() < BANDWIDTH / 2
         slope = (constant * p * f.pow(p - 1) * plain.norms * fires * window).mean(0)
-        want["threshold"] = (-theta / BANDWIDTH * slope).detach()
+        expected["threshold"] = (-theta / BANDWIDTH * slope).detach()
         for backend in ("auto", "reference"):
-            made.backend = backend
-            assert_same(value_and_gradients(made, L1(p=p), acts)[:2], (l1, want))
+            learner.backend = backend
+            assert_same(value_and_gradients(learner, L1(p=p), acts)[:2], (l1, expected))
 
-    def test_nothing_that_fires_is_no_division_by_zero(self):
-        made, acts = learner(ReLU(d_sae=D_SAE), [L1()]), activations()
+    def test_no_active_latent_does_not_divide_by_zero(self):
+        learner, acts = make_learner(ReLU(d_sae=D_SAE), [L1()]), activations()
         with torch.no_grad():
-            made.sae.b_enc -= 99
-        value, grads, _ = value_and_gradients(made, L1(p=0.5), acts)
+            learner.sae.b_enc -= 99
+        value, grads, _ = value_and_gradients(learner, L1(p=0.5), acts)
         assert value == 0 and not any(g.any() for g in grads.values())
 
-    def test_without_decoder_norms(self):
+    def test_decoder_norm_false_ignores_decoder_norms(self):
         term = L1(decoder_norm=False)
-        made, acts = learner(ReLU(d_sae=D_SAE), [term], unit_norm=True), activations()
-        made.sae.unit_norm = False  # or norms would be 1 anyway
-        plain = dense(made, acts)
-        check(made, term, acts, plain.pre.relu().sum(1).mean(), plain)
+        learner, acts = make_learner(ReLU(d_sae=D_SAE), [term], unit_norm=True), activations()
+        learner.sae.unit_norm = False  # or norms would be 1 anyway
+        plain = dense(learner, acts)
+        check(learner, term, acts, plain.pre.relu().sum(1).mean(), plain)
 
     def test_p_falls_in_steps_after_its_start(self):
         term = L1(p=1.0, p_end=0.2, p_start_at=0.5)
@@ -130,6 +133,6 @@ class TestL1:
         with pytest.raises(UserError, match=f"L1.{message}"):
             L1(**settings)
 
-    def test_a_penalty_that_large_decoder_rows_evade_is_refused(self):
+    def test_no_decoder_norm_without_unit_norm_is_refused(self):
         with pytest.raises(UserError, match="L1.decoder_norm=False.*evade"):
-            learner(ReLU(d_sae=D_SAE), [L1(decoder_norm=False)], unit_norm=False)
+            make_learner(ReLU(d_sae=D_SAE), [L1(decoder_norm=False)], unit_norm=False)

@@ -1,4 +1,4 @@
-"""SAE.load on the folder of a run."""
+"""Test SAE.load on the folder of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matching pursuit against loops written out, dense and float64."""
+"""Compare matching pursuit with a written-out loop, dense and in float64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ K, D_SAE = 5, 30
 each_site = pytest.mark.parametrize("site", SITES)
 
 
-def made(site: str, k: int = K, seed: int = 3) -> SAE:
+def make_sae(site: str, k: int = K, seed: int = 3) -> SAE:
     bound = SITES[site].bind({h: WIDTHS[h] for h in SITES[site].hooks})
     rule = MatchingPursuit(d_sae=D_SAE, k=k)
     sae = SAE(6, rule, site=bound, d_out=bound.d_out, seed=seed, dtype=torch.float64)
@@ -40,8 +40,8 @@ def data(batch: int = 25, seed: int = 1) -> dict[str, Tensor]:
     return {hook: draw(width) for hook, width in WIDTHS.items()}
 
 
-def pursued(sae: SAE, x: Tensor, k: int = K) -> Tensor:
-    """Dense codes, one round and one token after the other."""
+def pursue(sae: SAE, x: Tensor, k: int = K) -> Tensor:
+    """Return dense codes from a loop over tokens and rounds."""
     of_x = sae.site.reads == sae.site.predicts
     directions = sae.W_dec if of_x else sae.W_enc.t()
     rows = []
@@ -61,8 +61,8 @@ def pursued(sae: SAE, x: Tensor, k: int = K) -> Tensor:
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @each_site
-def test_codes_and_gradients_are_those_of_the_loop(site, backend):
-    sae, acts = made(site), data()
+def test_codes_and_gradients_equal_the_loop(site, backend):
+    sae, acts = make_sae(site), data()
     x, y = sae.site.pair(acts)
     x = x.clone().requires_grad_()
     results = []
@@ -70,7 +70,7 @@ def test_codes_and_gradients_are_those_of_the_loop(site, backend):
         sae.zero_grad()
         x.grad = None
         if dense:
-            z = pursued(sae, x)
+            z = pursue(sae, x)
             y_hat = z @ sae.W_dec + sae.b_dec
         else:
             codes = sae.encode_training(x, backend=backend).codes
@@ -81,20 +81,20 @@ def test_codes_and_gradients_are_those_of_the_loop(site, backend):
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in sae.parameters()]
         results.append([z, x.grad, *[g.clone() for g in grads]])
     assert ((results[1][0] > 0).sum(1) < K).any(), "some latent should be picked twice"
-    for got, want in zip(*results, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 @each_site
-def test_training_and_use_pursue_alike(site):
-    sae, acts = made(site), data()
+def test_training_and_inference_give_the_same_codes(site):
+    sae, acts = make_sae(site), data()
     x, _ = sae.site.pair(acts)
     trained, used = sae.encode_training(x).codes.to_dense(), sae.encode(x).to_dense()
     torch.testing.assert_close(trained, used, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(used, pursued(sae, x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(used, pursue(sae, x), rtol=1e-12, atol=1e-12)
 
 
-def test_an_orthonormal_dictionary_is_read_back():
+def test_an_orthonormal_dictionary_gives_back_the_codes():
     sae = SAE(8, MatchingPursuit(d_sae=8, k=3), dtype=torch.float64)
     with torch.no_grad():
         random = torch.randn(8, 8, generator=torch.Generator().manual_seed(4)).double()
@@ -112,7 +112,7 @@ def test_the_residual_shrinks_in_every_round():
     x = data()["x"]
     left = []
     for k in range(1, 7):
-        sae = made("Autoencoder", k=k)
+        sae = make_sae("Autoencoder", k=k)
         left.append((x - sae(x)).square().sum(1))
     assert all(
         (later <= before + 1e-12).all() for before, later in zip(left, left[1:], strict=False)
@@ -122,8 +122,8 @@ def test_the_residual_shrinks_in_every_round():
 
 @pytest.mark.parametrize("unit_norm", [True, False])
 @each_site
-def test_a_step_leaves_directions_at_norm_1_and_W_enc_in_step(site, unit_norm):
-    sae = made(site)
+def test_a_step_keeps_norm_1_and_copies_W_dec_to_W_enc(site, unit_norm):
+    sae = make_sae(site)
     optim = OptimConfig(lr=3e-2, unit_norm=unit_norm)
     learner = Learner(sae, [FVU()], optim, total_steps=6, dead_after=10**6)
     learner.initialise(data())
@@ -144,10 +144,10 @@ def test_a_step_leaves_directions_at_norm_1_and_W_enc_in_step(site, unit_norm):
 
 @pytest.mark.parametrize("ema", [None, 0.9], ids=["schedule-free", "ema"])
 @each_site
-def test_averages_of_weights_pursue_as_training_does(site, ema):
-    """The mean of copies is no copy of the mean, and shorter than norm 1."""
+def test_averaged_weights_satisfy_the_constraints(site, ema):
+    """A mean of unit vectors is shorter than norm 1, so averages must be projected."""
     optim = OptimConfig(lr=3e-2, name="adam" if ema else "signum")
-    made_of = made(site)
+    made_of = make_sae(site)
     learner = Learner(made_of, [FVU()], optim, total_steps=6, dead_after=10**6, ema=ema)
     learner.initialise(data())
     for seed in range(4):
@@ -161,7 +161,7 @@ def test_averages_of_weights_pursue_as_training_does(site, ema):
     torch.testing.assert_close(directions.norm(dim=1), torch.ones(D_SAE).double())
 
 
-def test_values_of_one_latent_add_up_where_it_comes_first():
+def test_repeated_picks_add_up_in_the_first_slot():
     values = torch.tensor([[1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 0.0, 0.0]], requires_grad=True)
     indices = torch.tensor([[3, 1, 3, 3], [5, 0, 0, 0]])
     codes = merge_repeats(values, indices, 6)

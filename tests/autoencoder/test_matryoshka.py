@@ -1,4 +1,4 @@
-"""Nested prefixes of the dictionary, fixed and drawn."""
+"""Test Matryoshka: fixed and random nested prefixes of the dictionary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loss_cases import (
     batch_top,
     check,
     dense,
-    learner,
+    make_learner,
     top,
     value_and_gradients,
 )
@@ -27,7 +27,7 @@ D_SAE, K = 36, 6
 
 
 def prefix(acts: torch.Tensor, end: int, layers: int) -> torch.Tensor:
-    """acts [batch, d_sae] with the latents from `end` on at 0; layers share `end` equally."""
+    """Return acts [batch, d_sae] without latents from `end` on; layers share `end` equally."""
     size = acts.shape[1] // layers
     within = [layer + layers * place < end for layer in range(layers) for place in range(size)]
     return torch.where(torch.tensor(within), acts, 0)
@@ -51,55 +51,55 @@ def mean_fvu(plain, acts, ends, layers=1, weights=None) -> torch.Tensor:
     ],
     ids=["default", "numbers", "weights", "shares", "whole"],
 )
-def test_value_and_gradients_are_those_of_every_prefix(site, settings, ends):
+def test_value_and_gradients_equal_the_mean_over_prefixes(site, settings, ends):
     term = Matryoshka(**settings)
-    made, acts = learner(TopK(d_sae=D_SAE, k=K), [term], site), activations()
-    plain = dense(made, acts)
-    layers = made.sae.site.groups
+    learner, acts = make_learner(TopK(d_sae=D_SAE, k=K), [term], site), activations()
+    plain = dense(learner, acts)
+    layers = learner.sae.site.groups
     value = mean_fvu(plain, top(plain.pre, K, layers), ends, layers, settings.get("weights"))
-    check(made, term, acts, value, plain)
+    check(learner, term, acts, value, plain)
 
 
 def test_ragged_codes_with_empty_rows_and_padding():
     term = Matryoshka(prefixes=[4, 10])
-    made, acts = learner(BatchTopK(d_sae=D_SAE, k=2), [term]), activations()
+    learner, acts = make_learner(BatchTopK(d_sae=D_SAE, k=2), [term]), activations()
     with torch.no_grad():
-        acts["a"][3] = made.sae.b_dec  # nothing but b_enc, which is below 0: an empty row
-        made.sae.b_enc -= made.sae.b_enc.max() + 0.1
-    plain = dense(made, acts)
+        acts["a"][3] = learner.sae.b_dec  # nothing but b_enc, which is below 0: an empty row
+        learner.sae.b_enc -= learner.sae.b_enc.max() + 0.1
+    plain = dense(learner, acts)
     fires = batch_top(plain.pre, 2)
     assert not fires[3].any() and fires.gt(0).sum() == 2 * BATCH
-    check(made, term, acts, mean_fvu(plain, fires, [4, 10, 36]), plain)
+    check(learner, term, acts, mean_fvu(plain, fires, [4, 10, 36]), plain)
 
     with torch.no_grad():
-        made.sae.b_enc -= 3.0
-    plain = dense(made, acts)
+        learner.sae.b_enc -= 3.0
+    plain = dense(learner, acts)
     assert 0 < plain.pre.gt(0).sum() < 2 * BATCH, "or there is no padding"
-    check(made, term, acts, mean_fvu(plain, plain.pre.relu(), [4, 10, 36]), plain)
+    check(learner, term, acts, mean_fvu(plain, plain.pre.relu(), [4, 10, 36]), plain)
 
 
-def test_of_the_whole_dictionary_alone_it_is_fvu():
-    made, acts = learner(TopK(d_sae=D_SAE, k=K), [FVU()]), activations()
-    value, grads, forward = value_and_gradients(made, Matryoshka(prefixes=[D_SAE]), acts)
+def test_one_prefix_of_all_latents_equals_fvu():
+    learner, acts = make_learner(TopK(d_sae=D_SAE, k=K), [FVU()]), activations()
+    value, grads, forward = value_and_gradients(learner, Matryoshka(prefixes=[D_SAE]), acts)
     torch.testing.assert_close(value, FVU()(forward).detach(), rtol=1e-12, atol=0)
-    _, fvu, _ = value_and_gradients(made, FVU(), acts)
+    _, fvu, _ = value_and_gradients(learner, FVU(), acts)
     for name in grads:
         torch.testing.assert_close(grads[name], fvu[name], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("site", ["autoencode", "cross-layer"])
-def test_drawn_prefixes_are_those_of_the_step(site):
+def test_random_prefixes_depend_on_the_step(site):
     term = Matryoshka(random=4, weights=(1, 2, 3, 4), seed=5)
-    made, acts = learner(TopK(d_sae=D_SAE, k=K), [term], site), activations()
-    layers, seen = made.sae.site.groups, set()
+    learner, acts = make_learner(TopK(d_sae=D_SAE, k=K), [term], site), activations()
+    layers, seen = learner.sae.site.groups, set()
     for step in (0, 7, 8):
-        made.steps = step
-        made.update_schedules()
+        learner.steps = step
+        learner.update_schedules()
         drawn = drawn_ends(D_SAE, 4, 0.5, 5, torch.tensor(step)).tolist()
-        plain = dense(made, acts)
+        plain = dense(learner, acts)
         ends = [*drawn, D_SAE]
         value = mean_fvu(plain, top(plain.pre, K, layers), ends, layers, [1.0, 2.0, 3.0, 4.0])
-        check(made, term, acts, value, plain)
+        check(learner, term, acts, value, plain)
         seen.add(tuple(drawn))
     assert len(seen) == 3
 
@@ -119,31 +119,31 @@ def test_draws_are_distinct_ascending_and_a_function_of_seed_and_step():
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0])
-def test_an_end_is_drawn_with_the_chance_of_the_law(power):
+def test_ends_are_drawn_with_the_documented_probability(power):
     n = 20_000
     first = torch.tensor(
         [drawn_ends(20, 2, power, 3, torch.tensor(step)).item() for step in range(n)]
     )
     seen = torch.bincount(first, minlength=20)[1:].double() / n
     law = torch.arange(20).double().pow(power).diff() / 19**power
-    # A share has a standard deviation of at most 0.0035; 19 of them within 4.
+    # Each share has a standard deviation of at most 0.0035; all 19 must be within 4 of them.
     assert (seen - law).abs().max() < 4 * (law.max() / n) ** 0.5
     if power == 1.0:
         assert law.max() - law.min() < 1e-12
 
 
 @pytest.mark.parametrize("rule", ["topk", "jumprelu"])
-def test_a_resumed_run_repeats_its_draws(rule):
+def test_a_resumed_run_draws_the_same_prefixes(rule):
     rules = {"topk": TopK(d_sae=D_SAE, k=K), "jumprelu": JumpReLU(d_sae=D_SAE)}
     terms = [Matryoshka(random=3), AuxK(k_aux=4)] + [L0()] * (rule == "jumprelu")
     batches = [activations()] * 8
-    straight = learner(rules[rule], terms, dead_after=60)
+    straight = make_learner(rules[rule], terms, dead_after=60)
     for number, batch in enumerate(batches):
         if number == 5:
             saved = copy.deepcopy(straight.state_dict())
             moments = copy.deepcopy(straight.optimizer.state_dict())
         straight.step(batch)
-    resumed = learner(rules[rule], terms, dead_after=60)
+    resumed = make_learner(rules[rule], terms, dead_after=60)
     resumed.load_state_dict(saved)
     resumed.optimizer.load_state_dict(moments)
     for batch in batches[5:]:
@@ -175,4 +175,4 @@ def test_a_resumed_run_repeats_its_draws(rule):
 )
 def test_wrong_settings_are_refused_by_name(settings, message):
     with pytest.raises(UserError, match=f"Matryoshka.*{message}"):
-        learner(TopK(d_sae=D_SAE, k=K), [Matryoshka(**settings)])
+        make_learner(TopK(d_sae=D_SAE, k=K), [Matryoshka(**settings)])

@@ -1,4 +1,4 @@
-"""Multi-TopK: a second reconstruction from more latents."""
+"""Test MultiK: a second reconstruction from more latents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loss_cases import (
     batch_top,
     check,
     dense,
-    learner,
+    make_learner,
     top,
     value_and_gradients,
 )
@@ -24,52 +24,56 @@ D_SAE, K = 36, 4
 
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("factor", [2, 4])
-def test_value_and_gradients_of_topk(site, factor):
+def test_topk_equals_the_formula(site, factor):
     term = MultiK(factor=factor)
-    made, acts = learner(TopK(d_sae=D_SAE, k=K), [FVU(), term], site), activations()
-    plain = dense(made, acts)
-    value = plain.fvu(top(plain.pre, factor * K, made.sae.site.groups))
-    check(made, term, acts, value, plain)
+    learner, acts = make_learner(TopK(d_sae=D_SAE, k=K), [FVU(), term], site), activations()
+    plain = dense(learner, acts)
+    value = plain.fvu(top(plain.pre, factor * K, learner.sae.site.groups))
+    check(learner, term, acts, value, plain)
 
 
 @pytest.mark.parametrize("site", ["autoencode", "skip"])
-def test_value_and_gradients_of_batch_topk(site):
+def test_batch_topk_equals_the_formula(site):
     term = MultiK(factor=3)
-    made, acts = learner(BatchTopK(d_sae=D_SAE, k=K), [FVU(), term], site), activations()
-    plain = dense(made, acts)
-    check(made, term, acts, plain.fvu(batch_top(plain.pre, 3 * K)), plain)
+    learner, acts = make_learner(BatchTopK(d_sae=D_SAE, k=K), [FVU(), term], site), activations()
+    plain = dense(learner, acts)
+    check(learner, term, acts, plain.fvu(batch_top(plain.pre, 3 * K)), plain)
 
 
-def test_it_moves_the_encoder_of_latents_that_only_the_second_encoding_has():
-    made, acts = learner(TopK(d_sae=D_SAE, k=1), [FVU(), MultiK(factor=8)]), activations()
-    _, grads, forward = value_and_gradients(made, MultiK(factor=8), acts)
-    only = top(dense(made, acts).pre, 8).gt(0).any(0) & ~forward.codes.fired()
+def test_latents_only_in_the_second_encoding_get_encoder_gradients():
+    learner, acts = make_learner(TopK(d_sae=D_SAE, k=1), [FVU(), MultiK(factor=8)]), activations()
+    _, grads, forward = value_and_gradients(learner, MultiK(factor=8), acts)
+    only = top(dense(learner, acts).pre, 8).gt(0).any(0) & ~forward.codes.fired()
     assert only.sum() > 3
     assert grads["W_enc"][:, only].norm(dim=0).min() > 1e-3
     assert grads["b_enc"][only].abs().min() > 0
 
 
-def test_the_step_counts_by_the_first_encoding_alone():
+def test_l0_and_dead_latents_count_only_the_first_encoding():
     rule = BatchTopK(d_sae=D_SAE, k=1)
     acts = activations()
     ends = []
     for terms in ([FVU()], [FVU(), MultiK(factor=8, coefficient=1e-30)]):
-        made = learner(rule, terms)
-        made.step(acts)
-        assert (made.dead.tokens_since_fired > 0).any()
-        ends.append((made.dead.tokens_since_fired, made.sae.threshold, made.pop_metrics()["l0"]))
+        learner = make_learner(rule, terms)
+        learner.step(acts)
+        assert (learner.dead.tokens_since_fired > 0).any()
+        ends.append(
+            (learner.dead.tokens_since_fired, learner.sae.threshold, learner.pop_metrics()["l0"])
+        )
     for plain, multi in zip(*ends, strict=True):
         assert torch.equal(torch.as_tensor(plain), torch.as_tensor(multi))
 
 
-def test_annealed_k_is_multiplied_up_to_all_latents():
-    made = learner(TopK(d_sae=D_SAE, k=4, k_start=20, k_anneal=0.5), [FVU(), MultiK(factor=3)])
+def test_annealed_k_times_factor_is_at_most_d_sae():
+    learner = make_learner(
+        TopK(d_sae=D_SAE, k=4, k_start=20, k_anneal=0.5), [FVU(), MultiK(factor=3)]
+    )
     acts = activations()
     for step, k in ((0, 36), (5, 36), (8, 21), (15, 12)):
-        made.steps = step
-        made.update_schedules()
-        plain = dense(made, acts)
-        check(made, MultiK(factor=3), acts, plain.fvu(top(plain.pre, k)), plain)
+        learner.steps = step
+        learner.update_schedules()
+        plain = dense(learner, acts)
+        check(learner, MultiK(factor=3), acts, plain.fvu(top(plain.pre, k)), plain)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +85,6 @@ def test_annealed_k_is_multiplied_up_to_all_latents():
     ],
     ids=["no-k", "too-wide", "factor"],
 )
-def test_what_has_no_second_encoding_is_refused(rule, factor, message):
+def test_rules_and_factors_without_a_second_encoding_are_refused(rule, factor, message):
     with pytest.raises(UserError, match=f"MultiK.*{message}"):
-        learner(rule, [FVU(), MultiK(factor=factor), L1()])
+        make_learner(rule, [FVU(), MultiK(factor=factor), L1()])

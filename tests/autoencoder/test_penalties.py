@@ -1,4 +1,4 @@
-"""When a penalty weighs how much, and which objectives mean something."""
+"""Test the weights of penalties during a run, and which combinations of terms are refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from loss_cases import (
     activations,
     dense,
-    learner,
+    make_learner,
 )
 
 from sae import UserError
@@ -20,45 +20,48 @@ D_SAE = 36
 
 
 class TestWeight:
-    def test_rises_from_0_over_the_warm_up(self):
-        """The penalty's share of the loss, step by step."""
+    def test_weight_rises_from_0_over_the_warmup(self):
+        """Compare the loss of each step with the scheduled weight."""
         terms = [FVU(), L1(coefficient=0.3, warmup=0.5)]
-        made = learner(
+        learner = make_learner(
             ReLU(d_sae=D_SAE), terms, total_steps=10, optim=OptimConfig(lr=1e-9, unit_norm=False)
         )
         acts = activations()
-        plain = dense(made, acts)
+        plain = dense(learner, acts)
         fvu = plain.fvu(plain.pre.relu()).item()
         l1 = (plain.pre.relu() * plain.norms).sum(1).mean().item()
         for weight in [0.2, 0.4, 0.6, 0.8, *[1.0] * 5]:
-            made.step(acts)
-            assert made.pop_metrics()["loss"] == pytest.approx(fvu + 0.3 * weight * l1, rel=1e-6)
+            learner.step(acts)
+            assert learner.pop_metrics()["loss"] == pytest.approx(fvu + 0.3 * weight * l1, rel=1e-6)
 
-    def test_without_warm_up_it_is_whole_from_the_start(self):
-        made = learner(ReLU(d_sae=D_SAE), [L1(warmup=0.0)])
-        made.update_schedules()
-        assert made.warmup_weights.tolist() == [1.0]
+    def test_without_warmup_the_weight_is_1_from_the_start(self):
+        learner = make_learner(ReLU(d_sae=D_SAE), [L1(warmup=0.0)])
+        learner.update_schedules()
+        assert learner.warmup_weights.tolist() == [1.0]
 
-    def test_a_resumed_run_warms_up_from_where_it_was(self):
-        made = learner(ReLU(d_sae=D_SAE), [FVU(), L1(warmup=0.5)], total_steps=20)
+    def test_a_resumed_run_continues_the_warmup(self):
+        learner = make_learner(ReLU(d_sae=D_SAE), [FVU(), L1(warmup=0.5)], total_steps=20)
         acts = activations()
         for _ in range(4):
-            made.step(acts)
-        resumed = learner(ReLU(d_sae=D_SAE), [FVU(), L1(warmup=0.5)], total_steps=20)
-        resumed.load_state_dict(made.state_dict())
+            learner.step(acts)
+        resumed = make_learner(ReLU(d_sae=D_SAE), [FVU(), L1(warmup=0.5)], total_steps=20)
+        resumed.load_state_dict(learner.state_dict())
         resumed.update_schedules()
         assert resumed.warmup_weights.tolist() == [1.0, 0.5]
 
-    def test_the_learner_gives_the_loss_of_the_controllers_coefficient(self):
-        made = learner(ReLU(d_sae=D_SAE), [L1(coefficient=0.3, target_l0=2, warmup=0)])
+    def test_the_loss_uses_the_coefficient_of_the_controller(self):
+        learner = make_learner(ReLU(d_sae=D_SAE), [L1(coefficient=0.3, target_l0=2, warmup=0)])
         acts = activations()
         for _ in range(3):
-            made.update_schedules()
-            forward, loss = made(acts)
-            want = made.controller.coefficient() * L1()(forward)
-            torch.testing.assert_close(loss.detach(), want.detach())
-            made.step(acts)
-            assert made.pop_metrics()["penalty_coefficient"] == made.controller.coefficient().item()
+            learner.update_schedules()
+            forward, loss = learner(acts)
+            expected = learner.controller.coefficient() * L1()(forward)
+            torch.testing.assert_close(loss.detach(), expected.detach())
+            learner.step(acts)
+            assert (
+                learner.pop_metrics()["penalty_coefficient"]
+                == learner.controller.coefficient().item()
+            )
 
 
 @pytest.mark.parametrize(
@@ -81,12 +84,12 @@ class TestWeight:
     ],
     ids=["k", "width", "none", "none-jumprelu", "two", "gates"],
 )
-def test_objectives_that_mean_nothing_are_refused(rule, terms, message):
+def test_invalid_combinations_of_terms_are_refused(rule, terms, message):
     with pytest.raises(UserError, match=message):
-        learner(rule, terms)
+        make_learner(rule, terms)
 
 
-def test_objectives_that_mean_something():
+def test_valid_combinations_of_terms_are_accepted():
     quadratic = L0(kind="quadratic", target_l0=3)
     assert controlled_term([FVU(), quadratic]) is None, "its minimum is the target"
     assert controlled_term([FVU(), quadratic, L1(target_l0=3)]) == 2
@@ -96,4 +99,4 @@ def test_objectives_that_mean_something():
         (JumpReLU(d_sae=8), [FVU(), quadratic]),
         (Gated(d_sae=8), [FVU(), L1(target_l0=3), GateReconstruction()]),
     ):
-        check_losses(learner(rule, terms).sae, terms)
+        check_losses(make_learner(rule, terms).sae, terms)

@@ -1,10 +1,10 @@
-"""The pre-activation loss: dead latents are drawn towards their thresholds."""
+"""Test PreActs: the pre-activations of dead latents are raised towards the threshold."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from loss_cases import activations, check, dense, learner, value_and_gradients
+from loss_cases import activations, check, dense, make_learner, value_and_gradients
 
 from sae import UserError
 from sae.autoencoder.losses import FVU, L0, L1, AuxK, PreActs
@@ -22,58 +22,60 @@ RULES = {
 
 
 def case(rule: str, site: str = "autoencode", **settings):
-    made = learner(RULES[rule][0], [FVU(), PreActs(), *RULES[rule][1]], site, **settings)
-    made.dead.dead_after = 1000
-    made.dead.tokens_since_fired[DEAD] = 1000
-    made.dead.silent = torch.tensor([0, *DEAD])  # the first has fired since it was listed
+    learner = make_learner(RULES[rule][0], [FVU(), PreActs(), *RULES[rule][1]], site, **settings)
+    learner.dead.dead_after = 1000
+    learner.dead.tokens_since_fired[DEAD] = 1000
+    learner.dead.silent = torch.tensor([0, *DEAD])  # the first has fired since it was listed
     with torch.no_grad():
-        if "threshold" in made.sae.sparsity.extra_params():
-            threshold = made.sae.threshold
+        if "threshold" in learner.sae.sparsity.extra_params():
+            threshold = learner.sae.threshold
             threshold += torch.linspace(-0.7, 1.0, D_SAE) if threshold.dim() else 0.8
-    return made, activations()
+    return learner, activations()
 
 
 @pytest.mark.parametrize("unit_norm", [False, True], ids=["free", "unit-norm"])
 @pytest.mark.parametrize("site", ["autoencode", "skip"])
 @pytest.mark.parametrize("rule", RULES)
-def test_value_and_gradients_of_the_dead_alone(rule, site, unit_norm):
-    made, acts = case(rule, site, unit_norm=unit_norm)
-    plain = dense(made, acts)
+def test_value_and_gradients_come_only_from_dead_latents(rule, site, unit_norm):
+    learner, acts = case(rule, site, unit_norm=unit_norm)
+    plain = dense(learner, acts)
     dead = torch.zeros(D_SAE, dtype=torch.bool)
     dead[DEAD] = True
-    threshold = plain.p.get("threshold", getattr(made.sae, "threshold", torch.zeros(())))
+    threshold = plain.p.get("threshold", getattr(learner.sae, "threshold", torch.zeros(())))
     short = (threshold.clamp(min=0) - plain.pre).relu() * dead
     value = (short * (1.0 if unit_norm else plain.norms)).sum() / len(plain.x)
     assert 0 < short.gt(0).sum() < len(DEAD) * len(plain.x), "some above, some below"
-    check(made, PreActs(), acts, value, plain)
-    _, grads, _ = value_and_gradients(made, PreActs(), acts)
+    check(learner, PreActs(), acts, value, plain)
+    _, grads, _ = value_and_gradients(learner, PreActs(), acts)
     assert not grads["W_enc"][:, ~dead].any() and not grads["b_enc"][~dead].any()
     assert grads["W_enc"][:, dead].norm(dim=0).min() > 0
     if rule == "jumprelu":
-        assert made.sae.threshold.min() < 0, "or negative thresholds are not tested"
+        assert learner.sae.threshold.min() < 0, "or negative thresholds are not tested"
         assert grads["threshold"][20] > 0 and not grads["threshold"][1]
 
 
-def test_no_dead_latent_means_nothing_to_learn():
-    made, acts = case("jumprelu")
-    made.dead.silent = torch.zeros(0, dtype=torch.int64)
-    value, grads, _ = value_and_gradients(made, PreActs(), acts)
+def test_without_dead_latents_value_and_gradients_are_0():
+    learner, acts = case("jumprelu")
+    learner.dead.silent = torch.zeros(0, dtype=torch.int64)
+    value, grads, _ = value_and_gradients(learner, PreActs(), acts)
     assert value == 0 and not any(g.any() for g in grads.values())
 
 
-def test_it_brings_dead_latents_back():
-    made = learner(JumpReLU(d_sae=D_SAE), [FVU(), PreActs(), L0(coefficient=1e-9)], dead_after=20)
+def test_dead_latents_fire_again():
+    learner = make_learner(
+        JumpReLU(d_sae=D_SAE), [FVU(), PreActs(), L0(coefficient=1e-9)], dead_after=20
+    )
     with torch.no_grad():
-        made.sae.b_enc[DEAD] = -9.0
-    without = learner(JumpReLU(d_sae=D_SAE), [FVU(), L0(coefficient=1e-9)], dead_after=20)
-    without.sae.load_state_dict(made.sae.state_dict())
+        learner.sae.b_enc[DEAD] = -9.0
+    without = make_learner(JumpReLU(d_sae=D_SAE), [FVU(), L0(coefficient=1e-9)], dead_after=20)
+    without.sae.load_state_dict(learner.sae.state_dict())
     acts = activations()
-    for one in (made, without):
+    for one in (learner, without):
         one.lr, one.total_steps = 0.1, 200
         for _ in range(100):
             one.step(acts)
     assert (without.dead.tokens_since_fired[DEAD] == 100 * len(acts["a"])).all()
-    assert (made.dead.tokens_since_fired[DEAD] < 100 * len(acts["a"])).all()
+    assert (learner.dead.tokens_since_fired[DEAD] < 100 * len(acts["a"])).all()
 
 
 @pytest.mark.parametrize(
@@ -87,8 +89,8 @@ def test_it_brings_dead_latents_back():
     ],
     ids=["none", "default", "most", "auxk-more", "auxk-less"],
 )
-def test_the_list_of_dead_latents_is_as_long_as_the_terms_need(terms, most):
-    assert learner(TopK(d_sae=D_SAE, k=3), terms).dead.most == most
+def test_the_list_of_dead_latents_has_the_length_that_terms_need(terms, most):
+    assert make_learner(TopK(d_sae=D_SAE, k=3), terms).dead.most == most
 
 
 @pytest.mark.parametrize(
@@ -103,9 +105,9 @@ def test_wrong_settings_are_refused(settings, message):
 
 def test_signed_activations_are_refused():
     with pytest.raises(UserError, match="PreActs raises pre-activations.*AbsTopK"):
-        learner(AbsTopK(d_sae=D_SAE, k=4), [FVU(), PreActs()])
+        make_learner(AbsTopK(d_sae=D_SAE, k=4), [FVU(), PreActs()])
 
 
-def test_latents_that_read_one_layer_each_are_refused():
+def test_cross_layer_transcoders_are_refused():
     with pytest.raises(UserError, match="PreActs does not apply to CrossLayerTranscoder"):
-        learner(TopK(d_sae=D_SAE, k=4), [FVU(), PreActs()], "cross-layer")
+        make_learner(TopK(d_sae=D_SAE, k=4), [FVU(), PreActs()], "cross-layer")

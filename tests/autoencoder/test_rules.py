@@ -1,4 +1,4 @@
-"""Every sparsity rule with every site: one step, its files, its folding."""
+"""Test every sparsity rule with every site: one step, saving, and folding of scales."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SITES: dict[str, Site] = {
     "Crosscoder": Crosscoder(read=("a", "b", "c")),
     "CrossLayerTranscoder": CrossLayerTranscoder(read=("a", "c"), predict=("b", "d")),
 }
-# Each hook in a unit of its own, so that folding has a scale for each; and off the origin.
+# Each hook has a different scale, so that folding is tested for each, and a mean that is not 0.
 UNITS = {"a": 0.01, "b": 3.0, "c": 40.0, "d": 1.0}
 
 each_rule = pytest.mark.parametrize("rule", RULES)
@@ -72,13 +72,13 @@ def activations(seed: int, batch: int = 24) -> dict[str, Tensor]:
     return acts
 
 
-def learner(rule: str, site: str, *, backend: str = "auto") -> Learner:
+def make_learner(rule: str, site: str, *, backend: str = "auto") -> Learner:
     sparsity, penalties = RULES[rule]
     bound = SITES[site].bind({h: WIDTHS[h] for h in SITES[site].hooks})
     sae = SAE(
         bound.d_in, sparsity, site=bound, d_out=bound.d_out, seed=2, dtype=torch.float64
     )  # fmt: skip
-    made = Learner(
+    learner = Learner(
         sae,
         [FVU(), *penalties],
         OptimConfig(lr=1e-2),
@@ -86,25 +86,25 @@ def learner(rule: str, site: str, *, backend: str = "auto") -> Learner:
         dead_after=10**6,
         backend=backend,
     )
-    made.initialise(activations(0))
-    return made
+    learner.initialise(activations(0))
+    return learner
 
 
 def trained(rule: str, site: str) -> Learner:
-    made = learner(rule, site)
+    learner = make_learner(rule, site)
     for step in range(4):
-        made.step(activations(step))
-    return made
+        learner.step(activations(step))
+    return learner
 
 
-def test_every_rule_is_here():
+def test_every_rule_is_tested():
     assert {type(rule) for rule, _ in RULES.values()} == set(Sparsity.registry.values())
 
 
-def gradients(made: Learner) -> dict[str, Tensor]:
-    """Those that wait in parts included."""
-    found = {}
-    for name, parameter in made.sae.named_parameters():
+def gradients(learner: Learner) -> dict[str, Tensor]:
+    """Return the gradients of all parameters, including row gradients."""
+    result = {}
+    for name, parameter in learner.sae.named_parameters():
         grad, parts = parameter.grad, getattr(parameter, "row_grads", None)
         if parts:
             rows = name != "W_enc"
@@ -112,24 +112,24 @@ def gradients(made: Learner) -> dict[str, Tensor]:
             whole = grad if grad is None or rows else grad.t()
             whole = reference.dense_gradient(like.shape, whole, parts)
             grad = whole if rows else whole.t()
-        found[name] = torch.zeros_like(parameter) if grad is None else grad
-    return found
+        result[name] = torch.zeros_like(parameter) if grad is None else grad
+    return result
 
 
 @each_site
 @each_rule
-def test_fast_path_has_the_loss_and_gradients_of_the_reference(rule, site):
+def test_fast_path_equals_the_loss_and_gradients_of_the_reference(rule, site):
     start = trained(rule, site).state_dict()
     results = []
     for backend in ("auto", "reference"):
-        made = learner(rule, site, backend=backend)
-        made.load_state_dict(start)
-        forward, loss = made(activations(50))
+        learner = make_learner(rule, site, backend=backend)
+        learner.load_state_dict(start)
+        forward, loss = learner(activations(50))
         loss.backward()
-        results.append((loss, forward.codes, gradients(made)))
-    (fast, codes, grads), (true, want, true_grads) = results
-    torch.testing.assert_close(codes.to_dense(), want.to_dense(), rtol=1e-10, atol=1e-10)
-    assert codes.l0().tolist() == want.l0().tolist()
+        results.append((loss, forward.codes, gradients(learner)))
+    (fast, codes, grads), (true, expected, true_grads) = results
+    torch.testing.assert_close(codes.to_dense(), expected.to_dense(), rtol=1e-10, atol=1e-10)
+    assert codes.l0().tolist() == expected.l0().tolist()
     torch.testing.assert_close(fast, true, rtol=1e-10, atol=0)
     unread = {"W_enc", "b_enc"} if rule == "MatchingPursuit" and codes_are_of_x(site) else set()
     for name, grad in grads.items():
@@ -143,7 +143,7 @@ def codes_are_of_x(site: str) -> bool:
 
 @each_site
 @each_rule
-def test_slots_are_distinct_and_count_once(rule, site):
+def test_slots_of_a_token_are_distinct(rule, site):
     x = torch.randn(40, width_read(site), generator=torch.Generator().manual_seed(7)).double()
     codes = trained(rule, site).sae.encode(3 * x)
     active = codes.to_dense() != 0
@@ -158,23 +158,23 @@ def width_read(site: str) -> int:
 @each_site
 @each_rule
 def test_saved_and_loaded_gives_the_same_bits(rule, site, tmp_path: Path):
-    made = trained(rule, site).sae
-    made.save(tmp_path / "sae")
+    learner = trained(rule, site).sae
+    learner.save(tmp_path / "sae")
     loaded = SAE.load(tmp_path / "sae")
-    x, _ = made.site.pair(activations(60))
-    before, after = made.encode(x), loaded.encode(x)
+    x, _ = learner.site.pair(activations(60))
+    before, after = learner.encode(x), loaded.encode(x)
     assert torch.equal(before.to_dense(), after.to_dense()) and before.fired().any()
-    assert torch.equal(made.decode(before, x), loaded.decode(after, x))
-    assert loaded.sparsity == made.sparsity and loaded.site == made.site
-    for name, tensor in made.state_dict().items():
+    assert torch.equal(learner.decode(before, x), loaded.decode(after, x))
+    assert loaded.sparsity == learner.sparsity and loaded.site == learner.site
+    for name, tensor in learner.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
-    for name in made.sparsity.extra_params():
-        start = made.sparsity.extra_params()[name].start
-        assert (getattr(loaded, name) != start).any(), f"{name} was never learnt"
+    for name in learner.sparsity.extra_params():
+        start = learner.sparsity.extra_params()[name].start
+        assert (getattr(loaded, name) != start).any(), f"{name} was never trained"
 
 
 def assert_folded(inside: Codes, outside: Codes, unit: float) -> None:
-    """The same latents fire, and codes are divided by the unit of what is read."""
+    """Assert that the same latents fire and codes are divided by the scale of the input."""
     inside, outside = inside.to_dense(), outside.to_dense()
     assert torch.equal(inside != 0, outside != 0) and (inside != 0).any()
     torch.testing.assert_close(outside, inside / unit, rtol=1e-9, atol=1e-12)
@@ -182,29 +182,29 @@ def assert_folded(inside: Codes, outside: Codes, unit: float) -> None:
 
 @each_site
 @each_rule
-def test_folding_keeps_who_fires_and_divides_codes(rule, site):
-    made = trained(rule, site)
+def test_folding_keeps_active_latents_and_divides_codes(rule, site):
+    learner = trained(rule, site)
     acts = activations(70)
-    raw, raw_y = made.sae.site.pair(acts)
-    x, _ = made.scaled_pair(acts)
-    scales = [made.scale[hook] for hook in made.sae.site.reads]
-    assert len(set(scales)) == len(scales), "or one scale alone is tested"
+    raw, raw_y = learner.sae.site.pair(acts)
+    x, _ = learner.scaled_pair(acts)
+    scales = [learner.scale[hook] for hook in learner.sae.site.reads]
+    assert len(set(scales)) == len(scales), "the scales must differ"
     unit = scales[0] if len(scales) == 1 else 1.0
-    exported = made.export()
-    inside, outside = made.sae.encode(x), exported.encode(raw)
+    exported = learner.export()
+    inside, outside = learner.sae.encode(x), exported.encode(raw)
     assert_folded(inside, outside, unit)
     factor = torch.cat(
-        [raw_y.new_full((WIDTHS[h],), made.scale[h]) for h in made.sae.site.predicts]
+        [raw_y.new_full((WIDTHS[h],), learner.scale[h]) for h in learner.sae.site.predicts]
     )
-    want = made.sae.decode(inside, x) / factor
-    got = exported.decode(outside, raw)
-    torch.testing.assert_close(got * factor, want * factor, rtol=1e-9, atol=1e-9)
+    expected = learner.sae.decode(inside, x) / factor
+    actual = exported.decode(outside, raw)
+    torch.testing.assert_close(actual * factor, expected * factor, rtol=1e-9, atol=1e-9)
 
 
 @each_site
 @each_rule
 @pytest.mark.parametrize("scale", [0.013, 77.0])
-def test_folding_one_scale_for_all(rule, site, scale):
-    made = trained(rule, site)
-    x, _ = made.scaled_pair(activations(80))
-    assert_folded(made.sae.encode(x), made.sae.fold_scale(scale).encode(x / scale), scale)
+def test_folding_one_scale_for_all_hooks_divides_codes(rule, site, scale):
+    learner = trained(rule, site)
+    x, _ = learner.scaled_pair(activations(80))
+    assert_folded(learner.sae.encode(x), learner.sae.fold_scale(scale).encode(x / scale), scale)

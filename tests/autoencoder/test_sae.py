@@ -1,4 +1,4 @@
-"""The autoencoder: its start, its folding, its files."""
+"""Test the SAE class: initial weights, folding of scales, saving and loading."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sae() -> SAE:
     return sae
 
 
-def test_start_is_tied_unit_norm_and_seeded():
+def test_initial_weights_are_tied_unit_norm_and_seeded():
     sae = SAE(12, TopK(d_sae=40, k=5), seed=3)
     assert torch.equal(sae.W_enc, sae.W_dec.t())
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(40))
@@ -34,18 +34,18 @@ def test_start_is_tied_unit_norm_and_seeded():
     assert sae.W_enc.t().is_contiguous(), "the kernels read W_enc latent by latent"
 
 
-def test_encode_is_relu_of_the_k_largest(sae):
+def test_encode_returns_the_relu_of_the_k_largest(sae):
     x = torch.randn(7, 12)
     pre_acts = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
-    kept = pre_acts.topk(5, dim=1)
-    expected = torch.zeros(7, 40).scatter(1, kept.indices, kept.values.relu())
+    largest = pre_acts.topk(5, dim=1)
+    expected = torch.zeros(7, 40).scatter(1, largest.indices, largest.values.relu())
     codes = sae.encode(x)
     torch.testing.assert_close(codes.to_dense(), expected)
     torch.testing.assert_close(sae.decode(codes), expected @ sae.W_dec + sae.b_dec)
     torch.testing.assert_close(sae(x), sae.decode(codes))
 
 
-def test_wrong_width_names_both(sae):
+def test_wrong_width_error_names_both_widths(sae):
     with pytest.raises(UserError, match=r"x has shape \(7, 13\).*d_in=12 at layers\.1"):
         sae.encode(torch.randn(7, 13))
 
@@ -76,14 +76,14 @@ def test_save_and_load_give_the_same_bits(sae, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sae"], "nothing half-written stays"
 
 
-def test_save_replaces_what_was_there(sae, tmp_path):
+def test_save_replaces_an_older_sae(sae, tmp_path):
     sae.save(tmp_path / "sae")
     other = SAE(12, TopK(d_sae=8, k=2))
     other.save(tmp_path / "sae")
     assert SAE.load(tmp_path / "sae").d_sae == 8
 
 
-def test_failed_save_leaves_what_was_there(sae, tmp_path, monkeypatch):
+def test_failed_save_leaves_the_older_sae(sae, tmp_path, monkeypatch):
     sae.save(tmp_path / "sae")
     other = SAE(12, TopK(d_sae=8, k=2), metadata={"not json": object()})
     with pytest.raises(TypeError):
@@ -92,7 +92,7 @@ def test_failed_save_leaves_what_was_there(sae, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sae"]
 
 
-def test_saving_over_something_else_is_refused(sae, tmp_path):
+def test_saving_over_other_files_is_refused(sae, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="already holds thesis.tex"):
         sae.save(tmp_path)
@@ -164,7 +164,7 @@ def test_a_rule_from_outside_the_package_is_saved_and_loaded(tmp_path):
         del Sparsity.registry["EverySecond"]
 
 
-def test_site_binds_to_what_is_harvested():
+def test_site_binds_to_the_harvested_hooks():
     assert Autoencoder().bind({"layers.3": 8}).hooks == ("layers.3",)
     with pytest.raises(UserError, match="hook is not set.*a, b"):
         Autoencoder().bind({"a": 8, "b": 8})
@@ -172,8 +172,8 @@ def test_site_binds_to_what_is_harvested():
         Autoencoder(hook="c").bind({"a": 8, "b": 8})
 
 
-def test_geometric_median_is_one_and_not_the_mean():
-    # It weighs distances, so a far point pulls no harder than a near one.
+def test_geometric_median_is_not_the_mean():
+    # It minimises the sum of distances, so a far point has no more influence than a near one.
     x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [1.0, 1.0], [1000.0, 0.0]])
     median = geometric_median(x)
     distances = lambda p: (x.double() - p).norm(dim=1).sum()

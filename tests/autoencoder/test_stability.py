@@ -1,4 +1,4 @@
-"""Each latent's stability across seeds, in the file of an autoencoder."""
+"""Test the stability of latents across seeds in the files of an SAE."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def sae() -> SAE:
     return sae
 
 
-def test_it_is_saved_and_loaded_and_is_nothing_learnt(sae, tmp_path):
+def test_stability_is_saved_and_is_not_a_parameter(sae, tmp_path):
     sae.save(tmp_path / "a")
     again = SAE.load(tmp_path / "a")
     assert torch.equal(again.stability, (torch.arange(6, dtype=torch.float64) / 6).float())
@@ -28,7 +28,7 @@ def test_it_is_saved_and_loaded_and_is_nothing_learnt(sae, tmp_path):
     assert torch.equal(SAE.load(tmp_path / "b").stability, again.stability)
 
 
-def test_without_it_the_file_has_none(tmp_path):
+def test_an_sae_without_stability_saves_none(tmp_path):
     SAE(4, TopK(d_sae=6, k=2)).save(tmp_path / "a")
     assert "stability" not in load_file(tmp_path / "a" / "sae.safetensors")
     assert SAE.load(tmp_path / "a").stability is None
@@ -41,7 +41,7 @@ def test_without_it_the_file_has_none(tmp_path):
         ("stable", (6,), 'Unexpected.*"stable"'),
     ],
 )
-def test_anything_else_is_refused(sae, tmp_path, name, shape, words):
+def test_wrong_shape_and_unknown_tensors_are_refused(sae, tmp_path, name, shape, words):
     sae.save(tmp_path / "a")
     config, tensors = io.read(tmp_path / "a")
     del tensors["stability"], config["format"], config["sha256"]

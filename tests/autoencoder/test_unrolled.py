@@ -1,4 +1,4 @@
-"""Unrolled encoders: the formula, and what it converges to."""
+"""Test Unrolled: its formula, and its convergence to the lasso."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sae.training import Learner, OptimConfig
 D_IN, D_SAE = 7, 20
 
 
-def made(site: str, *, tied: bool, layers: int = 3) -> SAE:
+def make_sae(site: str, *, tied: bool, layers: int = 3) -> SAE:
     rule = Unrolled(d_sae=D_SAE, layers=layers, tied=tied, step=0.2, theta=0.1)
     bound = Autoencoder(hook="x").bind({"x": D_IN})
     if site == "Transcoder":
@@ -31,8 +31,8 @@ def made(site: str, *, tied: bool, layers: int = 3) -> SAE:
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("site", ["Autoencoder", "Transcoder"])
-def test_codes_and_gradients_are_those_of_the_formula(site, tied, backend):
-    sae = made(site, tied=tied)
+def test_codes_and_gradients_equal_the_formula(site, tied, backend):
+    sae = make_sae(site, tied=tied)
     x = torch.randn(15, D_IN, generator=torch.Generator().manual_seed(2)).double()
     x.requires_grad_()
     results = []
@@ -54,20 +54,22 @@ def test_codes_and_gradients_are_those_of_the_formula(site, tied, backend):
         read = [p for n, p in sae.named_parameters() if n != "b_dec" or site == "Autoencoder"]
         results.append([z, x.grad, *[p.grad.clone() for p in read]])
     assert 0.1 < (z > 0).double().mean() < 0.9
-    for got, want in zip(*results, strict=True):
-        assert want.abs().max() > 1e-3
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    for actual, expected in zip(*results, strict=True):
+        assert expected.abs().max() > 1e-3
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_parameters_of_its_own():
+def test_extra_parameters_are_per_latent_and_per_layer_if_untied():
     of_latents = lambda sae: {n: tuple(getattr(sae, n).shape) for n in sae.sparsity.extra_params()}
-    assert of_latents(made("Autoencoder", tied=True)) == dict.fromkeys(("step", "theta"), (D_SAE,))
+    assert of_latents(make_sae("Autoencoder", tied=True)) == dict.fromkeys(
+        ("step", "theta"), (D_SAE,)
+    )
     names = [f"{name}_{layer}" for name in ("step", "theta") for layer in (1, 2, 3)]
-    assert of_latents(made("Autoencoder", tied=False)) == dict.fromkeys(names, (D_SAE,))
+    assert of_latents(make_sae("Autoencoder", tied=False)) == dict.fromkeys(names, (D_SAE,))
 
 
 def test_many_layers_solve_the_lasso():
-    """With step 1 / |D|^2 and theta = penalty * step every layer is one of ISTA."""
+    """With step 1 / |D|^2 and theta = penalty * step, each layer is an iteration of ISTA."""
     penalty = 0.3
     rule = Unrolled(d_sae=D_SAE, layers=2000)
     sae = SAE(D_IN, rule, seed=1, dtype=torch.float64)
@@ -82,9 +84,9 @@ def test_many_layers_solve_the_lasso():
     torch.testing.assert_close(z, exact.codes.to_dense(), rtol=1e-6, atol=1e-6)
 
 
-def test_elsewhere_one_latent_alone_gives_itself_back():
-    """z D W_enc of a single latent is z, so that only what others explain is taken off."""
-    sae = made("Transcoder", tied=True)
+def test_a_latent_of_a_transcoder_does_not_inhibit_itself():
+    """The term z D W_enc is z for a single latent, so only other latents are subtracted."""
+    sae = make_sae("Transcoder", tied=True)
     with torch.no_grad():
         sae.W_enc.copy_(torch.zeros(D_IN, D_SAE))
         sae.W_enc[0, 0], sae.W_enc[1, 1] = 3.0, 0.5
@@ -96,10 +98,10 @@ def test_elsewhere_one_latent_alone_gives_itself_back():
         assert sae.encode(x).to_dense()[0, :2].tolist() == pytest.approx([6.0, 0.0])
 
 
-def test_needs_a_penalty():
+def test_training_without_a_penalty_is_refused():
     with pytest.raises(UserError, match="nothing else keeps Unrolled sparse"):
         Learner(
-            made("Autoencoder", tied=True), [FVU()], OptimConfig(), total_steps=3, dead_after=10
+            make_sae("Autoencoder", tied=True), [FVU()], OptimConfig(), total_steps=3, dead_after=10
         )
 
 
@@ -112,6 +114,6 @@ def test_needs_a_penalty():
         ({"d_sae": 0}, "d_sae=0"),
     ],
 )
-def test_impossible_settings(setting, message):
+def test_impossible_settings_are_refused(setting, message):
     with pytest.raises(UserError, match=message):
         Unrolled(**{"d_sae": 8, **setting})

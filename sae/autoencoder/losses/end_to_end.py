@@ -44,7 +44,7 @@ class EndToEnd(LossTerm):
 
     def __call__(self, forward: ForwardOutput) -> Tensor:
         sae, run = forward.sae, forward.run
-        if run is None:
+        if run is None or forward.scale is None:
             raise UserError(
                 "model.losses EndToEnd runs a language model, and this batch comes without one; "
                 "read it from a Stream with full_contexts=True"

@@ -24,7 +24,7 @@ class Autoencoder(Site):
                 "model.site.hook is not set, and several hooks are harvested: "
                 f"{', '.join(harvested)}; name one of them"
             )
-        return replace(self, hook=harvested[0])
+        return replace(self, hook=next(iter(harvested)))
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -79,9 +79,8 @@ class AnnealedK(FixedK, abstract=True):
         return replace(self, k=l0, k_start=None, k_anneal=0.0)  # type: ignore[type-var]
 
     def with_d_sae(self, d_sae: int) -> Self:
-        return replace(  # type: ignore[type-var]
-            self, d_sae=d_sae, k=min(self.k, d_sae), k_start=None, k_anneal=0.0
-        )
+        k = min(self.k, d_sae)
+        return replace(self, d_sae=d_sae, k=k, k_start=None, k_anneal=0.0)  # type: ignore[type-var]
 
     def at_progress(self, progress: float) -> Self:
         if self.k_start is None or progress >= self.k_anneal:
@@ -92,6 +91,5 @@ class AnnealedK(FixedK, abstract=True):
 
     def per_group(self, n: int) -> Self:
         start = None if self.k_start is None else max(1, self.k_start // n)
-        return replace(  # type: ignore[type-var]
-            self, d_sae=self.d_sae // n, k=max(1, self.k // n), k_start=start
-        )
+        d_sae, k = self.d_sae // n, max(1, self.k // n)
+        return replace(self, d_sae=d_sae, k=k, k_start=start)  # type: ignore[type-var]
