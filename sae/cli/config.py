@@ -24,7 +24,7 @@ import sae.autoencoder.losses
 import sae.autoencoder.sites
 import sae.autoencoder.sparsity
 import sae.worlds  # noqa: F401
-import sae_configs
+import sae_configs  # pyright: ignore[reportMissingImports] (the folder configs/, as installed)
 from sae import legacy
 from sae.activations import ActivationData, Source
 from sae.autoencoder.registry import Registered
