@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,11 +31,8 @@ from sae.cli.config_errors import readable
 from sae.cli.flags import expand_flags
 from sae.errors import UserError
 from sae.lightning.runner import device_of
-from sae.training.run_settings import PYTHON_ONLY, RunSettings
+from sae.training.run_settings import PYTHON_ONLY, RunSettings, check_member_names
 from sae.training.train_config import TrainConfig
-
-# A member's name becomes a folder and part of a column's name.
-_MEMBER_NAME = re.compile(r"(?!(?:checkpoints|consensus)$)\w[\w.,=+-]*")
 
 
 class ConfigParser(ArgumentParser):
@@ -286,12 +282,9 @@ def _member_configs(options: Namespace) -> dict[str, Namespace]:
     """Return the settings that would train each member in a run of its own, by name."""
     if not options.members:
         raise UserError("members is empty; name at least one, or leave it out")
+    check_member_names(list(options.members))
     parser, configs = _model_parser(), {}
     for name, changes in options.members.items():
-        if not _MEMBER_NAME.fullmatch(name):
-            raise UserError(
-                f"members: {name!r} cannot be the name of a folder; use letters, digits and _-+.=,"
-            )
         flags = []
         for key, value in changes.items():
             if not key.startswith("model.") or key == "model.accumulate":

@@ -123,7 +123,7 @@ def test_in_memory_activations_resume_to_the_same_bits(way, x):
 def test_resume_from_the_command_line_says_to_use_python(x, capsys):
     run = sae.train(activations=x, sae=RULE, name="mine", **SMALL)
     config = (run.folder / "config.yaml").read_text()
-    assert config.startswith("# What python_only lists was given in Python")
+    assert config.startswith("# The settings in python_only are Python objects")
     assert yaml.safe_load(config)["python_only"].keys() == {"data.source"}
     assert main(["fit", "--resume", str(run.folder)]) == 2
     error = capsys.readouterr().err
@@ -251,6 +251,22 @@ WRONG = {
     "no batch": ({"activations": torch.ones(9, 3), "batch_size": 0}, "^batch_size=0"),
     "negative lr": ({"activations": torch.ones(9, 3), "lr": -1.0}, "^optim.lr=-1.0 must be"),
     "no such accelerator": ({"activations": torch.ones(9, 3), "accelerator": "gpuu"}, "gpuu"),
+    "two devices": ({"activations": torch.ones(9, 3), "devices": 2}, "^devices=2; a run uses one"),
+    "unknown profiler": (
+        {"activations": torch.ones(9, 3), "profiler": "x"},
+        "^profiler='x' is not",
+    ),
+    "half a step": ({"activations": torch.ones(9, 3), "steps": 2.5}, "^steps=2.5; give the length"),
+    "the parent folder": ({"activations": torch.ones(9, 3), "name": ".."}, r"^name='\.\.' is not"),
+    "a long name": ({"activations": torch.ones(9, 3), "name": "a" * 300}, "has 300 characters"),
+    "a member that leaves the run": (
+        {"activations": torch.ones(9, 3), "sae": {"..": RULE, "b": RULE}},
+        r"'\.\.' cannot be the name of a folder",
+    ),
+    "members that differ in case": (
+        {"activations": torch.ones(9, 3), "sae": {"a": RULE, "A": RULE}},
+        "differ only in case",
+    ),
     "a path as a name": ({"activations": torch.ones(9, 3), "name": "a/b"}, "^name='a/b'"),
 }
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from package_classes import classes_of_the_package
 from sae import SAE
 from sae.autoencoder.losses import FVU, L0, L1, GateReconstruction, LossTerm
 from sae.autoencoder.sites import (
@@ -98,7 +99,9 @@ def trained(rule: str, site: str) -> Learner:
 
 
 def test_every_rule_is_tested():
-    assert {type(rule) for rule, _ in RULES.values()} == set(Sparsity.registry.values())
+    assert {type(rule) for rule, _ in RULES.values()} == set(
+        classes_of_the_package(Sparsity).values()
+    )
 
 
 def gradients(learner: Learner) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch
 import sae.autoencoder.losses as losses
 import sae.autoencoder.sites as sites
 import sae.autoencoder.sparsity as sparsity
+from package_classes import classes_of_the_package
 from sae.cli.config import parse_config
 from sae.errors import UserError
 from sae.planner import memory, system
@@ -53,7 +54,7 @@ def bytes_of(tensors) -> int:
 
 
 def test_lists_cover_every_rule_and_site():
-    assert set(sparsity.Sparsity.registry.values()) == {type(rule) for rule in RULES}
+    assert set(classes_of_the_package(sparsity.Sparsity).values()) == {type(rule) for rule in RULES}
     named = {getattr(sites, name) for name in sites.__all__} - {sites.Site}
     assert named == {type(site) for site in SITES}
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from package_classes import classes_of_the_package
 from sae import SAE, UserError
 from sae.autoencoder.losses import (
     FVU,
@@ -154,8 +155,8 @@ def gradients(trained: Learner, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_all_registered_sites_and_rules_are_tested():
-    assert {type(site).__name__ for site in SITES} == set(Site.registry)
-    assert {type(rule).__name__ for rule in RULES} == set(Sparsity.registry)
+    assert {type(site).__name__ for site in SITES} == set(classes_of_the_package(Site))
+    assert {type(rule).__name__ for rule in RULES} == set(classes_of_the_package(Sparsity))
     assert set(PENALTIES) == {type(rule).__name__ for rule in RULES if rule.needs_penalty}
 
 
