@@ -32,7 +32,7 @@ CASES = {
     "no-batch": (["--data.batch_size", "0"], "data.batch_size=0"),
     "choice": (["--wandb", "maybe"], "wandb=maybe is not among its choices: 'off'"),
     "no-steps": (["--trainer.max_steps", "-1"], "trainer.max_steps=-1"),
-    "no-such-accelerator": (["--trainer.accelerator", "gpuu"], "trainer.accelerator=.gpuu. is not one of"),
+    "no-such-accelerator": (["--trainer.accelerator", "gpuu"], "trainer.accelerator=.gpuu. is not"),
     "no-config": (["--config", "nothere.yaml"], "config=.*nothere.yaml does not exist"),
     "no-command": (["fitt"], "command 'fitt' is not known; did you mean fit?"),
     "no-run": (["fit", "--resume", "nothere"], "--resume nothere: no config.yaml"),
