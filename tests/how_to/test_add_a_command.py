@@ -13,6 +13,8 @@ import sae.cli
 from sae.cli.command import Command
 from sae.cli.main import COMMANDS, main
 
+pytestmark = pytest.mark.slow  # it trains from the command line, as the page says
+
 REPO = Path(__file__).resolve().parents[2]
 PAGE = (REPO / "docs/how-to/add-a-command.md").read_text()
 FILE, LINE, SETTINGS, TEST = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow  # it trains from the command line, as the page says
+
 REPO = Path(__file__).resolve().parents[2]
 PAGE = (REPO / "docs/how-to/add-a-format.md").read_text(encoding="utf-8")
 FORMAT, USE, SHARED_TESTS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # it trains from the command line, as the page says
+
 pytest.importorskip("triton")
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/how-to/add-a-kernel.md").read_text()

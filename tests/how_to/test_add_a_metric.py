@@ -9,6 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow  # it trains from the command line, as the page says
+
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-metric.md"
 CONFIG = """
 name: mine

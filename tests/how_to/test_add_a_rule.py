@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow  # it trains from the command line, as the page says
+
 REPO = Path(__file__).resolve().parents[2]
 PAGE = (REPO / "docs/how-to/add-a-rule.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)

@@ -36,6 +36,8 @@ WITHOUT_TRITON_CASES = {
 }
 FILES = sorted({path.name for path in HERE.glob("test_*.py")} - WITHOUT_TRITON_CASES)
 ALL_SLOW = {"test_step.py"}
+IN_MAKE_TEST = {"test_adam.py", "test_decode.py", "test_encode_topk.py"}
+"""These run in `make test`; the others, four minutes of a core, run in `make test-all`."""
 NO_TESTS_COLLECTED = 5
 
 
@@ -49,8 +51,18 @@ def run_pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("speed", ["fast", pytest.param("slow", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    ("file", "speed"),
+    [
+        pytest.param(
+            file,
+            speed,
+            marks=[pytest.mark.slow] if speed == "slow" or file not in IN_MAKE_TEST else [],
+        )
+        for file in FILES
+        for speed in ("fast", "slow")
+    ],
+)
 def test_triton_cases_pass_in_the_interpreter(file, speed):
     """The cases marked slow in the interpreter (`kernel_cases`) run in `make test-all`."""
     selection = ["-m", "slow" if speed == "slow" else "not slow"]
