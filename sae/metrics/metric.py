@@ -9,7 +9,7 @@ from typing import Literal
 from sae.metrics.bootstrap import Score
 
 Direction = Literal["lower", "higher", "one", "none"]
-"""Which values are better: lower ones, higher ones, those close to 1; "none" for descriptions."""
+"""Values that are better: lower ones, higher ones, those close to 1; "none" for descriptions."""
 
 _ARROWS: dict[Direction, str] = {"lower": "↓", "higher": "↑", "one": "→1", "none": ""}
 _WORDS: dict[Direction, str] = {

@@ -43,7 +43,7 @@ MEASUREMENTS: list[Measurement] = [
     capacity.MEASUREMENT,
     data.MEASUREMENT,
 ]
-"""What `evaluate` measures, in order."""
+"""The measurements that `evaluate` makes, in order."""
 
 SECTIONS = (
     "Reconstruction",

@@ -105,11 +105,11 @@ class LossTerm(Registered, ABC, family="model.losses"):
     coefficient: float
 
     penalty: ClassVar[bool] = False
-    """Whether the term keeps latents from firing."""
+    """True if the term keeps latents from firing."""
     full_contexts: ClassVar[bool] = False
-    """Whether the term needs `ForwardOutput.run`."""
+    """True if the term needs `ForwardOutput.run`."""
     full_decoder_gradient: ClassVar[bool] = False
-    """Whether its gradient of W_dec is a dense matrix, not parts of the rows that fired."""
+    """True if its gradient of W_dec is a dense matrix, not parts of the rows that fired."""
     target_l0: float | None = None
     """The L0 that the run should end with, or None."""
     target_at: float = 1.0

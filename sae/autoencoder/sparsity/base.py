@@ -95,11 +95,11 @@ class Sparsity(Registered, ABC, family="model.sae"):
     threshold_param: ClassVar[ThresholdParam] = ThresholdParam("b_enc", -1)
     """The parameter that raises the firing threshold when it moves by +sign."""
     has_gates: ClassVar[bool] = False
-    """Whether `EncoderOutput.gate_codes` is set."""
+    """True if `EncoderOutput.gate_codes` is set."""
     learns_encoder: ClassVar[bool] = True
-    """Whether W_enc is learned; otherwise it follows W_dec if the SAE predicts what it reads."""
+    """True if W_enc is learned; otherwise it follows W_dec if the SAE predicts what it reads."""
     permutable: ClassVar[bool] = True
-    """Whether latents may be reordered without changing which of them fire."""
+    """True if latents may be reordered without changing which of them fire."""
 
     @abstractmethod
     def encode(self, x: Tensor, weights: EncoderWeights, *, backend: str = "auto") -> Codes:
