@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 # Before torch: a process that a test starts uses one thread too, since tests run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,6 +18,7 @@ os.environ["SAE_QUIET"] = "1"  # tests compare what is printed; tests/test_progr
 import torch  # noqa: E402
 
 import sae_kernels  # noqa: E402, F401 (sets MKL's mode before a test multiplies matrices)
+from tiny import run_settings, write_settings  # noqa: E402
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -71,29 +71,16 @@ def write_config(tiny_folders) -> Callable[..., Path]:
             "text": text,
             "context_size": 32,
         }
-        settings = {
+        changes = {
             "name": "tiny",
-            "model": {
-                "sae": {"class_path": "TopK", "init_args": {"d_sae": 256, "k": 4}},
-                "dead_after": 256,
-                "refresh_steps": 7,
-            },
-            "data": {
-                "source": {"class_path": "ModelActivations", "init_args": source},
-                "batch_size": 64,
-                "block_batches": 4,
-                "held_out_tokens": 256,
-            },
-            "trainer": {
-                "max_steps": 90,
-                "log_every_n_steps": 4,
-                "val_check_interval": 30,
-                "accelerator": "cpu",
-            },
+            "model.sae.d_sae": 256,
+            "model.dead_after": 256,
+            "model.refresh_steps": 7,
+            "data.source": {"class_path": "ModelActivations", "init_args": source},
+            "trainer.max_steps": 90,
+            "trainer.val_check_interval": 30,
             "checkpoint_every": 13,
         }
-        file = folder / "tiny.yaml"
-        file.write_text(yaml.safe_dump(settings))
-        return file
+        return write_settings(folder, run_settings(changes), "tiny.yaml")
 
     return write

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ import torch
 
 from sae import SAE
 from sae.cli.main import main
+from tiny import assert_same_tensors, read_metrics
 
 STEPS = 60
 CONFIG = """
@@ -49,27 +49,16 @@ def config(tmp_path, monkeypatch) -> Path:
     return file
 
 
-def rows(run: Path) -> list[dict[str, str]]:
-    """Return the rows of metrics.csv without the columns that depend on time."""
-    with (run / "metrics.csv").open(newline="") as handle:
-        table = list(csv.DictReader(handle))
-    return [{name: cell for name, cell in row.items() if "second" not in name} for row in table]
-
-
 def assert_same(one: Path, other: Path) -> None:
-    """Rows of metrics, and every tensor of both SAEs and of the last checkpoint."""
-    assert rows(one) == rows(other)
-    states = [
-        torch.load(f / f"checkpoints/step={STEPS}.ckpt", weights_only=True) for f in (one, other)
-    ]
-    tensors = [state["state_dict"] for state in states]
-    for kind in ("sae", "sae_ema"):
-        tensors[0] |= {f"{kind}.{n}": t for n, t in SAE.load(one / kind).state_dict().items()}
-        tensors[1] |= {f"{kind}.{n}": t for n, t in SAE.load(other / kind).state_dict().items()}
-    assert tensors[0].keys() == tensors[1].keys()
-    for name, tensor in tensors[0].items():
-        same = torch.equal(tensor, tensors[1][name]) if torch.is_tensor(tensor) else (
-            tensor == tensors[1][name])  # fmt: skip
+    """Check that two runs have the same metrics, SAEs and last checkpoints to the last bit."""
+    assert read_metrics(one) == read_metrics(other)
+    for folder in ("sae", "sae_ema"):
+        assert_same_tensors(SAE.load(one / folder), SAE.load(other / folder))
+    checkpoint = lambda run: torch.load(run / f"checkpoints/step={STEPS}.ckpt", weights_only=True)
+    a, b = (checkpoint(run)["state_dict"] for run in (one, other))
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        same = torch.equal(value, b[name]) if torch.is_tensor(value) else value == b[name]
         assert same, name
 
 
@@ -106,7 +95,7 @@ def test_it_finds_the_dictionary_and_a_killed_run_ends_with_the_same_bits(config
 
 def test_metrics_are_those_of_each_part(config, tmp_path):
     assert main(["fit", "--config", str(config)]) == 0
-    table = rows(tmp_path / "runs/one")
+    table = read_metrics(tmp_path / "runs/one")
     assert [int(row["step"]) for row in table] == [*range(4, 61, 4)]
     first, second = table[:7], table[7:]  # the last row of the first part is of step 28
     for name in ("objective", "penalty", "replaced_atoms"):

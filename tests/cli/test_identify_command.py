@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-import yaml
 
 from sae.cli.main import main
+from tiny import run_settings, write_settings
 
 WORLD = {
     "class_path": "sae.worlds.NonlinearMixing",
@@ -25,23 +25,19 @@ WORLD = {
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    file = tmp_path / "world.yaml"
-    sae = {"class_path": "TopK", "init_args": {"d_sae": 4, "k": 1}}
-    trainer = {"max_steps": 1, "accelerator": "cpu"}
-    text = {"model": {"sae": sae}, "data": {"source": WORLD}, "trainer": trainer}
-    file.write_text(yaml.safe_dump(text))
-    return file
+    changes = {"model.sae.d_sae": 4, "model.sae.k": 1, "trainer.max_steps": 1}
+    return write_settings(tmp_path, run_settings({**changes, "data.source": WORLD}))
 
 
 def test_identify_prints_a_table_and_writes_json(config, tmp_path, capsys):
-    out = tmp_path / "found.json"
+    out = tmp_path / "identify.json"
     line = ["identify", "--config", str(config), "--samples=400", "--json", str(out)]
     assert main([*line, "--data.source.classes", "4"]) == 0
     printed = capsys.readouterr().out
-    found = json.loads(out.read_text())
-    assert found["samples"] == 400 and found["source"]["classes"] == 4
+    result = json.loads(out.read_text())
+    assert result["samples"] == 400 and result["source"]["classes"] == 4
     for name in ("z_to_y", "y_to_z_untrained", "x_to_z", "cross_seed", "orthogonality_error"):
-        assert f"{found[name]:.3f}" in printed, name
+        assert f"{result[name]:.3f}" in printed, name
     assert main(line) == 0
     assert "WARNING: 3 classes cannot tell 3 latents apart" in capsys.readouterr().out
     assert json.loads(out.read_text())["source"]["classes"] == 3

@@ -8,13 +8,19 @@ import pytest
 
 from sae.cli.main import main
 from sae.worlds import SparseSuperposition
+from tiny import WORLD_SOURCE, as_flags
 
-FLAGS = [
-    *("--data.source", "SparseSuperposition", "--data.source.d_in=8"),
-    *("--data.source.n_features=16", "--data.source.mean_active=2.0"),
-    *("--model.sae.d_sae=16", "--model.sae.k=2", "--trainer.max_steps=4"),
-    *("--trainer.accelerator=cpu", "--data.batch_size=16", "--data.block_batches=2"),
-]
+FLAGS = as_flags(
+    {
+        **WORLD_SOURCE,
+        "model.sae.d_sae": 16,
+        "model.sae.k": 2,
+        "trainer.max_steps": 4,
+        "trainer.accelerator": "cpu",
+        "data.batch_size": 16,
+        "data.block_batches": 2,
+    }
+)
 
 
 def interrupt(*args, **kwargs):

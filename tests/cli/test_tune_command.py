@@ -2,53 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-from pathlib import Path
 
 import pytest
 import yaml
 
 from sae.cli.fit import fit
 from sae.cli.main import main
+from tiny import read_csv, read_metrics, run_settings, write_settings
 
-SETTINGS = {
-    "name": "r",
-    "model": {
-        "sae": {"class_path": "TopK", "init_args": {"d_sae": 64, "k": 4}},
-        "optim": {"unit_norm": False},
-    },
-    "data": {
-        "source": {
-            "class_path": "SparseSuperposition",
-            "init_args": {"d_in": 16, "n_features": 64, "mean_active": 3.0},
-        },
-        "batch_size": 64,
-        "block_batches": 4,
-        "held_out_tokens": 256,
-    },
-    "trainer": {
-        "max_steps": 16,
-        "log_every_n_steps": 4,
-        "val_check_interval": 4,
-        "accelerator": "cpu",
-    },
-    "checkpoint_every": 8,
-}
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as handle:
-        return [
-            {k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")}
-            for row in csv.DictReader(handle)
-        ]
-
-
-def write(folder: Path) -> Path:
-    (folder / "c.yaml").write_text(yaml.safe_dump(SETTINGS))
-    return folder / "c.yaml"
+SETTINGS = run_settings(
+    {
+        "name": "r",
+        "model.optim": {"unit_norm": False},
+        "trainer.max_steps": 16,
+        "trainer.val_check_interval": 4,
+        "checkpoint_every": 8,
+    }
+)
 
 
 @pytest.mark.slow
@@ -57,14 +29,21 @@ def test_tune_stops_worse_trials_and_records_failed_ones(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    args = ["tune", "--config", str(write(tmp_path)), "--members-per-trial", "2", "--stop-early"]
+    args = [
+        "tune",
+        "--config",
+        str(write_settings(tmp_path, SETTINGS)),
+        "--members-per-trial",
+        "2",
+        "--stop-early",
+    ]
     args += ["--grid", "model.optim.lr=0.01,0.003,1e-9,2e-9,1e12,1e13"]
     args += ["--cpus-per-trial", str(os.cpu_count())]  # one trial after another
     assert main(args) == 1  # a trial failed
     assert not ray.is_initialized()
 
     good, slow, broken = (tmp_path / f"runs/r-sweep/wave-{number}" for number in (1, 2, 3))
-    table = {row["member"]: row for row in rows(tmp_path / "runs/r-sweep/sweep.csv")}
+    table = {row["member"]: row for row in read_csv(tmp_path / "runs/r-sweep/sweep.csv")}
     for name in ("lr=0.01", "lr=0.003"):
         summary = json.loads((good / name / "summary.json").read_text())
         assert summary["steps"] == 16 and not table[name]["stopped"]
@@ -81,7 +60,7 @@ def test_tune_stops_worse_trials_and_records_failed_ones(tmp_path, monkeypatch, 
 
     # Training in a worker of Ray gives the same bits as anywhere else.
     assert fit(["--config", str(good / "lr=0.01/config.yaml"), "--runs", str(tmp_path)]) == 0
-    assert rows(tmp_path / "lr=0.01/metrics.csv") == rows(good / "lr=0.01/metrics.csv")
+    assert read_metrics(tmp_path / "lr=0.01") == read_metrics(good / "lr=0.01")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +72,19 @@ def test_tune_stops_worse_trials_and_records_failed_ones(tmp_path, monkeypatch, 
 )
 def test_bad_input_is_refused(flags, message, tmp_path, capsys):
     pytest.importorskip("ray", reason="needs ray[tune], which is not installed")
-    assert main(["tune", "--config", str(write(tmp_path)), "--runs", str(tmp_path), *flags]) == 2
+    assert (
+        main(
+            [
+                "tune",
+                "--config",
+                str(write_settings(tmp_path, SETTINGS)),
+                "--runs",
+                str(tmp_path),
+                *flags,
+            ]
+        )
+        == 2
+    )
     assert message in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["c.yaml"]
 

@@ -24,6 +24,7 @@ import sae.lightning.loggers
 from sae.cli.config import parse_config
 from sae.cli.fit import STOPPED, fit
 from sae.errors import UserError
+from tiny import run_settings, write_settings
 
 pytest.importorskip("wandb", reason="needs wandb, which is not installed")
 from wandb.sdk.launch.sweeps.utils import (
@@ -34,19 +35,7 @@ from wandb.sdk.launch.sweeps.utils import (
 
 REPO = Path(__file__).resolve().parents[2]
 SWEEPS = sorted((REPO / "configs/sweeps").glob("*.yaml"))
-WORLD = {
-    "model": {"sae": {"class_path": "TopK", "init_args": {"d_sae": 64, "k": 4}}},
-    "data": {
-        "source": {
-            "class_path": "SparseSuperposition",
-            "init_args": {"d_in": 16, "n_features": 64, "mean_active": 3.0},
-        },
-        "batch_size": 64,
-        "block_batches": 4,
-        "held_out_tokens": 256,
-    },
-    "trainer": {"max_steps": 12, "log_every_n_steps": 4, "accelerator": "cpu"},
-}
+SETTINGS = run_settings({})
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
@@ -99,9 +88,9 @@ class Recorder(DummyLogger):
 
 
 def recorded(folder: Path, monkeypatch, logger: Recorder, **changes: Any) -> int:
-    (folder / "c.yaml").write_text(yaml.safe_dump({**WORLD, **changes}))
+    config = write_settings(folder, {**SETTINGS, **changes})
     monkeypatch.setattr(sae.lightning.loggers, "build_loggers", lambda *args, **kwargs: [logger])
-    return fit(["--config", str(folder / "c.yaml"), "--runs", str(folder), "--name", "run"])
+    return fit(["--config", str(config), "--runs", str(folder), "--name", "run"])
 
 
 def test_loggers_get_the_final_metrics(tmp_path, monkeypatch):
@@ -240,7 +229,7 @@ def test_agent_runs_the_trials_of_a_shipped_sweep(serve, tmp_path):
     (tmp_path / "configs/sweeps").mkdir(parents=True)
     shutil.copy(REPO / "train.py", tmp_path)
     shutil.copy(REPO / "configs/sweeps/grid.yaml", tmp_path / "configs/sweeps")
-    (tmp_path / "configs/default.yaml").write_text(yaml.safe_dump(WORLD))
+    (tmp_path / "configs/default.yaml").write_text(yaml.safe_dump(SETTINGS))
     trials = [{"model.sae.d_sae": 64, "model.sae.k": 2}, {"model.sae.d_sae": 96, "model.sae.k": 5}]
     server = serve(trials)
     assert "wandb agent me/sae/sweep1" in wandb(
@@ -252,7 +241,7 @@ def test_agent_runs_the_trials_of_a_shipped_sweep(serve, tmp_path):
         run = tmp_path / f"runs/trial{number}"
         summary = json.loads((run / "summary.json").read_text())
         assert {"model.sae.d_sae": summary["d_sae"], "model.sae.k": summary["k"]} == trial
-        assert summary["steps"] == WORLD["trainer"]["max_steps"]
+        assert summary["steps"] == SETTINGS["trainer"]["max_steps"]
         (file,) = run.glob(f"wandb/offline-run-*-trial{number}/run-trial{number}.wandb")
         written = file.read_bytes()
         assert b"sweep1" in written  # the run belongs to the sweep

@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import yaml
 
 from sae.cli.main import main
 from sae.lightning.loggers import build_loggers, close_loggers, log_row, log_settings
+from tiny import read_metrics, run_settings, write_settings
 
 VALIDATED = ["--trainer.val_check_interval", "4"]
-SETTINGS = {
-    "name": "r",
-    "model": {"sae": {"class_path": "TopK", "init_args": {"d_sae": 64, "k": 4}}},
-    "data": {
-        "source": {
-            "class_path": "SparseSuperposition",
-            "init_args": {"d_in": 16, "n_features": 64, "mean_active": 3.0},
-        },
-        "batch_size": 64,
-        "block_batches": 4,
-        "held_out_tokens": 256,
-    },
-    "trainer": {
-        "max_steps": 12,
-        "log_every_n_steps": 4,
-        "val_check_interval": 4,
-        "accelerator": "cpu",
-    },
-    "checkpoint_every": 4,
-}
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as handle:
-        return list(csv.DictReader(handle))
+SETTINGS = run_settings({"name": "r", "trainer.val_check_interval": 4, "checkpoint_every": 4})
 
 
 @pytest.mark.parametrize(
@@ -148,7 +122,7 @@ def test_wandb_project_and_entity_come_from_flags_then_environment(
 def test_offline_wandb_run_is_continued_without_a_warning(tmp_path, repo):
     """A run and its resume from the checkpoint before the last, each in its own process."""
     pytest.importorskip("wandb")
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(SETTINGS))
+    write_settings(tmp_path, SETTINGS)
     run = tmp_path / "runs/r"
 
     def train(*flags: str) -> str:
@@ -199,4 +173,4 @@ def test_one_flag_turns_a_logger_on(module, flags, pattern, tmp_path, write_conf
     files = list((tmp_path / "runs/tiny").glob(pattern))
     assert len(files) == (2 if module == "tensorboard" else 1)
     assert all(b"held_out_fvu" in file.read_bytes() for file in files)
-    assert len(rows(tmp_path / "runs/tiny/metrics.csv")) == 2
+    assert len(read_metrics(tmp_path / "runs/tiny")) == 2

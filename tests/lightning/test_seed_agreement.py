@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -19,31 +18,25 @@ from sae.lightning.seed_agreement import SeedAgreement, seed_groups
 from sae.metrics.firing import Firing
 from sae.metrics.seed_consistency import agreement, pw_mcc_signed, pw_mcc_signed_chance
 from sae.training.member import Member
+from tiny import read_metrics, run_settings, write_settings
 
 STEPS, EVERY = 120, 40
-SETTINGS = {
-    "name": "r",
-    "model": {
-        "sae": {"class_path": "TopK", "init_args": {"d_sae": 24, "k": 2}},
-        "optim": {"lr": 1e-2, "warmup": 0.0},
-    },
-    "data": {
-        "source": {
-            "class_path": "SparseSuperposition",
-            "init_args": {"d_in": 16, "n_features": 24, "mean_active": 1.5},
-        },
-        "batch_size": 128,
-        "block_batches": 4,
-        "held_out_tokens": 512,
-    },
-    "trainer": {
-        "max_steps": STEPS,
-        "log_every_n_steps": EVERY,
-        "val_check_interval": EVERY,
-        "accelerator": "cpu",
-    },
-    "checkpoint_every": 50,
-}
+SETTINGS = run_settings(
+    {
+        "name": "r",
+        "model.sae.d_sae": 24,
+        "model.sae.k": 2,
+        "model.optim": {"lr": 1e-2, "warmup": 0.0},
+        "data.source.n_features": 24,
+        "data.source.mean_active": 1.5,
+        "data.batch_size": 128,
+        "data.held_out_tokens": 512,
+        "trainer.max_steps": STEPS,
+        "trainer.log_every_n_steps": EVERY,
+        "trainer.val_check_interval": EVERY,
+        "checkpoint_every": 50,
+    }
+)
 MEMBERS = {
     "k=2,seed=0": {},
     "k=2,seed=1": {"model.seed": 1},
@@ -57,15 +50,9 @@ GROUPS = {"k=2": ["k=2,seed=0", "k=2,seed=1", "k=2,seed=2"], "batch": ["batch", 
 
 def train(folder: Path, members: dict | None = None, *flags: str, **changes) -> Path:
     settings = {**SETTINGS, "members": members or MEMBERS, **changes}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "c.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    assert fit(["--config", str(folder / "c.yaml"), "--runs", str(folder), *flags]) == 0
+    config = write_settings(folder, settings)
+    assert fit(["--config", str(config), "--runs", str(folder), *flags]) == 0
     return folder / "r"
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open(newline="") as handle:
-        return list(csv.DictReader(handle))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +65,7 @@ def saved(run: Path, names: list[str]) -> list[SAE]:
 
 
 def test_agreement_is_written_at_every_validation(run):
-    table = rows(run)
+    table = read_metrics(run)
     assert [int(row["step"]) for row in table] == list(range(EVERY, STEPS + 1, EVERY))
     for group, names in GROUPS.items():
         summary = json.loads((run / "summary.json").read_text())["seeds"][group]
@@ -148,7 +135,7 @@ def test_groups_that_take_long_to_match_are_compared_only_at_the_end(tmp_path, c
     monkeypatch.setattr(seed_agreement, "MAX_MATCHING_COST", 24**3 * 3 - 1)
     run = train(tmp_path, trainer=SHORT)
     assert "k=2: 3 seeds of 24 latents are compared at the end only" in capsys.readouterr().out
-    first, last = rows(run)
+    first, last = read_metrics(run)
     assert not first["k=2/pw_mcc_signed"] and first["batch/pw_mcc_signed"]
     trained = saved(run, GROUPS["k=2"])
     assert float(last["k=2/pw_mcc_signed"]) == pw_mcc_signed([sae.W_dec for sae in trained])
@@ -185,7 +172,7 @@ def test_stopped_members_are_left_out_of_their_group(tmp_path, monkeypatch):
     members = {name: {"model.seed": seed} for seed, name in enumerate("abc")}
     members |= {n: {"model.sae.k": 3, "model.seed": seed} for seed, n in enumerate("xy")}
     run = train(tmp_path, members, trainer=SHORT)
-    assert {key.split("/")[0] for key in rows(run)[0]} == {"step", "a"}
+    assert {key.split("/")[0] for key in read_metrics(run)[0]} == {"step", "a"}
     results = json.loads((run / "summary.json").read_text())["seeds"]
     assert list(results) == ["a"] and results["a"]["members"] == ["a", "b"]
     expected, _ = agreement(
@@ -210,7 +197,7 @@ def test_members_that_are_nan_but_not_yet_stopped_are_left_out(tmp_path, monkeyp
 
     monkeypatch.setattr(Member, "finish_validation", finish_and_spoil)
     run = train(tmp_path, {n: {"model.seed": s} for s, n in enumerate("abc")}, trainer=SHORT)
-    assert [row["step"] for row in rows(run)] == ["4", "8"]
+    assert [row["step"] for row in read_metrics(run)] == ["4", "8"]
     summary = json.loads((run / "summary.json").read_text())
     assert summary["seeds"]["a"]["members"] == ["a", "b"]
     assert summary["members"][2]["stopped"].startswith("diverged")
