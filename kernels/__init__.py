@@ -16,7 +16,7 @@ checks and autograd are in that module; its dense twin is in `reference.py`.
 | decode_prefixes | decode_prefixes, matryoshka_levels, rank_levels | squared error of nested codes | decode_prefixes | decode_prefixes |
 | aux_error | aux_error | squared error of listed latents | - | - |
 | pre_act_loss | pre_act_loss | sum of relu(theta - pre) of listed latents | - | - |
-| adam | adam_rows_, square_norm, hyper_values | one Adam step in place | adam | adam |
+| adam | adam_rows_, square_norm | one Adam step in place | adam | adam |
 """  # noqa: E501
 
 import sys

@@ -56,13 +56,6 @@ def _is_latent_major(param: Tensor) -> bool:
     return True
 
 
-def hyper_values(
-    step: int, lr: float, beta1: float, beta2: float, eps: float
-) -> tuple[float, float, float, float, float, float]:
-    """Return (lr / (1 - beta1^t), sqrt(1 - beta2^t), beta1, beta2, eps, t) for step t."""
-    return lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, beta1, beta2, eps, float(step)
-
-
 @torch.no_grad()
 def adam_rows_(
     param: Tensor,

@@ -13,10 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.library import custom_op
 
 from sae_kernels import reference
 from sae_kernels.backend import PairSums, pair_sums, resolve
 from sae_kernels.codes import Codes
+from sae_kernels.custom_op import empty_like_needed, register_backward, select_needed
 from sae_kernels.pairs import Pairs
 from sae_kernels.row_grads import PairPart, RowGrads, row_grads_of
 
@@ -76,11 +78,55 @@ def decode(codes: Codes, W_dec: Tensor, b_dec: Tensor, *, backend: str = "auto")
     """
     check_d_sae(codes, W_dec)
     if torch.compiler.is_compiling() and backend != "reference":
-        from sae_kernels.decode_custom_ops import decode_op
-
         return decode_op(codes.values, W_dec, b_dec, codes.indices, codes.offsets, backend)
     backend = resolve(backend, W_dec)
     if backend == "reference":
         return reference.decode(codes, W_dec, b_dec)
     sums = pair_sums(backend)
     return _Decode.apply(codes.values, W_dec, b_dec, codes.by_latent(), sums, row_grads_of(W_dec))
+
+
+@custom_op("sae_kernels::decode", mutates_args=())
+def decode_op(
+    values: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    backend: str,
+) -> Tensor:
+    return decode(Codes(values, indices, len(W_dec), offsets), W_dec, b_dec, backend=backend)
+
+
+@decode_op.register_fake
+def _(values, W_dec, b_dec, indices, offsets, backend):
+    # len() would turn a symbolic size into a number.
+    batch = indices.shape[0] if offsets is None else offsets.shape[0] - 1
+    return W_dec.new_empty(batch, W_dec.shape[1])
+
+
+@custom_op("sae_kernels::decode_backward", mutates_args=())
+def decode_backward_op(
+    grad: Tensor,
+    values: Tensor,
+    W_dec: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    backend: str,
+    needs: list[bool],
+) -> list[Tensor]:
+    pairs, sums = Pairs(indices, offsets, len(W_dec)), pair_sums(resolve(backend, W_dec))
+    gradients = (
+        lambda: sums.dot_rows(pairs, grad, W_dec).view_as(values),
+        lambda: sums.sum_tokens(pairs, values.flatten(), grad),
+        lambda: grad.sum(0),
+    )
+    return [compute() for compute in select_needed(gradients, needs)]
+
+
+@decode_backward_op.register_fake
+def _(grad, values, W_dec, indices, offsets, backend, needs):
+    return empty_like_needed((values, W_dec, grad[0]), needs)
+
+
+register_backward(decode_op, decode_backward_op, 3, lambda inputs, _: [*inputs[:2], *inputs[3:5]])

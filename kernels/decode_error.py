@@ -20,10 +20,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.library import custom_op
 
 from sae_kernels import reference
 from sae_kernels.backend import PairSums, pair_sums, resolve
 from sae_kernels.codes import Codes
+from sae_kernels.custom_op import (
+    accumulation_dtype,
+    empty_like_needed,
+    register_backward,
+    select_needed,
+)
 from sae_kernels.decode import check_d_sae
 from sae_kernels.pairs import Pairs
 from sae_kernels.row_grads import PairPart, RowGrads, row_grads_of
@@ -128,8 +135,6 @@ def decode_error(
     check_d_sae(codes, W_dec)
     check_target(codes, W_dec, target)
     if torch.compiler.is_compiling() and backend != "reference":
-        from sae_kernels.decode_custom_ops import decode_error_op
-
         return decode_error_op(
             codes.values, W_dec, b_dec, target, codes.indices, codes.offsets, backend
         )
@@ -148,3 +153,51 @@ def check_target(codes: Codes, W_dec: Tensor, target: Tensor) -> None:
         raise ValueError(
             f"target has shape {tuple(target.shape)}; the codes and W_dec make {expected}"
         )
+
+
+@custom_op("sae_kernels::decode_error", mutates_args=())
+def decode_error_op(
+    values: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    target: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    codes = Codes(values, indices, len(W_dec), offsets)
+    return decode_error(codes, W_dec, b_dec, target, backend=backend)
+
+
+@decode_error_op.register_fake
+def _(values, W_dec, b_dec, target, indices, offsets, backend):
+    return target.new_empty(target.shape), target.new_empty((), dtype=accumulation_dtype(target))
+
+
+@custom_op("sae_kernels::decode_error_backward", mutates_args=())
+def decode_error_backward_op(
+    grad: Tensor,
+    values: Tensor,
+    W_dec: Tensor,
+    residual: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    backend: str,
+    needs: list[bool],
+) -> list[Tensor]:
+    pairs, sums = Pairs(indices, offsets, len(W_dec)), pair_sums(resolve(backend, W_dec))
+    return select_needed(error_grad(grad, values, W_dec, residual, pairs, sums, None, needs), needs)
+
+
+@decode_error_backward_op.register_fake
+def _(grad, values, W_dec, residual, indices, offsets, backend, needs):
+    return empty_like_needed((values, W_dec, W_dec[0], residual), needs)
+
+
+register_backward(
+    decode_error_op,
+    decode_error_backward_op,
+    4,
+    lambda inputs, output: [*inputs[:2], output[0], *inputs[4:6]],
+    differentiable_output=1,
+)

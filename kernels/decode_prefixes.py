@@ -26,10 +26,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.library import custom_op
 
 from sae_kernels import reference
 from sae_kernels.backend import pair_sums, resolve
 from sae_kernels.codes import Codes
+from sae_kernels.custom_op import (
+    accumulation_dtype,
+    empty_like_needed,
+    register_backward,
+    select_needed,
+)
 from sae_kernels.decode import check_d_sae
 from sae_kernels.decode_error import check_target
 from sae_kernels.pairs import Pairs
@@ -252,8 +259,6 @@ def decode_prefixes(
             f"levels have shape {tuple(levels.shape)}; the values {tuple(codes.values.shape)}"
         )
     if torch.compiler.is_compiling() and backend != "reference":
-        from sae_kernels.decode_custom_ops import decode_prefixes_op
-
         return decode_prefixes_op(
             codes.values,
             W_dec,
@@ -276,3 +281,50 @@ def decode_prefixes(
     return _DecodePrefixes.apply(
         codes.values, W_dec, b_dec, target, pairs, order, n_levels, backend
     )
+
+
+@custom_op("sae_kernels::decode_prefixes", mutates_args=())
+def decode_prefixes_op(
+    values: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    target: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    levels: Tensor,
+    n_levels: int,
+    backend: str,
+) -> Tensor:
+    codes = Codes(values, indices, len(W_dec), offsets)
+    return decode_prefixes(codes, levels, n_levels, W_dec, b_dec, target, backend=backend)
+
+
+@decode_prefixes_op.register_fake
+def _(values, W_dec, b_dec, target, indices, offsets, levels, n_levels, backend):
+    return target.new_empty(n_levels, dtype=accumulation_dtype(target))
+
+
+@custom_op("sae_kernels::decode_prefixes_backward", mutates_args=())
+def decode_prefixes_backward_op(
+    grad: Tensor,
+    values: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    target: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    levels: Tensor,
+    backend: str,
+    needs: list[bool],
+) -> list[Tensor]:
+    codes, n_levels = Codes(values, indices, len(W_dec), offsets), len(grad)
+    context = *pairs_by_level(codes, levels, n_levels), n_levels, resolve(backend, W_dec)
+    return select_needed(prefixes_grad(grad, values, W_dec, b_dec, target, *context, needs), needs)
+
+
+@decode_prefixes_backward_op.register_fake
+def _(grad, values, W_dec, b_dec, target, indices, offsets, levels, backend, needs):
+    return empty_like_needed((values, W_dec, b_dec, target), needs)
+
+
+register_backward(decode_prefixes_op, decode_prefixes_backward_op, 4, lambda inputs, _: inputs[:7])

@@ -17,11 +17,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from sae_kernels import reference
 from sae_kernels.backend import pair_sums, resolve
 from sae_kernels.codes import Codes
-from sae_kernels.encoder_backward import SelectedPreActs
+from sae_kernels.encoder_backward import (
+    SelectedPreActs,
+    fake_ragged,
+    ragged_offsets,
+    register_encoder_backward,
+)
 from sae_kernels.pairs import Pairs
 from sae_kernels.row_grads import row_grads_of
 
@@ -57,8 +63,6 @@ def encode_batch_topk(
     if not 1 <= k <= d_sae:
         raise ValueError(f"k={k} must lie between 1 and d_sae={d_sae}")
     if torch.compiler.is_compiling() and backend != "reference":
-        from sae_kernels.encode_custom_ops import encode_batch_topk_op
-
         values, indices, offsets = encode_batch_topk_op(x, W_enc, b_enc, b_dec, k, backend)
         return Codes(values, indices, d_sae, offsets)
     backend = resolve(backend, W_enc)
@@ -77,3 +81,19 @@ def encode_batch_topk(
     sums, row_grads = pair_sums(backend), row_grads_of(W_enc)
     codes.values = SelectedPreActs.apply(x, W_enc, b_enc, b_dec, centred, codes, sums, row_grads)
     return codes
+
+
+@custom_op("sae_kernels::encode_batch_topk", mutates_args=())
+def encode_batch_topk_op(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor | None, k: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    codes = encode_batch_topk(x, W_enc, b_enc, k, b_dec, backend=backend)
+    return codes.values, codes.indices, ragged_offsets(codes)
+
+
+@encode_batch_topk_op.register_fake
+def _(x, W_enc, b_enc, b_dec, k, backend):
+    return fake_ragged(x, x.shape[0] * k)
+
+
+register_encoder_backward(encode_batch_topk_op)

@@ -20,11 +20,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.library import custom_op
 
 from sae_kernels import reference
 from sae_kernels.backend import PairSums, pair_sums, resolve
 from sae_kernels.codes import Codes
-from sae_kernels.encoder_backward import SelectedPreActs, encoder_grad
+from sae_kernels.encoder_backward import (
+    SelectedPreActs,
+    encoder_grad,
+    fake_ragged,
+    ragged_offsets,
+    register_encoder_backward,
+)
 from sae_kernels.pairs import Pairs
 from sae_kernels.row_grads import RowGrads, row_grads_of
 
@@ -74,8 +81,6 @@ def encode_threshold(
     d_sae = W_enc.shape[1]
     _check(d_sae, threshold, capacity)
     if torch.compiler.is_compiling() and backend != "reference":
-        from sae_kernels.encode_custom_ops import encode_threshold_op
-
         values, indices, offsets, dropped = encode_threshold_op(
             x, W_enc, b_enc, b_dec, threshold, capacity, backend
         )
@@ -225,3 +230,35 @@ def encode_jumprelu(
         row_grads,
     )
     return codes, gates
+
+
+@custom_op("sae_kernels::encode_threshold", mutates_args=())
+def encode_threshold_op(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    b_dec: Tensor | None,
+    threshold: Tensor | None,
+    capacity: int | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return values, indices, offsets and the number of dropped slots, 0 if it is not counted."""
+    codes = encode_threshold(
+        x, W_enc, b_enc, b_dec, threshold=threshold, capacity=capacity, backend=backend
+    )
+    offsets = ragged_offsets(codes)
+    dropped = offsets.new_zeros(()) if codes.dropped is None else codes.dropped
+    return codes.values, codes.indices, offsets, dropped
+
+
+@encode_threshold_op.register_fake
+def _(x, W_enc, b_enc, b_dec, threshold, capacity, backend):
+    on_triton = backend == "triton" or (backend == "auto" and x.is_cuda)
+    if capacity is None or not on_triton:
+        size = torch.library.get_ctx().new_dynamic_size()
+    else:
+        size = capacity
+    return *fake_ragged(x, size), x.new_empty((), dtype=torch.int64)
+
+
+register_encoder_backward(encode_threshold_op)

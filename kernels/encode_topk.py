@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from sae_kernels import reference
 from sae_kernels.backend import pair_sums, resolve
 from sae_kernels.codes import Codes
-from sae_kernels.encoder_backward import SelectedPreActs
+from sae_kernels.encoder_backward import SelectedPreActs, register_encoder_backward
 from sae_kernels.pairs import Pairs
 from sae_kernels.row_grads import row_grads_of
 
@@ -62,8 +63,6 @@ def encode_topk(
     if not 1 <= k <= d_sae:
         raise ValueError(f"k={k} must lie between 1 and d_sae={d_sae}")
     if torch.compiler.is_compiling() and backend != "reference":
-        from sae_kernels.encode_custom_ops import encode_topk_op
-
         values, indices = encode_topk_op(x, W_enc, b_enc, b_dec, k, backend)
         return Codes(values, indices, d_sae)
     backend = resolve(backend, W_enc)
@@ -81,3 +80,21 @@ def encode_topk(
     sums, row_grads = pair_sums(backend), row_grads_of(W_enc)
     values = SelectedPreActs.apply(x, W_enc, b_enc, b_dec, centred, codes, sums, row_grads)
     return Codes(values, indices, d_sae, _pairs=pairs)
+
+
+@custom_op("sae_kernels::encode_topk", mutates_args=())
+def encode_topk_op(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor | None, k: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    codes = encode_topk(x, W_enc, b_enc, k, b_dec, backend=backend)
+    return codes.values, codes.indices
+
+
+@encode_topk_op.register_fake
+def _(x, W_enc, b_enc, b_dec, k, backend):
+    # len() would turn a symbolic size into a number.
+    shape = x.shape[0], k
+    return x.new_empty(shape), x.new_empty(shape, dtype=torch.int64)
+
+
+register_encoder_backward(encode_topk_op)

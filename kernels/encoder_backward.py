@@ -15,9 +15,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.library import CustomOpDef, custom_op  # pyright: ignore[reportPrivateImportUsage]
 
-from sae_kernels.backend import PairSums
+from sae_kernels.backend import PairSums, pair_sums, resolve
 from sae_kernels.codes import Codes
+from sae_kernels.custom_op import register_backward, select_needed
 from sae_kernels.pairs import Pairs
 from sae_kernels.row_grads import PairPart, RowGrads
 
@@ -93,3 +95,56 @@ class SelectedPreActs(torch.autograd.Function):
         needs = ctx.needs_input_grad[:4]
         grads = encoder_grad(g, centred, W_enc, ctx.pairs, ctx.sums, ctx.row_grads, needs)
         return *grads, None, None, None, None
+
+
+def ragged_offsets(codes: Codes) -> Tensor:
+    """Return the offsets of codes that are known to be ragged."""
+    assert codes.offsets is not None
+    return codes.offsets
+
+
+def fake_ragged(x: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return uninitialised values, indices and offsets of ragged codes, for a fake encoder."""
+    offsets = x.new_empty(x.shape[0] + 1, dtype=torch.int64)
+    return x.new_empty(size), x.new_empty(size, dtype=torch.int64), offsets
+
+
+@custom_op("sae_kernels::encode_backward", mutates_args=())
+def encode_backward_op(
+    grad: Tensor,
+    x: Tensor,
+    W_enc: Tensor,
+    b_dec: Tensor | None,
+    values: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    backend: str,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Return the needed gradients of an encoder: a value is its pre-activation or 0."""
+    g = torch.where(values > 0, grad, 0).flatten()
+    centred = x if b_dec is None else x - b_dec
+    pairs, sums = Pairs(indices, offsets, W_enc.shape[1]), pair_sums(resolve(backend, W_enc))
+    return select_needed(encoder_grad(g, centred, W_enc, pairs, sums, None, needs), needs)
+
+
+@encode_backward_op.register_fake
+def _(grad, x, W_enc, b_dec, values, indices, offsets, backend, needs):
+    d_in, d_sae = W_enc.shape
+    d_W = W_enc.new_empty(d_sae, d_in).t()
+    return select_needed((torch.empty_like(x), d_W, x.new_empty(d_sae), x.new_empty(d_in)), needs)
+
+
+def register_encoder_backward(op: CustomOpDef) -> None:
+    """Make the custom op of an encoder differentiable in x, W_enc, b_enc and b_dec.
+
+    Its first inputs are these four; its first outputs are values, indices and, for ragged codes,
+    offsets. Values alone are differentiable.
+    """
+
+    def saved(inputs: tuple, output: Tensor | tuple) -> Sequence[Tensor | None]:
+        x, W_enc, _, b_dec = inputs[:4]
+        values, indices, offsets = (*output, None)[:3]
+        return x, W_enc, b_dec, values, indices, offsets
+
+    register_backward(op, encode_backward_op, 4, saved, differentiable_output=0)

@@ -83,12 +83,6 @@ ARROWS = {
         "sae_configs",
     },
 }
-# Imports inside a function that lead back to the importing file. (start of the file's name, target)
-KNOWN_BACK_EDGES = [
-    ("sae_kernels.", "sae_kernels.encode_custom_ops"),  # torch.library wraps the op that calls it
-    ("sae_kernels.", "sae_kernels.decode_custom_ops"),
-    ("sae_kernels.gpu.adam", "sae_kernels.adam"),
-]
 ABOVE_THE_STEP = {"sae.api", "sae.lightning", "sae.cli"}
 ONLY_THERE = {"lightning", "wandb", "ray", "jsonargparse", "pytorch_lightning"}
 ONLY_IN_KERNELS = {"triton"}
@@ -177,10 +171,6 @@ def imported_modules(file: Path, modules: dict[str, Path]) -> set[str]:
 def test_no_two_files_import_each_other_in_a_circle():
     modules = module_files()
     graph = {name: imported_modules(file, modules) - {name} for name, file in modules.items()}
-    for name, target in KNOWN_BACK_EDGES:
-        for module in graph:
-            if module.startswith(name):
-                graph[module] -= {target}
     while leaves := [name for name, targets in graph.items() if not targets]:
         for name in leaves:
             del graph[name]

@@ -20,7 +20,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sae_kernels.adam import hyper_values
 from sae_kernels.gpu import row_grads as gpu_row_grads
 from sae_kernels.gpu.launch import accumulator, on_device_of
 from sae_kernels.gpu.row_grads import (
@@ -30,6 +29,7 @@ from sae_kernels.gpu.row_grads import (
     kernel_parts,
     table_bytes,
 )
+from sae_kernels.hyper_values import hyper_values
 from sae_kernels.row_grads import RowGrads
 
 _BLOCK = 1024  # columns of a block, for a tensor that is treated as one long row

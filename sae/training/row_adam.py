@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_kernels.adam import adam_rows_, hyper_values, square_norm
+from sae_kernels.adam import adam_rows_, square_norm
+from sae_kernels.hyper_values import hyper_values
 from sae_kernels.row_grads import RowGrads
 
 

@@ -6,13 +6,13 @@ opcheck tests the schema, the fake kernel, autograd and symbolic sizes.
 from __future__ import annotations
 
 import shutil
+import sys
 
 import pytest
 import torch
 from torch.library import opcheck
 
 from kernel_cases import CUDA, normal
-from sae_kernels import decode_custom_ops, encode_custom_ops
 from sae_kernels.decode import decode
 from sae_kernels.decode_error import decode_error
 from sae_kernels.decode_prefixes import decode_prefixes, matryoshka_levels, rank_levels
@@ -160,9 +160,16 @@ def test_eager_calls_skip_the_custom_ops(monkeypatch):
     def refuse(*args):
         raise AssertionError("dispatched")
 
-    for ops in (encode_custom_ops, decode_custom_ops):
-        for name in [name for name in vars(ops) if name.endswith("_op")]:
-            monkeypatch.setattr(ops, name, refuse)
+    custom_ops = [
+        (module, name)
+        for module in list(sys.modules.values())
+        if module.__name__.startswith("sae_kernels.")
+        for name, value in vars(module).items()
+        if isinstance(value, torch.library.CustomOpDef)
+    ]
+    assert len(custom_ops) == 10  # six ops, and the backward passes of three decoders and encoders
+    for module, name in custom_ops:
+        monkeypatch.setattr(module, name, refuse)
     for step in (reconstruct, error, matryoshka, ranked):
         results(step)
 
