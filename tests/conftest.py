@@ -18,7 +18,6 @@ os.environ["SAE_QUIET"] = "1"  # tests compare what is printed; tests/test_progr
 import torch  # noqa: E402
 
 import sae_kernels  # noqa: E402, F401 (sets MKL's mode before a test multiplies matrices)
-from tiny import run_settings, write_settings  # noqa: E402
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -57,7 +56,8 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def write_config(tiny_folders) -> Callable[..., Path]:
-    """write_config(folder): settings of a run on a real, if tiny, transformer and real files."""
+    """Return write_config(folder): a config of a run on a tiny transformer and text files."""
+    from tiny import run_settings, write_settings
 
     def write(folder: Path, family: str = "bert") -> Path:
         draw = random.Random(0)

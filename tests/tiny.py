@@ -165,7 +165,7 @@ LOSSES: dict[str, list[LossTerm]] = {
 }
 
 
-def make_rule(name: str, d_sae: int, k: int = 4, **arguments: Any) -> Sparsity:
+def tiny_rule(name: str, d_sae: int, k: int = 4, **arguments: Any) -> Sparsity:
     """Return the rule registered as `name`; `k` is for rules that take it."""
     defaults = RULES[name].arguments
     if "k" in defaults:
@@ -175,8 +175,10 @@ def make_rule(name: str, d_sae: int, k: int = 4, **arguments: Any) -> Sparsity:
 
 def all_rules(d_sae: int, k: int = 4, **arguments: Mapping[str, Any]) -> dict[str, Sparsity]:
     """Return every rule of the package by name, with further arguments by name of the rule."""
-    names = package_classes(Sparsity)
-    return {name: make_rule(name, d_sae, k, **arguments.get(name, {})) for name in names}
+    return {
+        name: tiny_rule(name, d_sae, **{"k": k, **arguments.get(name, {})})
+        for name in package_classes(Sparsity)
+    }
 
 
 def penalties(rule: Sparsity, **settings: Any) -> list[LossTerm]:
@@ -200,7 +202,7 @@ def all_sites(reads: tuple[str, str], predicts: tuple[str, str]) -> dict[str, Si
 # SAEs and learners
 
 
-def make_sae(
+def tiny_sae(
     rule: Sparsity,
     site: Site,
     widths: Mapping[str, int],
@@ -213,7 +215,7 @@ def make_sae(
     return SAE(bound.d_in, rule, site=bound, d_out=bound.d_out, seed=seed, dtype=dtype)
 
 
-def make_learner(
+def tiny_learner(
     sae: SAE,
     terms: Sequence[LossTerm],
     optim: OptimConfig | None = None,

@@ -14,31 +14,12 @@ from sae.autoencoder.sites import (
     SkipTranscoder,
     Transcoder,
 )
-from sae.autoencoder.sparsity import (
-    AbsTopK,
-    BatchTopK,
-    Gated,
-    GroupMax,
-    JumpReLU,
-    MatchingPursuit,
-    ReLU,
-    TopK,
-    Unrolled,
-)
+from sae.autoencoder.sparsity import TopK
 from sae.inference import refine
+from tiny import all_rules
 
-RULES = [
-    TopK(d_sae=48, k=4),
-    BatchTopK(d_sae=48, k=4),
-    ReLU(d_sae=48),
-    JumpReLU(d_sae=48),
-    Gated(d_sae=48),
-    AbsTopK(d_sae=48, k=4),
-    GroupMax(d_sae=48, k=4),
-    MatchingPursuit(d_sae=48, k=4),
-    Unrolled(d_sae=48),
-]
-EVERY_RULE = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+RULES = all_rules(48, k=4)
+EVERY_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 
 def sae_and_data(rule, site=None, **settings) -> tuple[SAE, Tensor]:

@@ -8,53 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from package_classes import classes_of_the_package
 from sae import SAE
-from sae.autoencoder.losses import FVU, L0, L1, GateReconstruction, LossTerm
-from sae.autoencoder.sites import (
-    Autoencoder,
-    Crosscoder,
-    CrossLayerTranscoder,
-    Site,
-    SkipTranscoder,
-    Transcoder,
-)
-from sae.autoencoder.sparsity import (
-    AbsTopK,
-    BatchTopK,
-    Gated,
-    GroupMax,
-    JumpReLU,
-    MatchingPursuit,
-    ReLU,
-    Sparsity,
-    TopK,
-    Unrolled,
-)
+from sae.autoencoder.losses import FVU
 from sae.training import Learner, OptimConfig
-from sae_kernels import reference
 from sae_kernels.codes import Codes
+from tiny import all_rules, all_sites, dense_gradients, penalties, tiny_learner, tiny_rule, tiny_sae
 
-RULES: dict[str, tuple[Sparsity, list[LossTerm]]] = {
-    "TopK": (TopK(d_sae=36, k=6), []),
-    "BatchTopK": (BatchTopK(d_sae=36, k=6), []),
-    "AbsTopK": (AbsTopK(d_sae=36, k=6), []),
-    "GroupMax": (GroupMax(d_sae=36, k=6), []),
-    "MatchingPursuit": (MatchingPursuit(d_sae=36, k=6), []),
-    "ReLU": (ReLU(d_sae=36), [L1()]),
-    "JumpReLU": (JumpReLU(d_sae=36), [L0()]),
-    "Gated": (Gated(d_sae=36), [L1(), GateReconstruction()]),
-    "Unrolled": (Unrolled(d_sae=36, layers=2, step=0.3, theta=0.1), [L1()]),
-    "Unrolled-untied": (Unrolled(d_sae=36, layers=2, tied=False, step=0.3, theta=0.1), [L1()]),
-}
+UNROLLED = {"layers": 2, "step": 0.3, "theta": 0.1}
+RULES = all_rules(36, k=6, Unrolled=UNROLLED)
+RULES["Unrolled-untied"] = tiny_rule("Unrolled", 36, tied=False, **UNROLLED)
 WIDTHS = {"a": 8, "b": 5, "c": 8, "d": 5}
-SITES: dict[str, Site] = {
-    "Autoencoder": Autoencoder(hook="a"),
-    "Transcoder": Transcoder(read="a", predict="b"),
-    "SkipTranscoder": SkipTranscoder(read="a", predict="b"),
-    "Crosscoder": Crosscoder(read=("a", "b", "c")),
-    "CrossLayerTranscoder": CrossLayerTranscoder(read=("a", "c"), predict=("b", "d")),
-}
+SITES = all_sites(("a", "c"), ("b", "d"))
 # Each hook has a different scale, so that folding is tested for each, and a mean that is not 0.
 UNITS = {"a": 0.01, "b": 3.0, "c": 40.0, "d": 1.0}
 
@@ -74,19 +38,10 @@ def activations(seed: int, batch: int = 24) -> dict[str, Tensor]:
 
 
 def make_learner(rule: str, site: str, *, backend: str = "auto") -> Learner:
-    sparsity, penalties = RULES[rule]
-    bound = SITES[site].bind({h: WIDTHS[h] for h in SITES[site].hooks})
-    sae = SAE(
-        bound.d_in, sparsity, site=bound, d_out=bound.d_out, seed=2, dtype=torch.float64
-    )  # fmt: skip
-    learner = Learner(
-        sae,
-        [FVU(), *penalties],
-        OptimConfig(lr=1e-2),
-        total_steps=8,
-        dead_after=10**6,
-        backend=backend,
-    )
+    sparsity = RULES[rule]
+    sae = tiny_sae(sparsity, SITES[site], WIDTHS, seed=2)
+    terms = [FVU(), *penalties(sparsity)]
+    learner = tiny_learner(sae, terms, OptimConfig(lr=1e-2), total_steps=8, backend=backend)
     learner.initialise(activations(0))
     return learner
 
@@ -96,27 +51,6 @@ def trained(rule: str, site: str) -> Learner:
     for step in range(4):
         learner.step(activations(step))
     return learner
-
-
-def test_every_rule_is_tested():
-    assert {type(rule) for rule, _ in RULES.values()} == set(
-        classes_of_the_package(Sparsity).values()
-    )
-
-
-def gradients(learner: Learner) -> dict[str, Tensor]:
-    """Return the gradients of all parameters, including row gradients."""
-    result = {}
-    for name, parameter in learner.sae.named_parameters():
-        grad, parts = parameter.grad, getattr(parameter, "row_grads", None)
-        if parts:
-            rows = name != "W_enc"
-            like = parameter if rows else parameter.t()
-            whole = grad if grad is None or rows else grad.t()
-            whole = reference.dense_gradient(like.shape, whole, parts)
-            grad = whole if rows else whole.t()
-        result[name] = torch.zeros_like(parameter) if grad is None else grad
-    return result
 
 
 @each_site
@@ -129,7 +63,7 @@ def test_fast_path_equals_the_loss_and_gradients_of_the_reference(rule, site):
         learner.load_state_dict(start)
         forward, loss = learner(activations(50))
         loss.backward()
-        results.append((loss, forward.codes, gradients(learner)))
+        results.append((loss, forward.codes, dense_gradients(learner.sae)))
     (fast, codes, grads), (true, expected, true_grads) = results
     torch.testing.assert_close(codes.to_dense(), expected.to_dense(), rtol=1e-10, atol=1e-10)
     assert codes.l0().tolist() == expected.l0().tolist()

@@ -29,14 +29,8 @@ def test_tune_stops_worse_trials_and_records_failed_ones(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    args = [
-        "tune",
-        "--config",
-        str(write_settings(tmp_path, SETTINGS)),
-        "--members-per-trial",
-        "2",
-        "--stop-early",
-    ]
+    config = write_settings(tmp_path, SETTINGS)
+    args = ["tune", "--config", str(config), "--members-per-trial", "2", "--stop-early"]
     args += ["--grid", "model.optim.lr=0.01,0.003,1e-9,2e-9,1e12,1e13"]
     args += ["--cpus-per-trial", str(os.cpu_count())]  # one trial after another
     assert main(args) == 1  # a trial failed

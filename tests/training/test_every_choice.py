@@ -7,7 +7,6 @@ reference.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,80 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from package_classes import classes_of_the_package
 from sae import SAE, UserError
-from sae.autoencoder.losses import (
-    FVU,
-    L0,
-    L1,
-    MSE,
-    AuxK,
-    EveryPrefix,
-    GateReconstruction,
-    LossTerm,
-    Matryoshka,
-    MultiK,
-    PreActs,
-)
-from sae.autoencoder.sites import (
-    Autoencoder,
-    Crosscoder,
-    CrossLayerTranscoder,
-    Site,
-    SkipTranscoder,
-    Transcoder,
-)
-from sae.autoencoder.sparsity import (
-    AbsTopK,
-    BatchTopK,
-    Gated,
-    GroupMax,
-    JumpReLU,
-    MatchingPursuit,
-    ReLU,
-    Sparsity,
-    TopK,
-    Unrolled,
-)
+from sae.autoencoder.losses import L0, L1, LossTerm
+from sae.autoencoder.sites import Autoencoder, Crosscoder, CrossLayerTranscoder, Site
+from sae.autoencoder.sparsity import MatchingPursuit, ReLU, Sparsity
 from sae.training import Learner, OptimConfig
-from sae_kernels import reference
+from tiny import LOSSES, all_rules, all_sites, dense_gradients, penalties, tiny_learner, tiny_sae
 
 WIDTHS = {"a": 8, "b": 8, "c": 6, "d": 6}
-SITES: list[Site] = [
-    Autoencoder(hook="a"),
-    Transcoder(read="a", predict="c"),
-    SkipTranscoder(read="a", predict="c"),
-    Crosscoder(read=("a", "b", "c")),
-    CrossLayerTranscoder(read=("a", "b"), predict=("c", "d")),
-]
-K = {"d_sae": 48, "k": 4}
-RULES: list[Sparsity] = [
-    TopK(**K, k_start=12, k_anneal=0.8),
-    BatchTopK(**K),
-    AbsTopK(**K),
-    GroupMax(**K),
-    MatchingPursuit(**K),
-    ReLU(d_sae=48),
-    JumpReLU(d_sae=48),
-    Gated(d_sae=48),
-    Unrolled(d_sae=48),
-]
-# Penalties for the rules that need one to be sparse.
-PENALTIES: dict[str, list[LossTerm]] = {
-    "ReLU": [L1(target_l0=4, decoder_norm=True, p_end=0.5)],
-    "JumpReLU": [L0(target_l0=4)],
-    "Gated": [L1(target_l0=4), GateReconstruction()],
-    "Unrolled": [L0(kind="tanh", target_l0=4)],
-}
-LOSSES: dict[str, list[LossTerm]] = {
-    "plain": [MSE(coefficient=0.1)],
-    "Matryoshka": [Matryoshka()],
-    "Matryoshka-random": [Matryoshka(random=3)],
-    "EveryPrefix": [EveryPrefix()],
-    "MultiK": [FVU(), MultiK(factor=2)],
-    "PreActs": [FVU(), PreActs(coefficient=0.1)],
-    "AuxK": [FVU(), AuxK()],
-}
+SITES = all_sites(("a", "b"), ("c", "d"))
+RULES = all_rules(48, k=4, TopK={"k_start": 12, "k_anneal": 0.8})
+PENALTIES = {name: penalties(rule, target_l0=4) for name, rule in RULES.items()}
+PENALTIES["ReLU"] = [L1(target_l0=4, decoder_norm=True, p_end=0.5)]
+PENALTIES["Unrolled"] = [L0(kind="tanh", target_l0=4)]
 STEPS, HALF = 30, 15
 
 
@@ -99,7 +37,7 @@ def expected_error(site: Site, rule: Sparsity, losses: str) -> str | None:
         return f"{losses} does not apply to CrossLayerTranscoder"
     if losses == "PreActs" and name == "AbsTopK":
         return "AbsTopK has none, because it is signed"
-    if losses == "MultiK" and name in PENALTIES:
+    if losses == "MultiK" and rule.needs_penalty:
         return "MultiK needs a rule with k"
     if losses == "EveryPrefix" and name not in (
         "TopK",
@@ -127,49 +65,28 @@ DATA = batches()
 def make_learner(
     site: Site, rule: Sparsity, terms: Sequence[LossTerm], backend: str = "auto"
 ) -> Learner:
-    bound = site.bind(WIDTHS)
-    sae = SAE(bound.d_in, rule, site=bound, d_out=bound.d_out, dtype=torch.float64, seed=1)
-    return Learner(
-        sae,
-        terms,
-        OptimConfig(lr=1e-2, unit_norm=not isinstance(rule, ReLU)),
-        total_steps=STEPS,
-        dead_after=48,
-        refresh_steps=3,
-        backend=backend,
-    )
+    optim = OptimConfig(lr=1e-2, unit_norm=not isinstance(rule, ReLU))
+    settings = {"total_steps": STEPS, "dead_after": 48, "refresh_steps": 3, "backend": backend}
+    return tiny_learner(tiny_sae(rule, site, WIDTHS), terms, optim, **settings)
 
 
-def gradients(trained: Learner, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the gradients of one loss, and the loss; change nothing."""
+def loss_and_gradients(trained: Learner, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the loss of a batch and its gradients; change nothing."""
     _, loss = trained(batch)
     loss.backward()
-    grads = {"loss": loss.detach()}
-    for name, parameter in trained.sae.named_parameters():
-        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        by_latent = grad.t() if name == "W_enc" else grad
-        parts = getattr(parameter, "row_grads", None)
-        grads[name] = reference.dense_gradient(by_latent.shape, by_latent, parts)
+    tensors = {"loss": loss.detach(), **dense_gradients(trained.sae)}
     trained.optimizer.zero_grad()
-    return grads
-
-
-def test_all_registered_sites_and_rules_are_tested():
-    assert {type(site).__name__ for site in SITES} == set(classes_of_the_package(Site))
-    assert {type(rule).__name__ for rule in RULES} == set(classes_of_the_package(Sparsity))
-    assert set(PENALTIES) == {type(rule).__name__ for rule in RULES if rule.needs_penalty}
+    return tensors
 
 
 @pytest.mark.parametrize("losses", LOSSES)
-@pytest.mark.parametrize(
-    ("site", "rule"),
-    itertools.product(SITES, RULES),
-    ids=[f"{type(s).__name__}-{type(r).__name__}" for s, r in itertools.product(SITES, RULES)],
-)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("site", SITES)
 def test_combination_trains_resumes_and_exports_or_is_refused(
-    tmp_path: Path, site: Site, rule: Sparsity, losses: str
+    tmp_path: Path, site: str, rule: str, losses: str
 ) -> None:
-    terms = [*LOSSES[losses], *PENALTIES.get(type(rule).__name__, [])]
+    terms = [*LOSSES[losses], *PENALTIES[rule]]
+    site, rule = SITES[site], RULES[rule]
     if (message := expected_error(site, rule, losses)) is not None:
         with pytest.raises(UserError, match=message):
             make_learner(site, rule, terms)
@@ -200,7 +117,7 @@ def test_combination_trains_resumes_and_exports_or_is_refused(
     resumed.optimizer.load_state_dict(moments)
     if losses in ("AuxK", "PreActs"):
         assert resumed.dead.is_dead().any(), "without dead latents these terms are 0"
-    actual, expected = gradients(resumed, DATA[0]), gradients(dense, DATA[0])
+    actual, expected = loss_and_gradients(resumed, DATA[0]), loss_and_gradients(dense, DATA[0])
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, rtol=1e-9, atol=1e-11, msg=name)
     for batch in DATA[HALF:]:

@@ -8,53 +8,39 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sae.autoencoder import SAE
 from sae.autoencoder.losses import (
     FVU,
     L0,
     L1,
     AuxK,
     EveryPrefix,
-    GateReconstruction,
     Matryoshka,
     PreActs,
 )
 from sae.autoencoder.sites import Autoencoder
-from sae.autoencoder.sparsity import (
-    AbsTopK,
-    BatchTopK,
-    Gated,
-    GroupMax,
-    JumpReLU,
-    MatchingPursuit,
-    ReLU,
-    TopK,
-    Unrolled,
-)
 from sae.metrics.fvu import FVU as HeldOutFVU
-from sae.training import Learner, OptimConfig
+from sae.training import OptimConfig
 from sae_kernels.deterministic_sum import deterministic_sum, sum_of_squares
+from tiny import all_rules, penalties, tiny_learner, tiny_rule, tiny_sae
 
 # 512 x 384 numbers are more than the 32,768 from which torch splits a sum between threads.
 D_IN, D_SAE, BATCH, STEPS = 384, 512, 512, 4
-CASES = {
-    "topk": (TopK(d_sae=D_SAE, k=16), [FVU(), AuxK()], {}),
-    "clipped": (TopK(d_sae=D_SAE, k=16), [FVU(), AuxK()], {"clip_norm": 1e-4}),
-    "moments": (TopK(d_sae=D_SAE, k=16), [FVU()], {"moments": "bfloat16"}),
-    "signum": (TopK(d_sae=D_SAE, k=16), [FVU()], {"name": "signum"}),
-    "muon": (TopK(d_sae=D_SAE, k=16), [FVU()], {"name": "muon"}),
-    "batchtopk": (BatchTopK(d_sae=D_SAE, k=16), [FVU(), AuxK()], {}),
-    "l1": (ReLU(d_sae=D_SAE), [FVU(), L1(target_l0=16.0)], {"clip_norm": 1e-4}),
-    "p": (ReLU(d_sae=D_SAE), [FVU(), L1(coefficient=0.1, p_end=0.5, p_start_at=0.0)], {}),
-    "jumprelu": (JumpReLU(d_sae=D_SAE), [FVU(), L0(target_l0=16.0), PreActs()], {}),
-    "tanh": (JumpReLU(d_sae=D_SAE), [FVU(), L0(target_l0=16.0, kind="tanh")], {}),
-    "gated": (Gated(d_sae=D_SAE), [FVU(), L1(target_l0=16.0), GateReconstruction()], {}),
-    "matryoshka": (TopK(d_sae=D_SAE, k=16), [Matryoshka(), AuxK()], {}),
-    "every prefix": (TopK(d_sae=D_SAE, k=8), [EveryPrefix()], {}),
-    "abstopk": (AbsTopK(d_sae=D_SAE, k=16), [FVU()], {}),
-    "groupmax": (GroupMax(d_sae=D_SAE, k=16), [FVU()], {}),
-    "pursuit": (MatchingPursuit(d_sae=D_SAE, k=4), [FVU()], {}),
-    "unrolled": (Unrolled(d_sae=D_SAE, layers=2), [FVU(), L1(target_l0=16.0)], {}),
+RULES = all_rules(D_SAE, k=16, MatchingPursuit={"k": 4}, Unrolled={"layers": 2})
+TERMS = {name: [FVU(), *penalties(rule, target_l0=16.0)] for name, rule in RULES.items()}
+TERMS["TopK"] = TERMS["BatchTopK"] = [FVU(), AuxK()]
+TERMS["JumpReLU"].append(PreActs())
+CASES = {name: (rule, TERMS[name], {}) for name, rule in RULES.items()}
+CASES["ReLU"][2]["clip_norm"] = 1e-4
+TOPK, RELU, JUMPRELU = RULES["TopK"], RULES["ReLU"], RULES["JumpReLU"]
+CASES |= {
+    "clipped": (TOPK, [FVU(), AuxK()], {"clip_norm": 1e-4}),
+    "moments": (TOPK, [FVU()], {"moments": "bfloat16"}),
+    "signum": (TOPK, [FVU()], {"name": "signum"}),
+    "muon": (TOPK, [FVU()], {"name": "muon"}),
+    "p": (RELU, [FVU(), L1(coefficient=0.1, p_end=0.5, p_start_at=0.0)], {}),
+    "tanh": (JUMPRELU, [FVU(), L0(target_l0=16.0, kind="tanh")], {}),
+    "matryoshka": (TOPK, [Matryoshka(), AuxK()], {}),
+    "every prefix": (tiny_rule("TopK", D_SAE, k=8), [EveryPrefix()], {}),
 }
 
 
@@ -64,14 +50,9 @@ def train(case: str, threads: int) -> dict[str, object]:
     rule, terms, optim = CASES[case]
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(BATCH, D_IN, generator=generator) for _ in range(STEPS)]
-    trained = Learner(
-        SAE(D_IN, rule, site=Autoencoder(hook="x").bind({"x": D_IN})),
-        terms,
-        OptimConfig(**optim),
-        total_steps=STEPS,
-        dead_after=BATCH,
-        refresh_steps=2,
-    )
+    sae = tiny_sae(rule, Autoencoder(hook="x"), {"x": D_IN}, seed=0, dtype=torch.float32)
+    settings = {"total_steps": STEPS, "dead_after": BATCH, "refresh_steps": 2}
+    trained = tiny_learner(sae, terms, OptimConfig(**optim), **settings)
     trained.initialise({"x": batches[0]})
     for x in batches:
         trained.step({"x": x})
