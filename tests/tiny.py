@@ -129,7 +129,7 @@ def package_classes(family: type[Any]) -> dict[str, type[Any]]:
 
 @dataclass(frozen=True)
 class RuleSettings:
-    """What tests need to know about a sparsity rule.
+    """The arguments that a sparsity rule needs, and its penalties.
 
     Args:
         arguments: Arguments besides d_sae.
@@ -221,11 +221,11 @@ def tiny_learner(
     optim: OptimConfig | None = None,
     *,
     total_steps: int = 20,
-    dead_after: int = 10**9,
+    dead_after: int = 10**6,
     refresh_steps: int = 1,
     **settings: Any,
 ) -> Learner:
-    """Return a learner of 20 steps in which no latent is ever dead, unless settings say other."""
+    """Return a learner of 20 steps, few enough that no latent counts as dead by default."""
     return Learner(
         sae,
         terms,

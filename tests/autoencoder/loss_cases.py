@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae.autoencoder import SAE
 from sae.autoencoder.losses import ForwardOutput, LossTerm
 from sae.autoencoder.sites import Autoencoder, CrossLayerTranscoder, Site, SkipTranscoder
 from sae.autoencoder.sparsity import JumpReLU, Sparsity
 from sae.training import Learner, OptimConfig
-from sae_kernels import reference
+from tiny import dense_gradients, tiny_learner, tiny_sae
 
 BATCH = 23
 BANDWIDTH = 0.8
@@ -45,17 +44,15 @@ def make_learner(
     dead_after: int = 10**9,
     optim: OptimConfig | None = None,
 ) -> Learner:
-    bound = SITES[site].bind(WIDTHS)
-    sae = SAE(bound.d_in, rule, site=bound, d_out=bound.d_out, seed=2, dtype=torch.float64)
-    learner = Learner(
-        sae,
+    learner = tiny_learner(
+        tiny_sae(rule, SITES[site], WIDTHS, seed=2),
         terms,
         optim or OptimConfig(lr=1e-2, unit_norm=unit_norm),
         total_steps=total_steps,
         dead_after=dead_after,
-        refresh_steps=1,
         backend=backend,
     )
+    sae = learner.sae
     learner.scale = dict.fromkeys(WIDTHS, 1.0)
     with torch.no_grad():
         for number, (name, parameter) in enumerate(sae.named_parameters()):
@@ -77,14 +74,8 @@ def jumprelu(terms: Sequence[LossTerm], site: str = "autoencode", d_sae: int = 3
 
 
 def gradients(learner: Learner) -> dict[str, Tensor]:
-    """Return the gradient of every parameter after a backward pass; 0 where there is none."""
-    result = {}
-    for name, parameter in learner.sae.named_parameters():
-        by_latent = (lambda t: t.t()) if name == "W_enc" else (lambda t: t)
-        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        parts = getattr(parameter, "row_grads", None)
-        whole = reference.dense_gradient(by_latent(parameter).shape, by_latent(grad), parts)
-        result[name] = by_latent(whole)
+    """Return the gradient of every parameter after a backward pass, and forget them."""
+    result = dense_gradients(learner.sae)
     learner.optimizer.zero_grad()
     return result
 

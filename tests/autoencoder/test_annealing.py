@@ -10,17 +10,16 @@ from sae.autoencoder.losses import FVU
 from sae.autoencoder.sites import Autoencoder, CrossLayerTranscoder
 from sae.autoencoder.sparsity import AbsTopK, BatchTopK, TopK
 from sae.training import Learner, OptimConfig
+from tiny import tiny_learner, tiny_sae
 
 TOTAL = 10
 each_rule = pytest.mark.parametrize("rule", [TopK, BatchTopK, AbsTopK])
 
 
 def make_learner(rule, *, k_start: int | None = 20, k_anneal: float = 0.5) -> Learner:
-    site = Autoencoder(hook="h").bind({"h": 9})
     sparsity = rule(d_sae=32, k=4, k_start=k_start, k_anneal=k_anneal)
-    sae = SAE(9, sparsity, site=site, seed=1, dtype=torch.float64)
-    optim = OptimConfig(lr=1e-3)
-    return Learner(sae, [FVU()], optim, total_steps=TOTAL, dead_after=10**6)
+    sae = tiny_sae(sparsity, Autoencoder(hook="h"), {"h": 9})
+    return tiny_learner(sae, [FVU()], OptimConfig(lr=1e-3), total_steps=TOTAL)
 
 
 def acts(step: int) -> dict[str, torch.Tensor]:

@@ -11,7 +11,8 @@ from sae.autoencoder.losses import FVU
 from sae.autoencoder.sites import Autoencoder, Transcoder
 from sae.autoencoder.sparsity import MatchingPursuit
 from sae.autoencoder.sparsity.matching_pursuit import merge_repeats
-from sae.training import Learner, OptimConfig
+from sae.training import OptimConfig
+from tiny import tiny_learner, tiny_sae
 
 WIDTHS = {"x": 6, "y": 9}
 SITES = {"Autoencoder": Autoencoder(hook="x"), "Transcoder": Transcoder(read="x", predict="y")}
@@ -21,9 +22,7 @@ each_site = pytest.mark.parametrize("site", SITES)
 
 
 def make_sae(site: str, k: int = K, seed: int = 3) -> SAE:
-    bound = SITES[site].bind({h: WIDTHS[h] for h in SITES[site].hooks})
-    rule = MatchingPursuit(d_sae=D_SAE, k=k)
-    sae = SAE(6, rule, site=bound, d_out=bound.d_out, seed=seed, dtype=torch.float64)
+    sae = tiny_sae(MatchingPursuit(d_sae=D_SAE, k=k), SITES[site], WIDTHS, seed=seed)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
@@ -125,7 +124,7 @@ def test_the_residual_shrinks_in_every_round():
 def test_a_step_keeps_norm_1_and_copies_W_dec_to_W_enc(site, unit_norm):
     sae = make_sae(site)
     optim = OptimConfig(lr=3e-2, unit_norm=unit_norm)
-    learner = Learner(sae, [FVU()], optim, total_steps=6, dead_after=10**6)
+    learner = tiny_learner(sae, [FVU()], optim, total_steps=6)
     learner.initialise(data())
     before = sae.W_dec.detach().clone()
     for seed in range(3):
@@ -147,13 +146,13 @@ def test_a_step_keeps_norm_1_and_copies_W_dec_to_W_enc(site, unit_norm):
 def test_averaged_weights_satisfy_the_constraints(site, ema):
     """A mean of unit vectors is shorter than norm 1, so averages must be projected."""
     optim = OptimConfig(lr=3e-2, name="adam" if ema else "signum")
-    made_of = make_sae(site)
-    learner = Learner(made_of, [FVU()], optim, total_steps=6, dead_after=10**6, ema=ema)
+    sae = make_sae(site)
+    learner = tiny_learner(sae, [FVU()], optim, total_steps=6, ema=ema)
     learner.initialise(data())
     for seed in range(4):
         learner.step(data(seed=seed))
-    mean = learner.eval_model() if ema is None else learner.average.averaged(made_of)
-    assert not torch.equal(mean.W_dec, made_of.W_dec)
+    mean = learner.eval_model() if ema is None else learner.average.averaged(sae)
+    assert not torch.equal(mean.W_dec, sae.W_dec)
     x, _ = mean.site.pair(data(seed=9))
     trained, used = mean.encode_training(x).codes.to_dense(), mean.encode(x).to_dense()
     torch.testing.assert_close(used, trained, rtol=1e-12, atol=1e-12)

@@ -12,35 +12,29 @@ from sae.autoencoder.losses import FVU, L0
 from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import JumpReLU
 from sae.training import Learner, OptimConfig
+from tiny import random_batch, tiny_learner, tiny_sae
 
 D_IN, D_SAE, DECAY = 6, 20, 0.7
 
 
 def make_learner(*, dtype=torch.float64, unit_norm=True, **optim) -> Learner:
-    sae = SAE(D_IN, JumpReLU(d_sae=D_SAE), site=Autoencoder(hook="a"), seed=1, dtype=dtype)
-    trained = Learner(
-        sae,
+    rule, site = JumpReLU(d_sae=D_SAE), Autoencoder(hook="a")
+    trained = tiny_learner(
+        tiny_sae(rule, site, {"a": D_IN}, dtype=dtype),
         [FVU(), L0(coefficient=1e-2)],
         OptimConfig(lr=3e-2, unit_norm=unit_norm, **optim),
-        total_steps=20,
-        dead_after=10**6,
         resample_every=10,
         ema=DECAY,
     )
-    trained.initialise(batch(0, 256, dtype))
+    trained.initialise(random_batch(0, 256, dtype))
     return trained
-
-
-def batch(number: int, size: int = 32, dtype=torch.float64) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(number)
-    return {"a": torch.randn(size, D_IN, generator=generator, dtype=torch.float64).to(dtype) + 0.5}
 
 
 @pytest.mark.parametrize("unit_norm", [True, False])
 def test_average_weights_steps_by_age_and_excludes_the_start(unit_norm):
     trained, states = make_learner(unit_norm=unit_norm), []
     for number in range(6):
-        trained.step(batch(number))
+        trained.step(random_batch(number))
         states.append({n: t.clone() for n, t in trained.sae.state_dict().items()})
     average = trained.average.averaged(trained.sae)
     shares = [DECAY ** (5 - number) for number in range(6)]
@@ -54,17 +48,16 @@ def test_average_weights_steps_by_age_and_excludes_the_start(unit_norm):
         average.b_enc, trained.sae.b_enc
     )
     exported = trained.export(ema=True)
-    torch.testing.assert_close(
-        exported(batch(9)["a"]) * trained.scale["a"], average(batch(9)["a"] * trained.scale["a"])
-    )
+    x, scale = random_batch(9)["a"], trained.scale["a"]
+    torch.testing.assert_close(exported(x) * scale, average(x * scale))
 
 
 def test_average_does_not_change_training():
     with_it, without = make_learner(), make_learner()
     without.average = None
     for number in range(4):
-        with_it.step(batch(number))
-        without.step(batch(number))
+        with_it.step(random_batch(number))
+        without.step(random_batch(number))
         with_it.export(ema=True)
     for (name, a), b in zip(
         with_it.sae.state_dict().items(), without.sae.state_dict().values(), strict=True
@@ -78,12 +71,12 @@ def test_resumed_average_has_the_same_bits(dtype):
     for number in range(10):
         if number == 4:
             saved = copy.deepcopy((straight.state_dict(), straight.optimizer.state_dict()))
-        straight.step(batch(number, dtype=dtype))
+        straight.step(random_batch(number, dtype=dtype))
     resumed = make_learner(dtype=dtype)
     resumed.load_state_dict(saved[0])
     resumed.optimizer.load_state_dict(saved[1])
     for number in range(4, 10):
-        resumed.step(batch(number, dtype=dtype))
+        resumed.step(random_batch(number, dtype=dtype))
     ends = [trained.export(ema=True).state_dict() for trained in (straight, resumed)]
     for name, value in ends[0].items():
         assert torch.equal(value, ends[1][name]), name
@@ -93,10 +86,10 @@ def test_resumed_average_has_the_same_bits(dtype):
 def test_average_of_resampled_latents_restarts():
     trained = make_learner()
     for number in range(3):
-        trained.step(batch(number))
+        trained.step(random_batch(number))
     trained.dead.tokens_since_fired[[2, 7]] = 10**7
     before = trained.average.W_enc.clone()
-    trained.resample(batch(5))
+    trained.resample(random_batch(5))
     others = [n for n in range(D_SAE) if n not in (2, 7)]
     assert torch.equal(trained.average.W_enc[:, [2, 7]], trained.sae.W_enc[:, [2, 7]])
     assert torch.equal(trained.average.W_enc[:, others], before[:, others])

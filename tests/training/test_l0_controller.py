@@ -10,9 +10,10 @@ import torch
 from sae.autoencoder import SAE
 from sae.autoencoder.losses import FVU, L0, L1
 from sae.autoencoder.sites import Autoencoder
-from sae.autoencoder.sparsity import Gated, JumpReLU, ReLU, Unrolled
+from sae.autoencoder.sparsity import JumpReLU, ReLU
 from sae.training import Learner, OptimConfig
 from sae.training.l0_controller import L0Controller
+from tiny import all_rules, penalties, tiny_learner, tiny_sae
 
 TARGET, START = 20.0, 0.03
 FALLING = {"first": 160.0, "until": 0.5}
@@ -140,22 +141,23 @@ def test_bfloat16_l0_is_computed_in_float64():
     assert controller.log_l0.item() == math.log(21.0)
 
 
+PENALIZED = {name: rule for name, rule in all_rules(32).items() if rule.needs_penalty}
+# The parameter that the controller moves, and the sign with which a latent fires less.
+THRESHOLDS = {
+    "ReLU": ("b_enc", -1),
+    "Gated": ("b_enc", -1),
+    "Unrolled": ("b_enc", -1),
+    "JumpReLU": ("threshold", 1),
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    ("rule", "term", "threshold_param", "sign"),
-    [
-        (ReLU, L1, "b_enc", -1),
-        (Gated, L1, "b_enc", -1),
-        (Unrolled, L1, "b_enc", -1),
-        (JumpReLU, L0, "threshold", 1),
-    ],
-)
-def test_threshold_of_each_rule_rises_if_l0_is_above_target(
-    rule, term, threshold_param, sign, dtype
-):
-    sae = SAE(16, rule(d_sae=32), site=Autoencoder().bind({"x": 16}), dtype=dtype)
-    optim = OptimConfig(lr=1e-30)
-    learner = Learner(sae, [FVU(), term(target_l0=1.0)], optim, total_steps=10, dead_after=100)
+@pytest.mark.parametrize("rule", PENALIZED.values(), ids=PENALIZED)
+def test_threshold_of_each_rule_rises_if_l0_is_above_target(rule, dtype):
+    threshold_param, sign = THRESHOLDS[type(rule).__name__]
+    sae = tiny_sae(rule, Autoencoder(hook="x"), {"x": 16}, seed=0, dtype=dtype)
+    terms = [FVU(), *penalties(rule, target_l0=1.0)]
+    learner = tiny_learner(sae, terms, OptimConfig(lr=1e-30), total_steps=10, dead_after=100)
     acts = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
     learner.initialise({"x": acts})
     for steps, rises in ((7, False), (9, True)):

@@ -17,40 +17,28 @@ from sae.training.cuda_graph import GraphedStep
 from sae.training.optimizers import build_optimizer
 from sae.training.row_adam import RowAdam
 from sae.training.schedule_free import ScheduleFreeSign
+from tiny import random_batch, tiny_learner, tiny_sae
 
 D_IN, D_SAE = 6, 20
 NAMES = ("adam", "adamw", "signum", "muon")
 
 
 def autoencoder(rule=None, *, dtype=torch.float64, site=None) -> SAE:
-    site = (site or Autoencoder(hook="a")).bind(dict.fromkeys("abcd", D_IN))
-    rule = rule or TopK(d_sae=D_SAE, k=4)
-    return SAE(site.d_in, rule, site=site, d_out=site.d_out, seed=1, dtype=dtype)
+    rule, site = rule or TopK(d_sae=D_SAE, k=4), site or Autoencoder(hook="a")
+    return tiny_sae(rule, site, dict.fromkeys("abcd", D_IN), dtype=dtype)
 
 
 def make_learner(optim: OptimConfig, sae: SAE | None = None, losses=None, **kwargs) -> Learner:
-    trained = Learner(
-        sae or autoencoder(),
-        [FVU(), AuxK(k_aux=3)] if losses is None else losses,
-        optim,
-        total_steps=40,
-        dead_after=64,
-        refresh_steps=2,
-        **kwargs,
-    )
-    trained.initialise(batch(0, 256, trained.sae.W_dec.dtype))
+    sae, losses = sae or autoencoder(), losses or [FVU(), AuxK(k_aux=3)]
+    settings = {"total_steps": 40, "dead_after": 64, "refresh_steps": 2, **kwargs}
+    trained = tiny_learner(sae, losses, optim, **settings)
+    trained.initialise(random_batch(0, 256, sae.W_dec.dtype))
     return trained
-
-
-def batch(number: int, size: int = 32, dtype=torch.float64) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(number)
-    draw = lambda: torch.randn(size, D_IN, generator=generator, dtype=torch.float64) + 0.5
-    return {hook: draw().to(dtype) for hook in "abcd"}
 
 
 def run(trained: Learner, steps: range) -> Learner:
     for number in steps:
-        trained.step(batch(number, dtype=trained.sae.W_dec.dtype))
+        trained.step(random_batch(number, dtype=trained.sae.W_dec.dtype))
     return trained
 
 
@@ -96,13 +84,13 @@ def test_adamw_equals_torch_adamw_on_decaying_parameters(unit_norm):
         lr=1e-2,
     )
     for number in range(5):
-        for name, grad in twin.gradients(batch(number)).items():
+        for name, grad in twin.gradients(random_batch(number)).items():
             project = unit_norm and name == "W_dec"
             twin.p[name].grad = tangential(grad, twin.p[name]) if project else grad
         adam.step()
         if unit_norm:
             twin.p["W_dec"].data = normalize(twin.p["W_dec"].data, dim=1)
-        trained.step(batch(number))
+        trained.step(random_batch(number))
         twin.assert_equals(trained)
 
 
@@ -123,7 +111,7 @@ def test_signum_follows_its_formula(unit_norm):
     z = {name: value.detach().clone() for name, value in twin.p.items()}
     x = {name: value.clone() for name, value in z.items()}
     for number in range(6):
-        for name, grad in twin.gradients(batch(number)).items():
+        for name, grad in twin.gradients(random_batch(number)).items():
             on_sphere = unit_norm and name == "W_dec"
             unit = (lambda t: normalize(t, dim=1)) if on_sphere else (lambda t: t)
             grad = tangential(grad, twin.p[name]) if on_sphere else grad
@@ -131,7 +119,7 @@ def test_signum_follows_its_formula(unit_norm):
             t = number + 1
             x[name] = unit((1 - 1 / t) * x[name] + z[name] / t)
             twin.p[name].data = unit(0.05 * z[name] + 0.95 * x[name])
-        trained.step(batch(number))
+        trained.step(random_batch(number))
         twin.learner.dead = copy.deepcopy(trained.dead)
         twin.assert_equals(trained)
     average = trained.eval_model()
@@ -144,7 +132,7 @@ def test_signum_follows_its_formula(unit_norm):
 
 def test_signum_validates_and_exports_the_average():
     trained = run(make_learner(OptimConfig(name="signum", lr=1e-2)), range(5))
-    average, acts = trained.eval_model(), batch(9)
+    average, acts = trained.eval_model(), random_batch(9)
     y, y_hat, _ = trained.predict(acts)
     torch.testing.assert_close(y_hat, average(y))
     assert not torch.allclose(y_hat, trained.sae(y))
@@ -161,11 +149,11 @@ def test_muon_updates_matrices_orthogonally_and_adam_the_rest(unit_norm):
     biases = [twin.p[name] for name in ("b_enc", "b_dec")]
     adam = torch.optim.Adam(biases, lr=1e-2)
     before = {name: value.detach().clone() for name, value in twin.p.items()}
-    gradients = twin.gradients(batch(3))
+    gradients = twin.gradients(random_batch(3))
     for param, name in zip(biases, ("b_enc", "b_dec"), strict=True):
         param.grad = gradients[name]
     adam.step()
-    trained.step(batch(3))
+    trained.step(random_batch(3))
     for name in ("b_enc", "b_dec"):
         torch.testing.assert_close(getattr(trained.sae, name), twin.p[name])
     for name in ("W_enc", "W_dec"):
@@ -242,7 +230,7 @@ def test_every_optimizer_lowers_the_error(name):
     errors = []
     for numbers in (range(3), range(37)):
         run(trained, numbers)
-        y, y_hat, _ = trained.predict(batch(100, 2048, torch.float32))
+        y, y_hat, _ = trained.predict(random_batch(100, 2048, torch.float32))
         errors.append((y - y_hat).square().sum().item())
     assert errors[1] < 0.8 * errors[0]
 
@@ -323,7 +311,7 @@ def test_resampled_rows_restart_in_all_sequences_of_signum():
     trained = run(make_learner(OptimConfig(name="signum", lr=1e-2), resample_every=10), range(3))
     trained.dead.tokens_since_fired[[2, 7]] = 10**6
     before = copy.deepcopy(trained.optimizer.state[trained.sae.W_dec])
-    trained.resample(batch(5))
+    trained.resample(random_batch(5))
     state = trained.optimizer.state[trained.sae.W_dec]
     assert isinstance(trained.optimizer, ScheduleFreeSign)
     others = [n for n in range(D_SAE) if n not in (2, 7)]
