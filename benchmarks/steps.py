@@ -103,7 +103,7 @@ class OursTopK(Step):
         self.dead = torch.arange(int(DEAD_SHARE * shape.d_sae), device=self.device)
 
     def prepare(self) -> None:
-        self.learner.dead.silent = self.dead
+        self.learner.dead.dead_list = self.dead
         self.learner.dead.tokens_since_fired[self.dead] = 2 * 10**9
 
     def __call__(self) -> None:

@@ -34,12 +34,14 @@ MODULES = {
 
 KEYS = {
     "model.objective": "model.losses",
+    "model.losses.init_args.most": "model.losses.init_args.max_latents",  # of PreActs
 }
 """Settings of a config, as dotted keys; the settings below one move with it."""
 
 CHECKPOINT_KEYS = {
     "learner.meter": "learner.running_means",
     "coder.meter": "coder.running_means",
+    "dead.silent": "dead.dead_list",
     "last_read": "last_metrics",
 }
 """Keys of a checkpoint's dicts, at any depth. A run of dotted parts matches inside a longer key:

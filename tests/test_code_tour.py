@@ -29,7 +29,7 @@ def files_of_one_step() -> set[str]:
     learner.initialise(acts)
     for _ in range(6):
         learner.step(acts)
-    assert len(learner.dead.silent), "no latent is dead, so AuxK has nothing to do"
+    assert len(learner.dead.dead_list), "no latent is dead, so AuxK has nothing to do"
     package = Path(sae.__file__).resolve().parent
     entered = set()
 

@@ -14,7 +14,7 @@ from sae.activations.provenance import Provenance
 Split = Literal["train", "held_out"]
 
 
-class RepeatablePass(Protocol):
+class ModelPass(Protocol):
     """The forward pass of a model that gave a batch, which can be repeated with other activations.
 
     Shapes: n rows of the batch, m positions that predict a token.
@@ -51,7 +51,7 @@ class Batch:
     """Hook name as the user wrote it -> [n, width], in the dtype of the source."""
     provenance: Provenance | None = None
     """The origin of each row, on the device of the activations; None if the source has none."""
-    run: RepeatablePass | None = None
+    model_pass: ModelPass | None = None
     """The forward pass that gave these rows, if they are all rows of some full contexts."""
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class Batch:
             yield from self.provenance.columns.values()
 
     def rows(self, index: Tensor | slice) -> Batch:
-        """Return the rows at `index`, without `run`, which belongs to all rows.
+        """Return the rows at `index`, without `model_pass`, which belongs to all rows.
 
         `index` is an int64 tensor on the device of the batch (rows are copied) or a slice.
         """
@@ -81,14 +81,14 @@ class Batch:
         return [self.rows(slice(start, start + size)) for start in range(0, len(self), size)]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Return the batch with every tensor on `device`; `run` stays with the model."""
+        """Return the batch with every tensor on `device`; `model_pass` stays with the model."""
         acts = {
             hook: acts.to(device, non_blocking=non_blocking) for hook, acts in self.acts.items()
         }
         provenance = self.provenance
         if provenance is not None:
             provenance = provenance.to(device, non_blocking)
-        return Batch(acts, provenance, self.run)
+        return Batch(acts, provenance, self.model_pass)
 
 
 @dataclass

@@ -24,7 +24,7 @@ class FullContextSource(Protocol):
         ...
 
     def run_model(self, contexts: Contexts, block: int, share: int) -> Batch:
-        """Run the model on contexts and return the batch of their positions, with its `run`."""
+        """Run the model on contexts; return the batch of their positions, with its `model_pass`."""
         ...
 
 
@@ -70,7 +70,7 @@ def split_contexts(
 
 
 @dataclass
-class ModelRun:
+class FullContextPass:
     """A forward pass of the model on some contexts, which can be repeated with other activations.
 
     Shapes: n positions used, m positions that predict a token.
@@ -99,8 +99,8 @@ class ModelRun:
         """Run the model on contexts, with nothing replaced.
 
         Returns:
-            The batch of all positions used, with its `run`; and for each position that the rule
-            on tokens lets through, whether it is used and whether it is finite, bool [n] each.
+            The batch of all positions used, with its `model_pass`; and for each position that the
+            rule on tokens lets through, whether it is used and whether it is finite, bool [n] each.
         """
         device = model.device
         longest = int(contexts.attention_mask.sum(dim=1).max())
@@ -130,7 +130,7 @@ class ModelRun:
         (row, column), targets = rule.next_tokens(tokens, mask)
         predicts = row.to(device), column.to(device)
         assert output.logits is not None, "full contexts need a model with a next-token head"
-        batch.run = cls(
+        batch.model_pass = cls(
             model,
             tokens,
             mask,

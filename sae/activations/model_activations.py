@@ -15,7 +15,7 @@ import torch
 from sae.activations.batch import Batch, PositionCounts, Split
 from sae.activations.capabilities import TextModel
 from sae.activations.context_reader import START, ContextReader
-from sae.activations.full_contexts import FullContextBatches, ModelRun
+from sae.activations.full_contexts import FullContextBatches, FullContextPass
 from sae.activations.gather import gather, replace_bad_rows
 from sae.activations.loading import Attention, DType
 from sae.activations.model import ActivationModel
@@ -245,10 +245,10 @@ class ModelActivations(Source):
     def run_model(self, contexts: Contexts, block: int, share: int) -> Batch:
         """Run the full model on a share of a block.
 
-        Returns the activations of all positions used, and `Batch.run`. Outliers are judged by the
-        median norm of the share.
+        Returns the activations of all positions used, and `Batch.model_pass`. Outliers are found by
+        the median norm of the share.
         """
-        batch, good, finite = ModelRun.first_pass(self.model, self.rule, contexts)
+        batch, good, finite = FullContextPass.first_pass(self.model, self.rule, contexts)
         if len(batch) < len(good):
             broken = len(good) - int(finite.sum())
             self._refuse_broken(broken, len(good), "train", block)

@@ -46,9 +46,10 @@ class Stream:
             block is due.
         full_contexts: Give "train" batches of full contexts, shuffled as such, for losses that run
             the model on changed activations. Batch i of a block has the contexts that start among
-            positions i * B ... (i + 1) * B of the block in its shuffled order, and `Batch.run`. A
-            batch has about B rows, and a block a little more than B * block_batches, because no
-            context is cut. The model runs once per batch, and never ahead.
+            positions i * B ... (i + 1) * B of the block in its shuffled order, and
+            `Batch.model_pass`. A batch has about B rows, and a block a little more than
+            B * block_batches, because no context is cut. The model runs once per batch, and never
+            ahead.
 
     Raises:
         UserError: A setting is out of range, or the source has no full contexts.

@@ -113,7 +113,9 @@ class SAEModule(L.LightningModule):
         for first in range(0, len(batches), self.accumulate):
             micro_batches = batches[first : first + self.accumulate]
             acts = [batch.acts for batch in micro_batches]
-            options = {"runs": [b.run for b in micro_batches]} if self.full_contexts else {}
+            options = {}  # a step recorded as a CUDA graph takes activations only
+            if self.full_contexts:
+                options["model_passes"] = [batch.model_pass for batch in micro_batches]
             jobs = [partial(member.step, *acts, **options) for member in self.live]
             advance(partial(self._run_jobs, jobs))
             self.steps += 1

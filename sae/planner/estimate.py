@@ -204,7 +204,7 @@ def _measure(
         }
         timed[name] = PlannedMember(member.memory, member.work, times, seconds)
     batches = steps * next(iter(settings.members.values())).accumulate
-    if not pilot.batches[0].run:  # blocks are always harvested completely
+    if not pilot.batches[0].model_pass:  # blocks are always harvested completely
         batches = math.ceil(batches / data.block_batches) * data.block_batches
     held_out = min(data.held_out_tokens, pilot.held_out)
     total = lambda part: sum(member.seconds[part] for member in timed.values())

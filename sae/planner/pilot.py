@@ -167,7 +167,7 @@ class Pilot:
         def step() -> None:
             learner.steps = number
             micro = list(itertools.islice(batches, config.accumulate))
-            learner.step(*[b.acts for b in micro], runs=[b.run for b in micro])
+            learner.step(*[b.acts for b in micro], model_passes=[b.model_pass for b in micro])
 
         for _ in range(2):
             self.time(step)

@@ -49,7 +49,7 @@ class GraphedStep:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.recorded: tuple | None = None
         self.micro: list[dict[str, Tensor]] = []
-        self.silent = learner.dead.silent
+        self.dead_list = learner.dead.dead_list
 
     def __call__(self, *micro: dict[str, Tensor]) -> None:
         """Train on one batch, or on micro-batches, like `Learner.step`."""
@@ -59,15 +59,15 @@ class GraphedStep:
             return
         shapes = tuple((n, tuple(t.shape), t.dtype) for acts in micro for n, t in acts.items())
         learner.update_schedules()
-        key = (shapes, len(learner.dead.silent), *learner.scheduled())
+        key = (shapes, len(learner.dead.dead_list), *learner.scheduled())
         if key != self.recorded:
             self.micro = [{name: t.clone() for name, t in acts.items()} for acts in micro]
-            self.silent = learner.dead.silent.clone()
+            self.dead_list = learner.dead.dead_list.clone()
         for recorded, acts in zip(self.micro, micro, strict=True):
             for name, tensor in acts.items():
                 recorded[name].copy_(tensor)
-        self.silent.copy_(learner.dead.silent)
-        learner.dead.silent = self.silent
+        self.dead_list.copy_(learner.dead.dead_list)
+        learner.dead.dead_list = self.dead_list
         if key != self.recorded:
             self._record()
             self.recorded = key

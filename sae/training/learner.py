@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae.autoencoder import SAE
 from sae.autoencoder.init import geometric_median
-from sae.autoencoder.losses import ForwardOutput, LossTerm, Run
+from sae.autoencoder.losses import ForwardOutput, LossTerm, ModelPass
 from sae.errors import UserError
 from sae.training.defaults import learning_rate
 from sae.training.ema import WeightAverage
@@ -82,9 +82,9 @@ class Learner(TrainStep):
             self.total_steps,
             needs_penalty=sae.sparsity.needs_penalty,
         )
-        most = max((term.max_dead_latents(sae) for term in self.losses), default=0)
+        max_listed = max((term.max_dead_latents(sae) for term in self.losses), default=0)
         self.dead = DeadLatents(
-            sae.d_sae, dead_after=dead_after, refresh_steps=refresh_steps, most=most
+            sae.d_sae, dead_after=dead_after, refresh_steps=refresh_steps, max_listed=max_listed
         )
         self.resampler = None
         if resample_every is not None:
@@ -148,10 +148,10 @@ class Learner(TrainStep):
                 sae.b_enc[group] = -(centre.to(sae.W_enc) @ sae.W_enc[:, group])
 
     def forward(
-        self, acts: dict[str, Tensor], run: Run | None = None
+        self, acts: dict[str, Tensor], model_pass: ModelPass | None = None
     ) -> tuple[ForwardOutput, Tensor]:
         """Return codes and prediction, and the loss, of a batch {hook: [batch, width]}."""
-        output = self.encode_decode(acts, run)
+        output = self.encode_decode(acts, model_pass)
         return output, add_all(self.loss_terms(output))
 
     @torch.no_grad()

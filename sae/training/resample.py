@@ -11,8 +11,9 @@ from torch.nn.functional import normalize
 from sae.autoencoder import SAE
 from sae.errors import UserError
 
-# Names of optimizer state that is a copy of the parameter; all other state is moments.
-COPIES = ("master", "x", "z")
+# Optimizer state that is a copy of the parameter: RowAdam's fp32 master, and the two iterates of
+# schedule-free sign descent. All other state is moments.
+PARAM_COPIES = ("master", "x", "z")
 
 
 class Resampler(nn.Module):
@@ -184,5 +185,5 @@ def restart_rows(state: dict[str, Any], name: str, latents: Tensor, rows: Tensor
     """
     for kind, tensor in state.items():
         if torch.is_tensor(tensor) and tensor.ndim:
-            value = rows if kind in COPIES else torch.zeros_like(rows)
+            value = rows if kind in PARAM_COPIES else torch.zeros_like(rows)
             write_rows(name, tensor, latents, value)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from sae.autoencoder import SAE
-from sae.autoencoder.losses import ForwardOutput, LossTerm, Run, total_variance
+from sae.autoencoder.losses import ForwardOutput, LossTerm, ModelPass, total_variance
 from sae.autoencoder.sparsity import Sparsity
 from sae.training.ema import WeightAverage
 from sae.training.l0_controller import L0Controller
 from sae.training.optim_config import OptimConfig
-from sae.training.resample import COPIES, Resampler
+from sae.training.resample import PARAM_COPIES, Resampler
 from sae_kernels.codes import Codes
 from sae_kernels.decode_error import decode_error
 
@@ -53,7 +53,7 @@ class TrainStep(nn.Module):
     def step(
         self,
         *micro_batches: dict[str, Tensor],
-        runs: Sequence[Run | None] | None = None,
+        model_passes: Sequence[ModelPass | None] | None = None,
     ) -> None:
         """Update the SAE from one batch, or from several micro-batches of the same size.
 
@@ -64,10 +64,11 @@ class TrainStep(nn.Module):
 
         Args:
             micro_batches: Activations {hook: [batch, width]}, not scaled.
-            runs: The model's pass behind each micro-batch, for terms that run the model again.
+            model_passes: The forward pass of the model that gave each micro-batch, for terms that
+                run the model again.
         """
         self.update_schedules()
-        self.device_step(micro_batches, self.optimizer.step, runs)
+        self.device_step(micro_batches, self.optimizer.step, model_passes)
         self.host_step(micro_batches)
 
     def update_schedules(self) -> None:
@@ -92,13 +93,13 @@ class TrainStep(nn.Module):
         self,
         micro_batches: Sequence[dict[str, Tensor]],
         update: Callable[[], Any],
-        runs: Sequence[Run | None] | None = None,
+        model_passes: Sequence[ModelPass | None] | None = None,
     ) -> None:
         """Run every tensor operation of a step; all of them can be recorded as one CUDA graph."""
         count = len(micro_batches)
         outputs, losses, terms = [], [], []
-        for acts, run in zip(micro_batches, runs or [None] * count, strict=True):
-            output = self.encode_decode(acts, run)
+        for acts, model_pass in zip(micro_batches, model_passes or [None] * count, strict=True):
+            output = self.encode_decode(acts, model_pass)
             weighted = self.loss_terms(output)
             loss = add_all(weighted) / count if count > 1 else add_all(weighted)
             loss.backward()
@@ -145,7 +146,9 @@ class TrainStep(nn.Module):
         dtype, site = self.sae.b_dec.dtype, self.sae.site
         return site.pair({h: acts[h].to(dtype) * self.scale[h] for h in site.hooks})
 
-    def encode_decode(self, acts: dict[str, Tensor], run: Run | None = None) -> ForwardOutput:
+    def encode_decode(
+        self, acts: dict[str, Tensor], model_pass: ModelPass | None = None
+    ) -> ForwardOutput:
         """Return codes and prediction of a batch {hook: [batch, width]}, as used in training."""
         x, y = self.scaled_pair(acts)
         encoded = self.sae.encode_training(x, backend=self.backend)
@@ -161,11 +164,11 @@ class TrainStep(nn.Module):
             residual=residual,
             squared_error=squared_error,
             variance=total_variance(y),
-            silent=self.dead.silent,
-            is_dead=self.dead.is_dead(),
+            dead_list=self.dead.dead_list,
+            still_dead=self.dead.still_dead(),
             step=self.step_number,
             backend=self.backend,
-            run=run,
+            model_pass=model_pass,
             scale=self.scale,
         )
 
@@ -193,7 +196,7 @@ class TrainStep(nn.Module):
         """Set to zero what groups of latents must not write, also in the optimizer's copies."""
         self.sae.mask_decoder()
         for name, tensor in self.optimizer.state.get(self.sae.W_dec, {}).items():
-            if name in COPIES:
+            if name in PARAM_COPIES:
                 self.sae.mask_decoder(tensor)
 
     def raise_threshold(self, amount: Tensor) -> None:
@@ -201,7 +204,7 @@ class TrainStep(nn.Module):
         name, sign = self.rule.threshold_param
         param = getattr(self.sae, name)
         state = self.optimizer.state.get(param, {})
-        for tensor in (param.data, *(state[kind] for kind in COPIES if kind in state)):
+        for tensor in (param.data, *(state[kind] for kind in PARAM_COPIES if kind in state)):
             tensor += sign * amount.to(tensor.dtype)
 
     def resample(self, acts: dict[str, Tensor]) -> None:
@@ -219,32 +222,33 @@ class DeadLatents(nn.Module):
 
     A latent is dead if it fired on none of the last `dead_after` tokens. AuxK and PreActs work on
     the list of dead latents. It is made every `refresh_steps` steps only, because the host must
-    know its length, and asking the device for it waits. In between, `is_dead` tells which latents
-    of the list have fired again.
+    know its length, and asking the device for it waits. In between, `still_dead` tells which
+    latents of the list have fired again.
 
     Args:
         d_sae: Number of latents.
         dead_after: Tokens without firing after which a latent is dead.
         refresh_steps: Steps between two lists.
-        most: Greatest length of the list. If more latents are dead, those that have been silent
-            for longest are on it.
+        max_listed: Greatest length of the list. If more latents are dead, it has those that have
+            not fired for longest.
 
     Attributes:
-        silent: The list, ascending, int64.
+        dead_list: The list, ascending, int64.
     """
 
     tokens_since_fired: Tensor
-    silent: Tensor
+    dead_list: Tensor
 
-    def __init__(self, d_sae: int, *, dead_after: int, refresh_steps: int, most: int) -> None:
+    def __init__(self, d_sae: int, *, dead_after: int, refresh_steps: int, max_listed: int) -> None:
         super().__init__()
-        self.dead_after, self.refresh_steps, self.most = dead_after, refresh_steps, most
+        self.dead_after, self.refresh_steps = dead_after, refresh_steps
+        self.max_listed = max_listed
         self.register_buffer("tokens_since_fired", torch.zeros(d_sae, dtype=torch.int64))
-        self.register_buffer("silent", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("dead_list", torch.zeros(0, dtype=torch.int64))
 
-    def is_dead(self) -> Tensor:
-        """Return which latents of `silent` are dead now: bool, as long as `silent`."""
-        return self.tokens_since_fired[self.silent] >= self.dead_after
+    def still_dead(self) -> Tensor:
+        """Return which latents of `dead_list` are dead now: bool, as long as `dead_list`."""
+        return self.tokens_since_fired[self.dead_list] >= self.dead_after
 
     def dead_fraction(self) -> Tensor:
         """Return the share of all latents that are dead now: a scalar on the device."""
@@ -263,17 +267,17 @@ class DeadLatents(nn.Module):
         """Update the list if that is due after `step` steps; then this waits for the device."""
         if step % self.refresh_steps:
             return
-        silent = (self.tokens_since_fired >= self.dead_after).nonzero().squeeze(1)
-        if len(silent) > self.most:
-            age = self.tokens_since_fired[silent]
-            oldest = age.argsort(descending=True, stable=True)[: self.most]
-            silent = silent[oldest.sort().values]
-        self.silent = silent
+        dead = (self.tokens_since_fired >= self.dead_after).nonzero().squeeze(1)
+        if len(dead) > self.max_listed:
+            age = self.tokens_since_fired[dead]
+            oldest = age.argsort(descending=True, stable=True)[: self.max_listed]
+            dead = dead[oldest.sort().values]
+        self.dead_list = dead
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        saved = state_dict.get(prefix + "silent")
+        saved = state_dict.get(prefix + "dead_list")
         if saved is not None:  # its length varies, which nn.Module takes for a wrong shape
-            self.silent = torch.zeros_like(saved, device=self.silent.device)
+            self.dead_list = torch.zeros_like(saved, device=self.dead_list.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -87,14 +87,14 @@ def test_full_context_batch_depends_only_on_its_index(make_source: Make) -> None
     for got, want in zip(islice(resumed, 5), batches[7:], strict=True):
         assert positions(got) == positions(want)
         assert torch.equal(got.acts["layers.1"], want.acts["layers.1"])
-        assert torch.equal(got.run.logits, want.run.logits)
+        assert torch.equal(got.model_pass.logits, want.model_pass.logits)
 
 
 @pytest.mark.parametrize("packing", ["packed", "document"])
 def test_activations_and_logits_equal_a_plain_forward_pass(make_source: Make, packing: str) -> None:
     source = make_source("llama", packing=packing, hooks=["layers.2", "layers.0"])
     for batch in islice(stream(source), 3):
-        run = batch.run
+        run = batch.model_pass
         whole = source.model.model(
             run.tokens, attention_mask=run.attention_mask, output_hidden_states=True
         )
@@ -117,8 +117,9 @@ def test_bad_positions_are_dropped_and_not_replaced(make_source: Make) -> None:
         norm = full.acts["layers.1"].norm(dim=1)
         inside = norm <= 1.1 * norm.median()
         assert positions(batch) == positions(full.rows(inside.nonzero().squeeze(1)))
-        assert torch.equal(batch.run.acts["layers.1"], batch.acts["layers.1"])
-        assert torch.equal(batch.run.tokens[batch.run.where], batch.provenance["token"])
+        model_pass = batch.model_pass
+        assert torch.equal(model_pass.acts["layers.1"], batch.acts["layers.1"])
+        assert torch.equal(model_pass.tokens[model_pass.where], batch.provenance["token"])
         kept += len(batch)
     counts = source.counts
     assert counts.kept == kept and counts.outliers == sum(map(len, everything)) - kept > 0
@@ -127,7 +128,7 @@ def test_bad_positions_are_dropped_and_not_replaced(make_source: Make) -> None:
 def test_rerun_replaces_activations_and_is_differentiable(make_source: Make) -> None:
     source = make_source("llama", hooks=["layers.2", "layers.0", "layers.1"])
     hooks_there = lambda: sum(len(module._forward_hooks) for module in source.model.model.modules())
-    run, before = next(iter(stream(source))).run, hooks_there()
+    run, before = next(iter(stream(source))).model_pass, hooks_there()
     acts = run.acts["layers.1"]
     logits, behind = run({"layers.1": acts})
     torch.testing.assert_close(logits, run.logits)
@@ -145,8 +146,8 @@ def test_rerun_replaces_activations_and_is_differentiable(make_source: Make) -> 
 
 def test_run_survives_to_and_is_dropped_by_rows(make_source: Make) -> None:
     batch = next(iter(stream(make_source("llama"))))
-    assert batch.to("cpu").run is batch.run is not None
-    assert batch.rows(slice(0, 3)).run is None
+    assert batch.to("cpu").model_pass is batch.model_pass is not None
+    assert batch.rows(slice(0, 3)).model_pass is None
 
 
 def test_full_contexts_refuses_unsuitable_sources_and_settings(make_source: Make) -> None:

@@ -100,7 +100,7 @@ def run_by_hand(model, run, predictions: dict[str, Tensor]) -> tuple[Tensor, lis
 
 
 def by_hand(learner: Learner, source, batch, term, behind) -> tuple[Tensor, dict[str, Tensor]]:
-    model, run, site = source.model.model, batch.run, learner.sae.site
+    model, run, site = source.model.model, batch.model_pass, learner.sae.site
     scaled = {hook: batch.acts[hook] * learner.scale[hook] for hook in site.hooks}
     p = {name: t.detach().clone().requires_grad_() for name, t in learner.sae.named_parameters()}
     x = torch.cat([scaled[hook] for hook in site.reads], dim=1)
@@ -144,7 +144,7 @@ def test_value_and_gradients_equal_a_model_run_by_hand(make_source, where, term,
     assert all(grad.abs().max() > 1e-6 for grad in expected[1].values())
     for backend in ("auto", "reference"):
         learner.backend = backend
-        _, loss = learner(batch.acts, batch.run)
+        _, loss = learner(batch.acts, batch.model_pass)
         loss.backward()
         assert_same((loss.detach(), gradients(learner)), expected)
 
@@ -157,7 +157,7 @@ def test_the_loss_is_the_weighted_sum_with_other_terms(make_source):
         learner = learner_on(source, SITES["autoencode"][0], terms[0])
         learner.losses = terms
         learner.warmup_weights = torch.ones(len(terms), dtype=torch.float64)
-        _, loss = learner(batch.acts, batch.run)
+        _, loss = learner(batch.acts, batch.model_pass)
         loss.backward()
         values.append(loss.detach())
         grads.append(gradients(learner))
@@ -174,9 +174,9 @@ def test_each_micro_batch_uses_its_own_model_run(make_source):
         for batch in Stream(source, batch_size=30, block_batches=2, batches=2, full_contexts=True)
     )
     learner, other = (learner_on(source, site, EndToEnd()) for _ in range(2))
-    learner.step(first.acts, second.acts, runs=[first.run, second.run])
+    learner.step(first.acts, second.acts, model_passes=[first.model_pass, second.model_pass])
     other.update_schedules()
-    loss = sum(other(batch.acts, batch.run)[1] for batch in (first, second)) / 2
+    loss = sum(other(batch.acts, batch.model_pass)[1] for batch in (first, second)) / 2
     loss.backward()
     other.optimizer.step()
     other.sae.mask_decoder()
@@ -189,17 +189,17 @@ def test_a_model_in_low_precision_is_compared_in_fp32(make_source):
     source = make_source()
     source.model.model.bfloat16()
     batch = next(iter(Stream(source, batch_size=30, block_batches=2, full_contexts=True)))
-    assert batch.acts["layers.0"].dtype == batch.run.logits.dtype == torch.bfloat16
+    assert batch.acts["layers.0"].dtype == batch.model_pass.logits.dtype == torch.bfloat16
     term = EndToEnd(downstream=0.5)
     learner = learner_on(source, SITES["autoencode"][0], term)
-    forward, _ = learner(batch.acts, batch.run)
+    forward, _ = learner(batch.acts, batch.model_pass)
 
     class Fixed:
         """A model run with fixed results, in a given dtype."""
 
         def __init__(self, dtype: torch.dtype) -> None:
             self.acts = {hook: x.to(dtype) for hook, x in batch.acts.items()}
-            self.logits, self.targets = batch.run.logits.to(dtype), batch.run.targets
+            self.logits, self.targets = batch.model_pass.logits.to(dtype), batch.model_pass.targets
 
         def __call__(self, predictions):
             behind = {hook: x.flip(0) for hook, x in self.acts.items() if hook == "layers.2"}
@@ -207,7 +207,7 @@ def test_a_model_in_low_precision_is_compared_in_fp32(make_source):
 
     values = []
     for dtype in (torch.bfloat16, torch.float32):
-        forward.run = Fixed(dtype)
+        forward.model_pass = Fixed(dtype)
         values.append(term(forward))
     assert values[0].dtype == torch.float32 and torch.equal(*values)
 
@@ -224,4 +224,4 @@ def test_missing_model_and_wrong_settings_are_refused(make_source):
     batch = next(iter(Stream(source, batch_size=30, block_batches=2, full_contexts=True)))
     learner = learner_on(source, Autoencoder(hook="layers.1"), EndToEnd(downstream=1.0))
     with pytest.raises(UserError, match=r"downstream=1.0 needs activations after layers.1; add"):
-        learner(batch.acts, batch.run)
+        learner(batch.acts, batch.model_pass)

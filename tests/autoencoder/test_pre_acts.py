@@ -25,7 +25,7 @@ def case(rule: str, site: str = "autoencode", **settings):
     learner = make_learner(RULES[rule][0], [FVU(), PreActs(), *RULES[rule][1]], site, **settings)
     learner.dead.dead_after = 1000
     learner.dead.tokens_since_fired[DEAD] = 1000
-    learner.dead.silent = torch.tensor([0, *DEAD])  # the first has fired since it was listed
+    learner.dead.dead_list = torch.tensor([0, *DEAD])  # the first has fired since it was listed
     with torch.no_grad():
         if "threshold" in learner.sae.sparsity.extra_params():
             threshold = learner.sae.threshold
@@ -56,7 +56,7 @@ def test_value_and_gradients_come_only_from_dead_latents(rule, site, unit_norm):
 
 def test_without_dead_latents_value_and_gradients_are_0():
     learner, acts = case("jumprelu")
-    learner.dead.silent = torch.zeros(0, dtype=torch.int64)
+    learner.dead.dead_list = torch.zeros(0, dtype=torch.int64)
     value, grads, _ = value_and_gradients(learner, PreActs(), acts)
     assert value == 0 and not any(g.any() for g in grads.values())
 
@@ -79,23 +79,26 @@ def test_dead_latents_fire_again():
 
 
 @pytest.mark.parametrize(
-    ("terms", "most"),
+    ("terms", "longest"),
     [
         ([FVU()], 0),
         ([FVU(), PreActs()], 8 * 6),
-        ([FVU(), PreActs(most=5)], 5),
-        ([FVU(), PreActs(most=5), AuxK()], 16),
-        ([FVU(), PreActs(most=50), AuxK(k_aux=2)], 50),
+        ([FVU(), PreActs(max_latents=5)], 5),
+        ([FVU(), PreActs(max_latents=5), AuxK()], 16),
+        ([FVU(), PreActs(max_latents=50), AuxK(k_aux=2)], 50),
     ],
-    ids=["none", "default", "most", "auxk-more", "auxk-less"],
+    ids=["none", "default", "max_latents", "auxk-more", "auxk-less"],
 )
-def test_the_list_of_dead_latents_has_the_length_that_terms_need(terms, most):
-    assert make_learner(TopK(d_sae=D_SAE, k=3), terms).dead.most == most
+def test_the_list_of_dead_latents_has_the_length_that_terms_need(terms, longest):
+    assert make_learner(TopK(d_sae=D_SAE, k=3), terms).dead.max_listed == longest
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"coefficient": 0.0}, "coefficient=0.0 must be positive"), ({"most": 0}, "most=0; give")],
+    [
+        ({"coefficient": 0.0}, "coefficient=0.0 must be positive"),
+        ({"max_latents": 0}, "max_latents=0; give"),
+    ],
     ids=str,
 )
 def test_wrong_settings_are_refused(settings, message):

@@ -42,8 +42,8 @@ def learner(d_in: int, d_sae: int, k: int, dtype: torch.dtype, dead: float = 0.0
         refresh_steps=10**9,
     ).cuda()
     trained.scale = {"x": 1.0}
-    trained.dead.silent = torch.arange(int(dead * d_sae), device="cuda")
-    trained.dead.tokens_since_fired[trained.dead.silent] = 2 * 10**9
+    trained.dead.dead_list = torch.arange(int(dead * d_sae), device="cuda")
+    trained.dead.tokens_since_fired[trained.dead.dead_list] = 2 * 10**9
     return trained
 
 
@@ -99,7 +99,7 @@ def test_recorded_step_gives_the_same_bits(dtype):
             number == 8
         ):  # the list of dead latents changes its length, so the step is recorded again
             for trained in (plain, recorded):
-                trained.dead.silent = torch.arange(100, device="cuda")
+                trained.dead.dead_list = torch.arange(100, device="cuda")
         plain.step(batch)
         step(batch)
     want, got = tensors(plain), tensors(recorded)

@@ -34,7 +34,7 @@ def learner(terms) -> Learner:
         refresh_steps=10**9,
     ).cuda()
     trained.scale = {"x": 1.0}
-    trained.dead.silent = torch.arange(50, device="cuda")
+    trained.dead.dead_list = torch.arange(50, device="cuda")
     trained.dead.tokens_since_fired[:50] = 2 * 10**9
     return trained
 

@@ -121,7 +121,7 @@ def test_auxk_has_gradients_for_dead_latents_only():
     ours.initialise(data[0])
     ours.dead.tokens_since_fired[:5] = 1000
     ours.dead.tokens_since_fired[4] = 0  # on the list, but it has fired since
-    ours.dead.silent = torch.arange(5)
+    ours.dead.dead_list = torch.arange(5)
     forward, _ = ours(data[1])
     AuxK(k_aux=3)(forward).backward()
     for name, weight in (("W_enc", ours.sae.W_enc.t()), ("W_dec", ours.sae.W_dec)):
@@ -233,28 +233,28 @@ def count_and_refresh(dead: DeadLatents, codes: Codes, step: int) -> None:
 
 
 def test_list_of_dead_latents_is_bounded_and_has_the_oldest():
-    dead = DeadLatents(6, dead_after=10, refresh_steps=2, most=2)
+    dead = DeadLatents(6, dead_after=10, refresh_steps=2, max_listed=2)
     fire = lambda *latents: Codes(torch.ones(5, len(latents)), torch.tensor([latents] * 5), d_sae=6)
     count_and_refresh(dead, fire(0, 1, 2), 1)
     count_and_refresh(dead, fire(0, 1), 2)
-    assert dead.silent.tolist() == [3, 4]  # 3, 4, 5 are silent for 10 tokens; two fit
+    assert dead.dead_list.tolist() == [3, 4]  # 3, 4, 5 are silent for 10 tokens; two fit
     count_and_refresh(dead, fire(0, 3), 3)
-    assert dead.is_dead().tolist() == [False, True]
+    assert dead.still_dead().tolist() == [False, True]
     assert float(dead.dead_fraction()) == pytest.approx(3 / 6)  # 2 (10 tokens), 4 and 5
     dead.tokens_since_fired.copy_(torch.tensor([0, 20, 50, 30, 0, 40]))
     count_and_refresh(dead, fire(0), 4)
-    assert dead.silent.tolist() == [2, 5], "those silent for longest are listed"
+    assert dead.dead_list.tolist() == [2, 5], "those silent for longest are listed"
 
 
 def test_micro_batches_of_one_step_are_counted_together():
-    dead = DeadLatents(3, dead_after=5, refresh_steps=1, most=3)
+    dead = DeadLatents(3, dead_after=5, refresh_steps=1, max_listed=3)
     first, second = (Codes(torch.ones(5, 1), torch.tensor([[n]] * 5), d_sae=3) for n in (0, 1))
     assert dead.count(first, second).tolist() == [True, True, False]
     assert dead.tokens_since_fired.tolist() == [0, 0, 10]
 
 
 def test_latents_with_a_code_of_zero_do_not_fire():
-    dead = DeadLatents(3, dead_after=5, refresh_steps=1, most=3)
+    dead = DeadLatents(3, dead_after=5, refresh_steps=1, max_listed=3)
     count_and_refresh(
         dead, Codes(torch.tensor([[1.0, 0.0]] * 5), torch.tensor([[0, 1]] * 5), d_sae=3), 1
     )

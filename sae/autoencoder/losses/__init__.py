@@ -1,7 +1,7 @@
 """Terms of the loss. To add one: one file here, its test, one line below."""
 
 from sae.autoencoder.losses.auxk import AuxK
-from sae.autoencoder.losses.base import ForwardOutput, LossTerm, Run, total_variance
+from sae.autoencoder.losses.base import ForwardOutput, LossTerm, ModelPass, total_variance
 from sae.autoencoder.losses.end_to_end import EndToEnd
 from sae.autoencoder.losses.every_prefix import EveryPrefix
 from sae.autoencoder.losses.fvu import FVU
@@ -26,9 +26,9 @@ __all__ = [
     "GateReconstruction",
     "LossTerm",
     "Matryoshka",
+    "ModelPass",
     "MultiK",
     "Penalty",
     "PreActs",
-    "Run",
     "total_variance",
 ]

@@ -26,7 +26,7 @@ class AuxK(LossTerm):
         coefficient: Weight in the loss; 1/32 in the paper, the weight of FVU here.
         k_aux: The most dead latents that fire on one activation; d_out / 8 by default (half of d_in
             in the paper). With few, each is strong; a latent that adds a little to many
-            activations does not come to fire on its own (docs/defaults.md).
+            activations does not come to fire on its own (docs/explanation/defaults.md).
     """
 
     coefficient: float = 1.0
@@ -54,17 +54,17 @@ class AuxK(LossTerm):
         return 16 * self.effective_k_aux(sae.d_out)
 
     def __call__(self, forward: ForwardOutput) -> Tensor:
-        sae, silent, is_dead = forward.sae, forward.silent, forward.is_dead
-        if len(silent) == 0:
+        sae, dead_list, still_dead = forward.sae, forward.dead_list, forward.still_dead
+        if len(dead_list) == 0:
             return torch.zeros_like(forward.squared_error)
         residual = forward.residual
         k_aux = self.effective_k_aux(residual.shape[1])
 
         squared_error = aux_error(
-            forward.x, residual, sae.W_enc, sae.b_enc, sae.W_dec, silent, k_aux,
-            b_dec=sae.weights().pre_bias, mask=is_dead, backend=forward.backend,
+            forward.x, residual, sae.W_enc, sae.b_enc, sae.W_dec, dead_list, k_aux,
+            b_dec=sae.weights().pre_bias, mask=still_dead, backend=forward.backend,
         )  # fmt: skip
         variance = total_variance(residual)
-        share = (is_dead.sum().to(variance.dtype) / k_aux).clamp(max=1)
+        share = (still_dead.sum().to(variance.dtype) / k_aux).clamp(max=1)
         # A residual of exactly 0 leaves nothing to learn; avoid dividing by its variance.
         return share * squared_error / variance.clamp_min(torch.finfo(variance.dtype).tiny)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from sae_kernels.codes import Codes
 
 
-class Run(Protocol):
-    """The pass of a frozen language model over the contexts of a batch, which can be run again."""
+class ModelPass(Protocol):
+    """The forward pass of a frozen language model that gave a batch; calling it runs it again."""
 
     @property
     def acts(self) -> Mapping[str, Tensor]:
@@ -58,11 +58,12 @@ class ForwardOutput:
         squared_error: Sum over the batch of |target - prediction|^2, 0-d, differentiable.
         variance: Sum over the batch of |y - its batch mean|^2, 0-d; y is what codes and skip
             predict together.
-        silent: Latents that may be dead, int64 [n]; the list may be some steps old.
-        is_dead: Which of `silent` are dead now, bool [n].
+        dead_list: Latents that were dead when the list was made, int64 [n]; it may be some steps
+            old.
+        still_dead: Which of `dead_list` are dead now, bool [n].
         step: Number of steps before this one, int64, 0-d, on the device; seeds random draws.
         backend: Backend of the kernels.
-        run: The model's pass that gave the batch, if a term needs full contexts.
+        model_pass: The forward pass of the model that gave the batch, if a term needs it.
         scale: The factor that the activations of each hook were multiplied by.
     """
 
@@ -73,11 +74,11 @@ class ForwardOutput:
     residual: Tensor
     squared_error: Tensor
     variance: Tensor
-    silent: Tensor
-    is_dead: Tensor
+    dead_list: Tensor
+    still_dead: Tensor
     step: Tensor
     backend: str = "auto"
-    run: Run | None = None
+    model_pass: ModelPass | None = None
     scale: Mapping[str, float] | None = None
 
     @property
@@ -107,7 +108,7 @@ class LossTerm(Registered, ABC, family="model.losses"):
     penalty: ClassVar[bool] = False
     """True if the term keeps latents from firing."""
     full_contexts: ClassVar[bool] = False
-    """True if the term needs `ForwardOutput.run`."""
+    """True if the term needs `ForwardOutput.model_pass`."""
     full_decoder_gradient: ClassVar[bool] = False
     """True if its gradient of W_dec is a dense matrix, not parts of the rows that fired."""
     target_l0: float | None = None
@@ -135,7 +136,7 @@ class LossTerm(Registered, ABC, family="model.losses"):
         """Raise UserError if the term does not apply to `sae`."""
 
     def max_dead_latents(self, sae: SAE) -> int:
-        """Return the most dead latents that `ForwardOutput.silent` needs to hold for this term."""
+        """Return how long `ForwardOutput.dead_list` must be allowed to get for this term."""
         return 0
 
     def at_progress(self, progress: float) -> Self:

@@ -43,22 +43,23 @@ class EndToEnd(LossTerm):
             )
 
     def __call__(self, forward: ForwardOutput) -> Tensor:
-        sae, run = forward.sae, forward.run
-        if run is None or forward.scale is None:
+        sae, model_pass = forward.sae, forward.model_pass
+        if model_pass is None or forward.scale is None:
             raise UserError(
                 "model.losses EndToEnd runs a language model, and this batch comes without one; "
                 "read it from a Stream with full_contexts=True"
             )
         y_hat = sae.decode(forward.codes, forward.x, backend=forward.backend)
         predictions = sae.site.split(y_hat).items()
-        logits, later_acts = run({hook: part / forward.scale[hook] for hook, part in predictions})
+        predicted_acts = {hook: part / forward.scale[hook] for hook, part in predictions}
+        logits, later_acts = model_pass(predicted_acts)
         log_q = _wide(logits).log_softmax(-1)
         if self.kind == "kl":
-            log_p = _wide(run.logits).log_softmax(-1)
+            log_p = _wide(model_pass.logits).log_softmax(-1)
             loss = F.kl_div(log_q, log_p, log_target=True, reduction="sum")
         else:
-            loss = F.nll_loss(log_q, run.targets, reduction="sum")
-        loss = loss / max(len(run.targets), 1)
+            loss = F.nll_loss(log_q, model_pass.targets, reduction="sum")
+        loss = loss / max(len(model_pass.targets), 1)
         if not self.downstream:
             return loss
         if not later_acts:
@@ -67,8 +68,8 @@ class EndToEnd(LossTerm):
                 f"{', '.join(sae.site.predicts)}; add later modules to data.source.hooks"
             )
         errors = [
-            (_wide(run.acts[hook]) - _wide(x)).square().sum()
-            / total_variance(_wide(run.acts[hook]))
+            (_wide(model_pass.acts[hook]) - _wide(x)).square().sum()
+            / total_variance(_wide(model_pass.acts[hook]))
             for hook, x in later_acts.items()
         ]
         return loss + self.downstream * sum(errors) / len(errors)

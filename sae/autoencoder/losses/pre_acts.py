@@ -24,19 +24,20 @@ class PreActs(LossTerm):
 
     Args:
         coefficient: Weight in the loss; 3e-6 in the source, which uses MSE.
-        most: The most dead latents that learn from it at a time, longest silent first; 8 d_out by
-            default.
+        max_latents: Largest number of dead latents that learn from it at a time, those first that
+            have not fired for longest; 8 d_out by default.
     """
 
     coefficient: float = 3e-6
-    most: int | None = None
+    max_latents: int | None = None
 
     def __post_init__(self) -> None:
         if not self.coefficient > 0:
             raise UserError(f"model.losses PreActs.coefficient={self.coefficient} must be positive")
-        if self.most is not None and self.most < 1:
+        if self.max_latents is not None and self.max_latents < 1:
             raise UserError(
-                f"model.losses PreActs.most={self.most}; give at least 1, or leave it out"
+                f"model.losses PreActs.max_latents={self.max_latents}; give at least 1, or leave "
+                "it out"
             )
 
     def check(self, sae: "SAE") -> None:
@@ -52,18 +53,18 @@ class PreActs(LossTerm):
             )
 
     def max_dead_latents(self, sae: "SAE") -> int:
-        return self.most or 8 * sae.d_out
+        return self.max_latents or 8 * sae.d_out
 
     def __call__(self, forward: ForwardOutput) -> Tensor:
-        sae, silent = forward.sae, forward.silent
-        if len(silent) == 0:
+        sae, dead_list = forward.sae, forward.dead_list
+        if len(dead_list) == 0:
             return torch.zeros_like(forward.squared_error)
         weights = sae.weights()
         theta = weights.extra.get("threshold", torch.zeros_like(forward.squared_error)).clamp(min=0)
-        theta = theta.index_select(0, silent) if theta.dim() else theta.expand(len(silent))
+        theta = theta.index_select(0, dead_list) if theta.dim() else theta.expand(len(dead_list))
         shortfall = pre_act_loss(
-            forward.x, sae.W_enc, sae.b_enc, theta, silent, b_dec=weights.pre_bias,
+            forward.x, sae.W_enc, sae.b_enc, theta, dead_list, b_dec=weights.pre_bias,
             backend=forward.backend,
         )  # fmt: skip
-        norms = 1.0 if sae.unit_norm else sae.decoder_norms().index_select(0, silent)
-        return (shortfall * forward.is_dead * norms).sum() / len(forward.x)
+        norms = 1.0 if sae.unit_norm else sae.decoder_norms().index_select(0, dead_list)
+        return (shortfall * forward.still_dead * norms).sum() / len(forward.x)

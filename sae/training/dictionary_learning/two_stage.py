@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sae.autoencoder import SAE
-from sae.autoencoder.losses import LossTerm, Run
+from sae.autoencoder.losses import LossTerm, ModelPass
 from sae.errors import UserError
 from sae.inference.result import ragged_codes, sparse_rows
 from sae.training.dictionary_learning.config import SparseCoding
@@ -102,11 +102,11 @@ class SparseCodingLearner(Learner):
     def step(
         self,
         *micro: dict[str, Tensor],
-        runs: Sequence[Run | None] | None = None,
+        model_passes: Sequence[ModelPass | None] | None = None,
     ) -> None:
         """Train on one batch, or on micro-batches, as `Learner.step` does."""
         if not self.in_first_part:
-            super().step(*micro, runs=runs)
+            super().step(*micro, model_passes=model_passes)
             return
         self.coder.step(torch.cat([self.scaled_pair(acts)[0] for acts in micro]))
         self.copy_dictionary()
