@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 
 import pytest
 
 import sae.cli
+from how_to_pages import REPO, code_blocks, read_page
 from sae.cli.command import Command
 from sae.cli.main import COMMANDS, main
 
 pytestmark = pytest.mark.slow  # it trains from the command line, as the page says
 
-REPO = Path(__file__).resolve().parents[2]
-PAGE = (REPO / "docs/how-to/add-a-command.md").read_text()
-FILE, LINE, SETTINGS, TEST = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+FILE, LINE, SETTINGS, TEST = code_blocks(read_page("add-a-command"), "python")
 
 
 @pytest.fixture(autouse=True)

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from how_to_pages import code_blocks, read_page, run_python
+from tiny import run_settings, write_settings
+
 pytestmark = pytest.mark.slow  # it trains from the command line, as the page says
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-metric.md"
-CONFIG = """
-name: mine
-model: {sae: {class_path: TopK, init_args: {d_sae: 32, k: 2}}}
-data:
-  source:
-    class_path: SparseSuperposition
-    init_args: {d_in: 16, n_features: 32, mean_active: 2.0}
-  batch_size: 128
-  block_batches: 2
-  held_out_tokens: 512
-trainer: {max_steps: 5, val_check_interval: 5, accelerator: cpu}
-checkpoint_every: 5
-"""
+SETTINGS = run_settings(
+    {
+        "name": "mine",
+        "model.sae.d_sae": 32,
+        "model.sae.k": 2,
+        "data.source.n_features": 32,
+        "data.source.mean_active": 2.0,
+        "data.batch_size": 128,
+        "data.block_batches": 2,
+        "data.held_out_tokens": 512,
+        "trainer.max_steps": 5,
+        "trainer.log_every_n_steps": 10,
+        "trainer.val_check_interval": 5,
+        "checkpoint_every": 5,
+    }
+)
 
 
 def test_page_adds_a_metric_from_outside_the_package(tmp_path):
-    module, *steps = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    module, *steps = code_blocks(read_page("add-a-metric"), "python")
     (tmp_path / "gini.py").write_text(module)
-    (tmp_path / "mine.yaml").write_text(CONFIG)
+    write_settings(tmp_path, SETTINGS, "mine.yaml")
     train = "from sae.cli.main import main\nassert main(['fit', '--config', 'mine.yaml']) == 0\n"
     check = (
         "from gini import gini\nimport torch\n"
@@ -41,16 +41,7 @@ def test_page_adds_a_metric_from_outside_the_package(tmp_path):
         "assert metrics['above_average_fraction_chance'] == 0.5\n"
     )
     (tmp_path / "steps.py").write_text(train + "\n".join(steps) + check)
-    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, "steps.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python("steps.py", cwd=tmp_path)
     (row,) = (line for line in done.stdout.splitlines() if "Gini of firing counts" in line)
     assert "↓" in row
     run = tmp_path / "runs" / "mine"
