@@ -73,7 +73,7 @@ def test_a_latent_with_negative_activations_is_not_dead():
     forward, _ = learner(acts)
     dense = forward.codes.to_dense()
     below = (dense < 0).any(0) & ~(dense > 0).any(0)
-    assert below.any(), "or nothing is tested"
+    assert below.any(), "no latent has only negative activations"
     learner.step(acts)
     assert (learner.dead.tokens_since_fired[below] == 0).all()
 

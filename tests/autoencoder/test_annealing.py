@@ -34,7 +34,7 @@ def test_k_falls_linearly_and_then_stays(rule):
     assert [at(p) for p in (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)] == [64, 49, 34, 19, 4, 4, 4]
     falling = [at(p / 200) for p in range(201)]
     assert all(a >= b for a, b in zip(falling, falling[1:], strict=False))
-    assert annealed.at_progress(1.0) == annealed, "what is saved is the rule that was chosen"
+    assert annealed.at_progress(1.0) == annealed, "the configured rule must be saved"
     plain = rule(d_sae=100, k=4)
     assert all(plain.at_progress(p) is plain for p in (0.0, 0.5, 1.0))
 
@@ -49,7 +49,7 @@ def test_every_step_uses_the_scheduled_k(rule):
         seen.append(learner.sae.sparsity.k)
         most.append(learner.pop_metrics()["l0"])
     assert seen == [20, 17, 14, 10, 7, 4, 4, 4, 4, 4]
-    if rule is TopK:  # of 32 latents about half are positive
+    if rule is TopK:  # about half of the 32 pre-activations are positive
         assert most[0] > 8 and max(most[5:]) <= 4
     else:
         assert most == ([min(k, m) for k, m in zip(seen, most, strict=True)])
@@ -65,7 +65,7 @@ def test_a_resumed_run_has_the_same_k_and_bits(rule, done):
         straight.step(acts(step))
     resumed.load_state_dict(straight.state_dict())
     resumed.optimizer.load_state_dict(straight.optimizer.state_dict())
-    assert resumed.sae.sparsity == straight.sae.sparsity, "held-out figures depend on it"
+    assert resumed.sae.sparsity == straight.sae.sparsity, "held-out metrics depend on it"
     for step in range(done, done + 2):
         for learner in (straight, resumed):
             learner.step(acts(step))
@@ -82,7 +82,7 @@ def test_the_exported_sae_has_the_final_k(rule):
     assert learner.sae.sparsity.k == 20
     exported = learner.export()
     assert exported.sparsity == learner.rule and exported.sparsity.k == 4
-    if rule is not BatchTopK:  # whose L0 is the threshold's, once trained
+    if rule is not BatchTopK:  # a trained BatchTopK encodes with its threshold
         assert exported.encode(acts(1)["h"]).l0().max() == 4
 
 

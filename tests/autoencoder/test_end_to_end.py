@@ -17,7 +17,7 @@ from tiny_models import save_tiny, some_documents
 
 K = 5
 HOOKS = ["layers.2", "layers.0.mlp.in", "layers.0.mlp", "layers.0", "layers.1"]
-SITES: dict[str, tuple[Site, list[str]]] = {  # and the later hooks
+SITES: dict[str, tuple[Site, list[str]]] = {  # with the hooks of the later layers
     "autoencode": (Autoencoder(hook="layers.0"), ["layers.1", "layers.2"]),
     "skip": (
         SkipTranscoder(read="layers.0.mlp.in", predict="layers.0.mlp"),
@@ -45,7 +45,7 @@ def make_source(folder, tmp_path):
         source = ModelActivations(str(folder), text=text, **settings)
         source.setup()
         source.model.model.double()
-        with torch.no_grad():  # the logits of a random model are all similar
+        with torch.no_grad():  # a random model has nearly equal logits
             for parameter in source.model.model.parameters():
                 parameter *= 3
         return source
@@ -166,7 +166,7 @@ def test_the_loss_is_the_weighted_sum_with_other_terms(make_source):
 
 
 def test_each_micro_batch_uses_its_own_model_run(make_source):
-    """The update of a step is the update of the mean of both losses."""
+    """A step on two micro-batches uses the mean of their losses."""
     source = make_source()
     site = SITES["autoencode"][0]
     first, second = (

@@ -38,7 +38,7 @@ def test_value_and_gradients_equal_the_mean_over_prefixes(site):
 def test_equal_codes_are_ordered_by_latent():
     term = EveryPrefix()
     learner, acts = make_learner(TopK(d_sae=D_SAE, k=K), [term]), activations()
-    with torch.no_grad():  # small integers: sums are exact and ties are ties
+    with torch.no_grad():  # sums of small integers are exact, so ties are exact
         generator = torch.Generator().manual_seed(0)
         learner.sae.W_enc.copy_(torch.randint(-1, 2, (6, D_SAE), generator=generator))
         learner.sae.W_enc[:, 20:] = learner.sae.W_enc[:, :16]

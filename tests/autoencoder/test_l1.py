@@ -34,7 +34,7 @@ class TestL1:
         )
         plain = dense(learner, acts)
         norms = 1.0 if unit_norm else plain.norms
-        if site == "cross-layer" and not unit_norm:  # a latent's norms at all layers are added
+        if site == "cross-layer" and not unit_norm:  # the norms of a latent in all layers are added
             norms = sum(part.norm(dim=1) for part in plain.p["W_dec"].split(7, dim=1))
         value = (plain.pre.relu() * norms).sum(1).mean()
         check(learner, term, acts, value, plain)
@@ -45,7 +45,7 @@ class TestL1:
         learner = make_learner(Gated(d_sae=D_SAE), [term, GateReconstruction()], site)
         acts = activations()
         plain = dense(learner, acts)
-        value = (plain.pre.relu() * plain.norms).sum(1).mean()  # pi_gate has b_enc for a bias
+        value = (plain.pre.relu() * plain.norms).sum(1).mean()  # the bias of the gates is b_enc
         check(learner, term, acts, value, plain)
 
     def test_jumprelu_equals_the_formula(self):
@@ -67,7 +67,7 @@ class TestL1:
         with torch.no_grad():
             learner.sae.b_enc[7] -= 99
             acts["a"][3] = learner.sae.b_dec
-            learner.sae.b_enc.clamp_(max=-0.1)  # an empty row, at which f^p has no slope
+            learner.sae.b_enc.clamp_(max=-0.1)  # no latent is active in row 3
         plain = dense(learner, acts)
         fires = plain.pre.detach() > 0
         assert not fires[3].any()
@@ -76,12 +76,12 @@ class TestL1:
         check(learner, L1(p=p), acts, powers * (l1 / powers.detach()), plain)
 
     def test_p_below_1_gives_empty_slots_no_gradient(self):
-        """JumpReLU has slots for latents just below the threshold, where f^p has infinite slope."""
+        """JumpReLU has slots for latents below the threshold, where f^p has an infinite slope."""
         learner, acts, p = jumprelu([L1()]), activations(), 0.5
         plain = dense(learner, acts)
         theta = plain.p["threshold"].detach().clamp(min=0)
         fires = plain.pre.detach() > theta
-        assert (learner(acts)[0].codes.values == 0).any(), "or no slot is empty"
+        assert (learner(acts)[0].codes.values == 0).any(), "no slot is empty, so nothing is tested"
         f = torch.where(fires, plain.pre, 1.0)
         powers = (f.pow(p) * fires * plain.norms).sum(1).mean()
         l1 = (plain.pre * fires * plain.norms).sum(1).mean().detach()
@@ -104,7 +104,7 @@ class TestL1:
     def test_decoder_norm_false_ignores_decoder_norms(self):
         term = L1(decoder_norm=False)
         learner, acts = make_learner(ReLU(d_sae=D_SAE), [term], unit_norm=True), activations()
-        learner.sae.unit_norm = False  # or norms would be 1 anyway
+        learner.sae.unit_norm = False  # otherwise all norms are 1
         plain = dense(learner, acts)
         check(learner, term, acts, plain.pre.relu().sum(1).mean(), plain)
 

@@ -28,7 +28,7 @@ def make_sae(site: str, k: int = K, seed: int = 3) -> SAE:
         for name, parameter in sae.named_parameters():
             if name.startswith("b"):
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator).double()
-        if site == "Transcoder":  # norms as folding may leave them
+        if site == "Transcoder":  # norms other than 1, as after folding
             sae.W_enc *= torch.rand(D_SAE, generator=generator).double() + 0.5
     return sae
 

@@ -49,7 +49,7 @@ def mean_fvu(plain, acts, ends, layers=1, weights=None) -> torch.Tensor:
         ({"shares": [0.25, 0.75]}, [9, 27, 36]),
         ({"prefixes": [36]}, [36]),
     ],
-    ids=["default", "numbers", "weights", "shares", "whole"],
+    ids=["default", "numbers", "weights", "shares", "all latents"],
 )
 def test_value_and_gradients_equal_the_mean_over_prefixes(site, settings, ends):
     term = Matryoshka(**settings)
@@ -64,7 +64,7 @@ def test_ragged_codes_with_empty_rows_and_padding():
     term = Matryoshka(prefixes=[4, 10])
     learner, acts = make_learner(BatchTopK(d_sae=D_SAE, k=2), [term]), activations()
     with torch.no_grad():
-        acts["a"][3] = learner.sae.b_dec  # nothing but b_enc, which is below 0: an empty row
+        acts["a"][3] = learner.sae.b_dec  # pre-activations are b_enc, below 0: no latent is active
         learner.sae.b_enc -= learner.sae.b_enc.max() + 0.1
     plain = dense(learner, acts)
     fires = batch_top(plain.pre, 2)
@@ -74,7 +74,7 @@ def test_ragged_codes_with_empty_rows_and_padding():
     with torch.no_grad():
         learner.sae.b_enc -= 3.0
     plain = dense(learner, acts)
-    assert 0 < plain.pre.gt(0).sum() < 2 * BATCH, "or there is no padding"
+    assert 0 < plain.pre.gt(0).sum() < 2 * BATCH, "no row has padding"
     check(learner, term, acts, mean_fvu(plain, plain.pre.relu(), [4, 10, 36]), plain)
 
 
@@ -115,7 +115,7 @@ def test_draws_are_distinct_ascending_and_a_function_of_seed_and_step():
         assert ends[0] >= 1 and ends[-1] < 40
     assert len(set(draws)) > 590, "draws must differ between steps and seeds"
     assert draws[17] == tuple(drawn_ends(40, 6, 0.5, 0, torch.tensor(17)).tolist())
-    assert drawn_ends(3, 3, 0.5, 0, torch.tensor(4)).tolist() == [1, 2], "all that there are"
+    assert drawn_ends(3, 3, 0.5, 0, torch.tensor(4)).tolist() == [1, 2], "all possible ends"
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0])

@@ -91,7 +91,7 @@ def test_invalid_combinations_of_terms_are_refused(rule, terms, message):
 
 def test_valid_combinations_of_terms_are_accepted():
     quadratic = L0(kind="quadratic", target_l0=3)
-    assert controlled_term([FVU(), quadratic]) is None, "its minimum is the target"
+    assert controlled_term([FVU(), quadratic]) is None, "its minimum is at the target"
     assert controlled_term([FVU(), quadratic, L1(target_l0=3)]) == 2
     assert controlled_term([FVU(), L1()]) is None
     for rule, terms in (

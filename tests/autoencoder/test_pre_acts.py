@@ -25,7 +25,7 @@ def case(rule: str, site: str = "autoencode", **settings):
     learner = make_learner(RULES[rule][0], [FVU(), PreActs(), *RULES[rule][1]], site, **settings)
     learner.dead.dead_after = 1000
     learner.dead.tokens_since_fired[DEAD] = 1000
-    learner.dead.dead_list = torch.tensor([0, *DEAD])  # the first has fired since it was listed
+    learner.dead.dead_list = torch.tensor([0, *DEAD])  # latent 0 fired after it was listed
     with torch.no_grad():
         if "threshold" in learner.sae.sparsity.extra_params():
             threshold = learner.sae.threshold
@@ -44,13 +44,13 @@ def test_value_and_gradients_come_only_from_dead_latents(rule, site, unit_norm):
     threshold = plain.p.get("threshold", getattr(learner.sae, "threshold", torch.zeros(())))
     short = (threshold.clamp(min=0) - plain.pre).relu() * dead
     value = (short * (1.0 if unit_norm else plain.norms)).sum() / len(plain.x)
-    assert 0 < short.gt(0).sum() < len(DEAD) * len(plain.x), "some above, some below"
+    assert 0 < short.gt(0).sum() < len(DEAD) * len(plain.x), "some above, some below it"
     check(learner, PreActs(), acts, value, plain)
     _, grads, _ = value_and_gradients(learner, PreActs(), acts)
     assert not grads["W_enc"][:, ~dead].any() and not grads["b_enc"][~dead].any()
     assert grads["W_enc"][:, dead].norm(dim=0).min() > 0
     if rule == "jumprelu":
-        assert learner.sae.threshold.min() < 0, "or negative thresholds are not tested"
+        assert learner.sae.threshold.min() < 0, "no threshold is negative"
         assert grads["threshold"][20] > 0 and not grads["threshold"][1]
 
 

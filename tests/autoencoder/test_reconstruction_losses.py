@@ -34,7 +34,7 @@ def test_gate_reconstruction_does_not_train_the_decoder(site):
     _, grads, _ = value_and_gradients(learner, term, acts)
     assert not grads["W_dec"].any() and not grads["r_mag"].any() and not grads["b_mag"].any()
     assert grads["b_enc"].abs().min() > 0 and grads["W_enc"].norm(dim=0).min() > 0
-    if site != "autoencode":  # there b_dec is taken off x too, which the gates read
+    if site != "autoencode":  # an autoencoder also subtracts b_dec before the gates
         assert not grads["b_dec"].any()
 
 

@@ -73,7 +73,7 @@ def test_save_and_load_give_the_same_bits(sae, tmp_path):
         sae.metadata,
     )
     assert loaded.W_enc.t().is_contiguous()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["sae"], "nothing half-written stays"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["sae"], "no partial files may remain"
 
 
 def test_save_replaces_an_older_sae(sae, tmp_path):

@@ -59,7 +59,7 @@ def test_dense_codes_decode_as_sparse_codes_do(rule: Sparsity, shape) -> None:
 def test_detached_codes_keep_their_shape(rule: Sparsity) -> None:
     codes = make_sae(rule).encode(random((2, 3, D_IN)))
     assert codes.detach().to_dense().shape == (2, 3, D_SAE)
-    assert codes.rows(slice(1, 3)).to_dense().shape == (2, D_SAE), "a run of rows is flat"
+    assert codes.rows(slice(1, 3)).to_dense().shape == (2, D_SAE), "a slice of rows is 2-D"
 
 
 def test_gradients_in_three_dimensions_are_those_of_the_rows() -> None:

@@ -85,7 +85,7 @@ def test_many_layers_solve_the_lasso():
 
 
 def test_a_latent_of_a_transcoder_does_not_inhibit_itself():
-    """The term z D W_enc is z for a single latent, so only other latents are subtracted."""
+    """The term z D W_enc of a single latent is z, so only other latents are subtracted."""
     sae = make_sae("Transcoder", tied=True)
     with torch.no_grad():
         sae.W_enc.copy_(torch.zeros(D_IN, D_SAE))

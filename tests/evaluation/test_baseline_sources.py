@@ -1,3 +1,5 @@
+"""Sources of baselines: random weights, matched noise, and a frozen decoder."""
+
 from __future__ import annotations
 
 import pytest
@@ -31,19 +33,19 @@ def test_random_weights_twin_reads_the_same_tokens(make_source, kind):
         assert torch.equal(blocks[0].provenance[name], trained.provenance[name])
     assert torch.equal(torch.get_rng_state(), state)
     assert baseline.metadata() == source.metadata() | {"random_weights": 4}
-    # The standard deviation is the one in the configuration; some layers of GPT-2 have less.
+    # Weights have the standard deviation of the configuration, except in a few layers of GPT-2.
     matrices = [w for name, w in baseline.model.model.named_parameters() if w.dim() == 2]
     expected = baseline.model.model.config.initializer_range
-    spread = torch.cat([w.flatten() for w in matrices]).std().item()
-    assert spread == pytest.approx(expected, rel=0.2)
+    std = torch.cat([w.flatten() for w in matrices]).std().item()
+    assert std == pytest.approx(expected, rel=0.2)
 
 
 def test_world_has_no_random_weights_twin():
     assert SparseSuperposition(8, 16, 2).random_weights_twin() is None
 
 
-class Two(Source):
-    """Two correlated hooks with a non-zero mean; the last dimension is constant."""
+class CorrelatedHooks(Source):
+    """A source of two correlated hooks with a non-zero mean and one constant dimension."""
 
     def setup(self, device="cpu"):
         self.widths = {"a": 2, "b": 2}
@@ -59,7 +61,7 @@ class Two(Source):
 
 
 def test_matched_gaussian_has_mean_and_covariance_of_all_hooks():
-    baseline = MatchedGaussian(Two(), rows=20_000)
+    baseline = MatchedGaussian(CorrelatedHooks(), rows=20_000)
     baseline.setup()
     assert baseline.widths == {"a": 2, "b": 2}
     # Uniform numbers have variance 1 / 12 and mean 1 / 2.
@@ -79,7 +81,7 @@ def test_matched_gaussian_has_mean_and_covariance_of_all_hooks():
 
 
 def test_gaussian_blocks_depend_only_on_their_arguments():
-    baseline, again = MatchedGaussian(Two(), rows=100), MatchedGaussian(Two(), rows=100)
+    baseline, again = (MatchedGaussian(CorrelatedHooks(), rows=100) for _ in range(2))
     again.setup()
     again.setup()
     for key in (("train", 0, 10, 0), ("train", 1, 10, 0), ("held_out", 0, 10, 0)):

@@ -1,4 +1,4 @@
-"""Consensus of seeds, against values worked out by hand."""
+"""The consensus of several seeds against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sae.evaluation.consensus import consensus
 D_IN = 8
 
 
-def of(W_dec: torch.Tensor, rule=None, *, W_enc: torch.Tensor | None = None, **values) -> SAE:
-    """Return an SAE with these decoder rows, tied unless an encoder is given."""
+def sae_with(W_dec: torch.Tensor, rule=None, *, W_enc: torch.Tensor | None = None, **values) -> SAE:
+    """Return an SAE with the given decoder rows, and the same encoder unless one is given."""
     sae = SAE(W_dec.shape[1], rule or TopK(d_sae=len(W_dec), k=2), dtype=W_dec.dtype)
     with torch.no_grad():
         sae.W_dec.copy_(W_dec)
@@ -75,11 +75,11 @@ def test_consensus_averages_shared_latents():
     """Two seeds share one latent at cosine 0.8, in another order; the others are orthogonal."""
     eye = torch.eye(4, dtype=torch.float64)
     near = torch.tensor([0.8, 0.6, 0, 0], dtype=torch.float64)
-    a = of(torch.stack([eye[0], eye[2]]), b_enc=[1.0, 7.0], b_dec=[0.0, 2, 0, 0])
-    b = of(torch.stack([eye[3], 3 * near]), b_enc=[7.0, 2.0], b_dec=[4.0, 0, 0, 0])
+    a = sae_with(torch.stack([eye[0], eye[2]]), b_enc=[1.0, 7.0], b_dec=[0.0, 2, 0, 0])
+    b = sae_with(torch.stack([eye[3], 3 * near]), b_enc=[7.0, 2.0], b_dec=[4.0, 0, 0, 0])
     agreed = consensus([a, b])
-    assert (agreed.d_sae, agreed.sparsity.k) == (1, 1)  # not 2 of 1
-    # (1, 0) + (.8, .6) = (1.8, .6), of length sqrt(3.6); rows are 1 and 3 long.
+    assert (agreed.d_sae, agreed.sparsity.k) == (1, 1)  # k is lowered to the one latent
+    # (1, 0) + (.8, .6) = (1.8, .6) has length sqrt(3.6). The row norms 1 and 3 are averaged.
     expected = torch.tensor([[1.8, 0.6, 0, 0]], dtype=torch.float64) / math.sqrt(3.6) * 2
     torch.testing.assert_close(agreed.W_dec.data, expected)
     torch.testing.assert_close(agreed.W_enc.data[:, 0], (eye[0] + 3 * near) / 2)
@@ -88,8 +88,11 @@ def test_consensus_averages_shared_latents():
 
 
 def test_consensus_follows_the_rule_of_its_weights():
-    """MatchingPursuit's encoder is its decoder; a mean of two at cosine .8 is shorter."""
-    a, b = (of(turned(angle)[None], MatchingPursuit(d_sae=1, k=1)) for angle in (0, 36.87))
+    """The encoder of MatchingPursuit is its decoder, with rows of norm 1.
+
+    A mean of two rows at cosine 0.8 is shorter, so it must be normalised.
+    """
+    a, b = (sae_with(turned(angle)[None], MatchingPursuit(d_sae=1, k=1)) for angle in (0, 36.87))
     agreed = consensus([a, b])
     assert torch.equal(agreed.W_enc, agreed.W_dec.T)
     assert agreed.W_dec.norm().item() == pytest.approx(1)
@@ -97,36 +100,39 @@ def test_consensus_follows_the_rule_of_its_weights():
 
 @pytest.mark.parametrize(("at_least", "shared"), [(None, [0, 1]), (2, [0, 1]), (3, [0])])
 def test_latent_of_a_single_seed_is_left_out(at_least, shared):
-    """Axis 0 is a latent of all three seeds, axis 1 of two, and the other axes of one each."""
+    """Three seeds share axis 0 as a latent, two share axis 1, and each other axis has one seed."""
     eye = torch.eye(6)
-    saes = [of(eye[[0, 1, 2]]), of(eye[[3, 0, 1]]), of(eye[[4, 5, 0]])]
+    saes = [sae_with(eye[[0, 1, 2]]), sae_with(eye[[3, 0, 1]]), sae_with(eye[[4, 5, 0]])]
     agreed = consensus(saes, at_least=at_least)
     assert torch.equal(agreed.W_dec.data, eye[shared])
     assert torch.equal(agreed.W_enc.data, eye[shared].T)
-    # In reverse order the pair is matched from the second seed.
+    # In reverse order, matching of the shared pair starts from the second seed.
     agreed = consensus(saes[::-1], at_least=at_least)
     assert torch.equal(agreed.W_dec.data, eye[shared])
 
 
 def test_every_pair_must_agree_in_decoder_and_encoder():
-    """At 0, 40 and -40 degrees: the outer two are at cosine cos 80 = .17 of each other."""
-    fan = [of(turned(angle)[None], TopK(d_sae=1, k=1)) for angle in (0, 40, -40)]
+    """Latents at 0, 40 and -40 degrees: the last two have a cosine of only cos 80 = 0.17."""
+    fan = [sae_with(turned(angle)[None], TopK(d_sae=1, k=1)) for angle in (0, 40, -40)]
     with pytest.raises(UserError, match="no latent is shared by 3 of 3 seeds at cosine 0.7"):
         consensus(fan, at_least=3)
-    pair = consensus(fan)  # the last leaves
+    pair = consensus(fan)  # without the last
     torch.testing.assert_close(pair.W_dec.data, turned(20)[None])
     assert pair.stability.tolist() == pytest.approx([math.cos(math.radians(40))])
     assert consensus(fan, at_least=3, threshold=0.17).d_sae == 1
-    # From seed 1 on: 0 is used up with nobody else, so 1 and 2 cannot have it twice.
-    apart = [of(turned(0)[None], TopK(d_sae=1, k=1), W_enc=turned(a)[None]) for a in (0, 90, 0)]
+    # Seeds 0 and 2 agree. Seed 1 has another encoder, and agrees with neither of them, so matching
+    # that starts from seed 1 must not find the latent a second time.
+    apart = [
+        sae_with(turned(0)[None], TopK(d_sae=1, k=1), W_enc=turned(a)[None]) for a in (0, 90, 0)
+    ]
     assert consensus(apart).W_enc.data[:, 0].tolist() == [1, 0, 0, 0]
     with pytest.raises(UserError, match="no latent"):
         consensus(apart[:2])
 
 
 def test_member_that_agrees_with_fewest_is_removed_first():
-    """Around 0 degrees: 30, 35 and -44. The last agrees with the first alone."""
-    fan = [of(turned(angle)[None], TopK(d_sae=1, k=1)) for angle in (0, -44, 30, 35)]
+    """Latents at 0, -44, 30 and 35 degrees: the one at -44 agrees only with the one at 0."""
+    fan = [sae_with(turned(angle)[None], TopK(d_sae=1, k=1)) for angle in (0, -44, 30, 35)]
     agreed = consensus(fan)
     mean = (turned(0) + turned(30) + turned(35)) / 3
     torch.testing.assert_close(agreed.W_dec.data[0], mean / mean.norm())
@@ -160,7 +166,7 @@ def test_shared_parameters_are_averaged_over_all_seeds():
 
 
 def test_consensus_is_saved_and_loaded_as_any_sae(tmp_path):
-    agreed = consensus([of(torch.eye(4)), of(torch.eye(4))])
+    agreed = consensus([sae_with(torch.eye(4)), sae_with(torch.eye(4))])
     agreed.save(tmp_path / "c")
     loaded = SAE.load(tmp_path / "c")
     assert loaded.stability.tolist() == [1.0] * 4 and loaded.metadata == agreed.metadata
@@ -170,12 +176,16 @@ def test_consensus_is_saved_and_loaded_as_any_sae(tmp_path):
 @pytest.mark.parametrize(
     ("saes", "options", "words"),
     [
-        ([of(torch.eye(4))], {}, "at least two SAEs"),
-        ([of(torch.eye(4)), of(torch.eye(4), TopK(d_sae=4, k=3))], {}, "only in their seed"),
-        ([of(torch.eye(4))] * 2, {"at_least": 3}, "at_least=3; give 2 to 2"),
-        ([of(torch.eye(4))] * 2, {"at_least": 1}, "at_least=1; give 2 to 2"),
+        ([sae_with(torch.eye(4))], {}, "at least two SAEs"),
         (
-            [of(torch.eye(4), GroupMax(d_sae=4, k=2))] * 2,
+            [sae_with(torch.eye(4)), sae_with(torch.eye(4), TopK(d_sae=4, k=3))],
+            {},
+            "only in their seed",
+        ),
+        ([sae_with(torch.eye(4))] * 2, {"at_least": 3}, "at_least=3; give 2 to 2"),
+        ([sae_with(torch.eye(4))] * 2, {"at_least": 1}, "at_least=1; give 2 to 2"),
+        (
+            [sae_with(torch.eye(4), GroupMax(d_sae=4, k=2))] * 2,
             {},
             "index of a latent has a meaning in GroupMax",
         ),

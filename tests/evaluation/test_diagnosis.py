@@ -1,4 +1,7 @@
-"""Findings from given metrics; tests/cli/test_evaluate_command.py trains runs with these faults."""
+"""Findings of a diagnosis from given metrics.
+
+tests/cli/test_evaluate_command.py trains runs that have these faults.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Held-out metrics of worlds and models against direct computation."""
+
 from __future__ import annotations
 
 import json
@@ -100,7 +102,7 @@ def test_samples_store_the_rows_that_were_read():
     world = SparseSuperposition(d_in=24, n_features=32, mean_active=2, noise=0.1)
     sae, samples = SAE(24, TopK(d_sae=40, k=3)), Samples(max_rows=4500)
     with torch.no_grad():
-        sae.b_enc -= 0.3  # so that not all of the three fire
+        sae.b_enc -= 0.3  # so that fewer than 3 latents fire on some rows
     metrics = evaluate(sae, world, max_tokens=5000, samples=samples, seed=3)
     blocks = [world.block("held_out", i, 4096, 3) for i in (0, 1)]
     x = torch.cat([block.acts["world"] for block in blocks])[:4500]
@@ -111,7 +113,7 @@ def test_samples_store_the_rows_that_were_read():
     torch.testing.assert_close(samples.codes().to_dense(), sae.encode(x).to_dense().double())
     scores = samples.scores()
     assert set(scores) == ALWAYS - {"tokens", "never_fired_fraction"}
-    for name, score in scores.items():  # of all 5,000 rows
+    for name, score in scores.items():  # `metrics` are over all 5,000 rows
         assert score.value == pytest.approx(metrics[name], rel=1e-3), name
         assert score.low < score.value < score.high, name
 
@@ -120,7 +122,7 @@ def test_rows_of_one_document_are_resampled_together():
     world = SparseSuperposition(d_in=24, n_features=32, mean_active=2)
 
     class Repeats(Source):
-        """Repeat every row four times, as one document or as four."""
+        """A world in which every row is repeated four times, as one document or as four."""
 
         def __init__(self, together):
             self.widths, self.together = world.widths, together
@@ -138,4 +140,4 @@ def test_rows_of_one_document_are_resampled_together():
         assert samples.true_codes() is None
         fvu = samples.scores()["fvu"]
         widths.append(fvu.high - fvu.low)
-    assert widths[0] == pytest.approx(2 * widths[1], rel=0.15)  # sqrt(4)
+    assert widths[0] == pytest.approx(2 * widths[1], rel=0.15)  # four times fewer clusters

@@ -1,4 +1,4 @@
-"""The metrics of each kind of run are those that apply, and equal what their functions return."""
+"""Each kind of run gets the metrics that apply to it, with the values of their functions."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_world_has_all_metrics_but_those_of_a_model(measured):
     assert with_intervals(results) == EVERYWHERE | GAP | TRUTH | FAULT | SIMILARITY | absorbed
     for name in with_intervals(results):
         assert results[f"{name}_low"] <= results[name] <= results[f"{name}_high"], name
-    assert measure_context(context) == results  # the same bits
+    assert measure_context(context) == results  # to the last bit
     for name in ("fvu", "l0", "cosine", "dictionary_mcc_signed", "mmcs", "mmcs_uniqueness"):
         assert results[name] == pytest.approx(metrics[name]), name
 
@@ -190,7 +190,7 @@ def test_chance_levels_equal_shuffled_codes(measured):
     for name in ("code_mcc", "support_f1", "support_recall", "dci_disentanglement", "mmcs"):
         assert 0 < results[f"{name}_chance"] < 0.7 * results[name], name
     assert results["dci_error_chance"] == pytest.approx(1, abs=0.1)
-    # With a similarity that is unrelated to the latents, scores are at chance.
+    # With a similarity that is unrelated to the latents, the scores are near chance.
     shuffled = context.true_codes.to_dense()
     shuffled = shuffled[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
     often = (context.firing.counts >= 40).nonzero()[:, 0].tolist()
@@ -207,13 +207,13 @@ def test_c_dec_interval_equals_resampled_latents(measured):
     cosines = (rows @ rows.T).abs()
     generator = np.random.default_rng(0)
     means = []
-    for _ in range(2000):  # a pair counts once per draw of both latents
+    for _ in range(2000):  # a pair counts as often as both of its latents are drawn
         n = torch.from_numpy(np.bincount(generator.integers(40, size=40), minlength=40)).double()
         weights = torch.outer(n, n).fill_diagonal_(0)
         means.append(((weights * cosines).sum() / weights.sum()).item())
     width = results["c_dec_high"] - results["c_dec_low"]
     low, high = np.quantile(means, [0.025, 0.975])
-    assert width == pytest.approx(high - low, rel=0.25)  # to first order, of 40 latents
+    assert width == pytest.approx(high - low, rel=0.25)  # exact to first order
 
 
 def test_without_ground_truth_its_metrics_are_left_out(world_and_sae):
@@ -226,7 +226,7 @@ def test_without_ground_truth_its_metrics_are_left_out(world_and_sae):
 
 def test_transcoder_has_no_amortisation_gap():
     class Two(World):
-        """The same activations under two names."""
+        """A world that gives its activations under two hooks."""
 
         def block(self, *args):
             block = super().block(*args)

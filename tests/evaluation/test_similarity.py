@@ -1,3 +1,5 @@
+"""Similarity between samples that does not depend on an SAE."""
+
 from __future__ import annotations
 
 import torch
@@ -17,7 +19,7 @@ def test_context_embedding_by_hand():
     around = context_embedding(embedding, token, document, position, reach=1)
     expected = [[3.0, 6.0], [3.0, 6.0], [3.0, 0.5], [3.0, 0.5], [6.0, 0.0]]
     assert around.tolist() == expected
-    # Distance counts positions in the text, not rows of the batch: 1 and 3.
+    # Distance is measured in positions of the text, not rows of the batch: 1 and 3 are 2 apart.
     around = context_embedding(embedding, token, document, position, reach=2)
     expected = [[3.0, 6.0], [2.0, 13 / 3], [2.0, 13 / 3], [3.0, 0.5], [6.0, 0.0]]
     torch.testing.assert_close(around, torch.tensor(expected))

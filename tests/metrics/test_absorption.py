@@ -1,3 +1,5 @@
+"""Feature absorption against values worked out by hand."""
+
 from __future__ import annotations
 
 import pytest
@@ -6,8 +8,8 @@ import torch
 from sae.metrics.absorption import absorption, absorption_of_parents
 from sae.metrics.code_matching import as_codes, samples_matrix
 
-# The feature points along the first axis, at length 5: the length must not matter. Latent 0 is its
-# own; 1 and 2 lie .6 along it, 3 .05 along it, 4 .02 and 5 at right angles.
+# The feature points along the first axis and has length 5, which must not matter. Latent 0 is
+# matched to it. Latents 1 to 5 have a cosine of 0.6, 0.6, 0.05, 0.02 and 0 with it.
 U = torch.tensor([5.0, 0, 0])
 
 
@@ -30,27 +32,28 @@ def measured(a, projection, main=(0,)):
 @pytest.mark.parametrize(
     ("a", "projection", "full", "fraction"),
     [
-        # The feature's latent writes all of it, or is the only one to write.
+        # The matched latent writes the whole projection, or no other writes along the feature.
         ([2, 1, 0, 0, 0, 0], 2, 0, 0),
         ([1, 0, 0, 0, 0, 9], 2, 0, 0),
-        # Silent; latent 1 (norm 2) writes 1 * 2 * .6 of 2, then 1.2 of 3.1: less than .4.
+        # The matched latent is silent. Latent 1, of norm 2, writes 1.2 of 2, which is above the
+        # required share of 0.4; then 1.2 of 3.1, which is below it.
         ([0, 1, 0, 0, 0, 0], 2, 1, 1),
         ([0, 1, 0, 0, 0, 0], 3.1, 0, 0),
-        # Two write .6 and .6 of 2.8: not enough each, but enough together.
+        # Two latents write 0.6 of 2.8 each: enough together, but neither is enough by itself.
         ([0, 0.5, 1, 0, 0, 0], 2.8, 0, 1),
-        # The feature's latent writes 1 of 2 and another 1.2, of which 1 is missing: a half.
+        # The matched latent writes 1 of 2. Another writes 1.2, of which 1 was missing: a half.
         ([1, 1, 0, 0, 0, 0], 2, 0, 0.5),
-        # 1 of 2.9, another 1.2: 1.2 / 2.2.
+        # The matched latent writes 1 of 2.9, and another writes 1.2: 1.2 / 2.2.
         ([1, 1, 0, 0, 0, 0], 2.9, 0, 1.2 / 2.2),
-        # Cosine .05: enough for full, not for the fraction; .02 for neither.
+        # A cosine of 0.05 is enough for full absorption, not for the fraction; 0.02 is for neither.
         ([0, 0, 0, 20, 0, 0], 2, 1, 0),
         ([0, 0, 0, 0, 50, 0], 2, 0, 0),
         # With a negative projection absorption is undefined and counts as 0.
         ([0, 1, 0, 0, 0, 0], -1, 0, 0),
-        # The feature's latent writes more than the projection, or against it.
+        # The matched latent writes more than the projection, or in the opposite direction.
         ([3, 1, 0, 0, 0, 0], 2, 0, 0),
         ([-2, 1, 0, 0, 0, 0], -1, 0, 0),
-        # A latent that writes against it is no absorber, and takes nothing away.
+        # A latent that writes in the opposite direction is no absorber, and subtracts nothing.
         ([0, 1, -1, 0, 0, 0], 2.5, 1, 1),
     ],
 )
@@ -65,12 +68,12 @@ def test_feature_with_several_latents_has_at_most_three_absorbers():
     W_dec = torch.tensor([[1.0, 0]] * 5)
     acts = torch.tensor([[7.4, 0], [7.6, 0]])
     codes = as_codes(samples_matrix(codes.repeat(2, 1)))
-    # Three write 3, at least .4 of 7.4 but not of 7.6; a fourth would suffice.
+    # Three absorbers write 3, which is at least 0.4 of 7.4 but not of 7.6; four would suffice.
     result = absorption(codes, acts, W_dec, torch.tensor([1.0, 0]), torch.tensor([0]))
     assert result.fraction.tolist() == [1, 0]
 
 
-def test_latent_that_writes_against_the_feature_is_no_absorber():
+def test_latent_that_opposes_the_feature_is_no_absorber():
     codes = as_codes(samples_matrix(torch.tensor([[0.5, 1, -1]])))
     W_dec, acts = torch.tensor([[1.0, 0], [1, 0], [0.6, 0.8]]), torch.tensor([[2.0, 0]])
     result = absorption(codes, acts, W_dec, torch.tensor([1.0, 0]), torch.tensor([0]))
@@ -91,8 +94,8 @@ def test_absorption_does_not_depend_on_chunk_size(monkeypatch):
 
 
 def test_parents_are_scored_only_where_they_are_active():
-    # Feature 0 has the children 1 and 2, feature 3 the child 4 and no latent; 0 is absorbed by the
-    # latent of 1 (row 1) and not by that of 2 (row 2).
+    # Features 1 and 2 are children of feature 0, and 4 of feature 3, which has no latent. The
+    # latent of feature 1 absorbs feature 0 (row 1), and the latent of feature 2 does not (row 2).
     truth = torch.eye(5)
     z = torch.tensor([[0.0, 0, 0, 1, 1], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0]])
     W_dec = torch.eye(5)

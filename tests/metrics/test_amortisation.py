@@ -1,4 +1,4 @@
-"""Amortisation gap against values worked out by hand; the split on worlds of known fault."""
+"""Amortisation gap against values worked out by hand, and its split on known faults."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def test_gap_equals_values_worked_out_by_hand():
     gap = amortisation_gap(
         sae_of(eye, 2, W_enc=0.5 * eye), x, penalty=0.25, iterations=2000, tolerance=1e-12
     )
-    variance = (2 + 2) / 3  # the columns (3, 1, 2) and (1, 2, 3) about their mean 2
+    variance = (2 + 2) / 3  # columns (3, 1, 2) and (1, 2, 3) have mean 2
     square, total = (10 + 5 + 13) / 3, (4 + 3 + 5) / 3
     objective = 0.5 * square / 4 + 0.25 * total / 2
-    best = 0.25 * total - 0.25**2  # each number y costs lambda y - lambda^2 / 2
+    best = 0.25 * total - 0.25**2  # an entry y costs lambda y - lambda^2 / 2
     assert gap.lasso_gap == pytest.approx((objective - best) / variance, abs=1e-9)
     assert gap.uncertified < 1e-9
     assert gap.fvu == pytest.approx(square / 4 / variance)
@@ -52,8 +52,8 @@ def test_gap_equals_values_worked_out_by_hand():
     assert gap.fvu_gap == pytest.approx(gap.fvu)
     assert (gap.rows, gap.l0, gap.l0_lasso, gap.penalty) == (3, 2, 2, 0.25)
     assert gap.metrics()["fvu_gap"] == gap.fvu_gap
-    # Row by row: a quarter of |y|^2; nothing; lambda^2 - lambda |y|_1 / 2 + |y|^2 / 8; and about
-    # (2, 2).
+    # Per row: the error is |y|^2 / 4, the best error 0, the gap of the lasso objective
+    # lambda^2 - lambda |y|_1 / 2 + |y|^2 / 8, and the variation is measured from the mean (2, 2).
     error, best_error, missed, variation = gap.per_row.T.tolist()
     assert error == pytest.approx([10 / 4, 5 / 4, 13 / 4]) and best_error == pytest.approx([0] * 3)
     lasso = [0.0625 - total / 8 + square / 8 for total, square in ((4, 10), (3, 5), (5, 13))]
@@ -109,11 +109,9 @@ def test_gap_of_signed_codes():
     assert gap.fvu_best < 0.02 < 0.2 < gap.fvu
     split = inference_or_dictionary(sae, z @ W, z, W)
     assert split.code_mcc_best > 0.98 and split.code_mcc_true > 0.98
-    against = torch.where(
-        torch.arange(48)[:, None] % 3 == 0, -W, W
-    )  # the same directions, some with the opposite sign
-    turned = sae_of(against, 3, rule=AbsTopK(d_sae=48, k=3))
-    at_truth = inference_or_dictionary(turned, z @ W, z, W).fvu_own_at_truth
+    flipped = torch.where(torch.arange(48)[:, None] % 3 == 0, -W, W)  # every third row negated
+    flipped_sae = sae_of(flipped, 3, rule=AbsTopK(d_sae=48, k=3))
+    at_truth = inference_or_dictionary(flipped_sae, z @ W, z, W).fvu_own_at_truth
     assert at_truth == pytest.approx(split.fvu_own)
     assert split.fvu_own_at_truth == pytest.approx(split.fvu_own)
 
@@ -153,7 +151,7 @@ def test_split_blames_the_dictionary_if_it_is_wrong():
     b = torch.linspace(-1, 1, 16, dtype=torch.float64)
     _, other = known(1, 24, 16, 1, seed=5)
     wrong = torch.nn.functional.normalize(W + 0.6 * other, dim=1)
-    wrong[20:] = other[:4]  # some match no feature
+    wrong[20:] = other[:4]  # these latents match no feature
     sae = sae_of(2 * wrong, 2, W_enc=0.5 * wrong.t(), b=b)
     x = z @ W + b
     split = inference_or_dictionary(sae, x, z, W, bias=b)

@@ -1,3 +1,5 @@
+"""Bootstrap intervals against all resamples of small samples."""
+
 from __future__ import annotations
 
 import math
@@ -13,10 +15,11 @@ from sae.metrics.bootstrap import Score, bootstrap_score, ratio, sums_by_cluster
 
 def test_interval_equals_all_resamples():
     units = torch.tensor([0.0, 1.0, 5.0])
-    means = [np.mean(drawn) for drawn in product(units.tolist(), repeat=3)]  # 27, equally likely
+    means = [np.mean(drawn) for drawn in product(units.tolist(), repeat=3)]  # 27 resamples
     score = bootstrap_score(units, chance=0.25, resamples=20_000)
     assert (score.value, score.n, score.chance) == (2, 3, 0.25)
-    assert (score.low, score.high) == (min(means), max(means))  # 1 / 27 lies at either end
+    # The two extreme means have probability 1 / 27 each, which is above 2.5%.
+    assert (score.low, score.high) == (min(means), max(means))
     units = torch.arange(100).double()
     score = bootstrap_score(units, resamples=4000)
     spread = 1.96 * units.std(correction=0).item() / 10
@@ -34,7 +37,7 @@ def test_interval_depends_on_the_seed_and_not_on_batches(monkeypatch):
 
 
 def test_columns_are_resampled_together():
-    # Every unit has the same ratio, so every resample has it too.
+    # Every unit has a ratio of 3, so every resample has it too.
     below = torch.arange(1, 50).double()
     ratio = lambda a, b, axis: a.sum(axis) / b.sum(axis)
     score = bootstrap_score(3 * below, below, statistic=ratio)
@@ -42,7 +45,7 @@ def test_columns_are_resampled_together():
 
 
 def test_one_unit_has_no_interval():
-    warnings.simplefilter("error")  # pytest restores it
+    warnings.simplefilter("error")  # pytest restores the filters
     one, none = bootstrap_score(torch.tensor([0.5])), bootstrap_score(torch.tensor([]))
     assert one.value == 0.5 and one.n == 1 and math.isnan(one.low) and math.isnan(one.high)
     assert math.isnan(none.value) and none.n == 0 and math.isnan(none.low)
@@ -74,5 +77,5 @@ def test_sums_by_cluster_merge_excess_clusters(monkeypatch):
         "b": [1.0, 1.0, 2.0],
     }
     assert ratio(sums["a"].numpy(), sums["b"].numpy(), axis=0) == 15 / 4
-    monkeypatch.setattr("sae.metrics.bootstrap._CLUSTERS", 2)  # the first and the third together
+    monkeypatch.setattr("sae.metrics.bootstrap._CLUSTERS", 2)  # merges the first and third
     assert sums_by_cluster(columns, cluster)["a"].tolist() == [7.0, 8.0]

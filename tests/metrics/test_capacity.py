@@ -1,3 +1,5 @@
+"""Capacity of a dictionary against published values and its formulas."""
+
 from __future__ import annotations
 
 import math
@@ -43,7 +45,7 @@ def test_statistical_dimension_minimizes_its_formula(factor):
 def test_statistical_dimension_at_its_limits(non_negative):
     assert statistical_dimension(0, 64, non_negative=non_negative) == 0
     assert statistical_dimension(64, 64, non_negative=non_negative) == 64
-    # An L0 below 1, and the largest dictionaries in use.
+    # The L0 is below 1, and the dictionary is as large as the largest in use.
     assert 0 < statistical_dimension(0.01, 2**20, non_negative=non_negative) < 1
     for k in (-1, 65):
         with pytest.raises(UserError, match="between 0 and the 64 latents"):
@@ -74,7 +76,7 @@ def test_as_many_dimensions_as_atoms_allow_every_code():
 def test_effective_dimension_of_a_spectrum():
     assert effective_dimension(3 * torch.eye(7)) == pytest.approx(7)
     assert effective_dimension(torch.diag(torch.tensor([2.0, 2.0, 0.0]))) == pytest.approx(2)
-    # (1 + 3)^2 / (1 + 9), whatever the axes.
+    # The value is (1 + 3)^2 / (1 + 9), whatever the axes are.
     turn = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64)
     C = turn @ torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64)) @ turn.T
     assert effective_dimension(C) == pytest.approx(1.6)

@@ -1,3 +1,5 @@
+"""Matching of latents with features against values worked out by hand."""
+
 from __future__ import annotations
 
 import math
@@ -21,7 +23,8 @@ from sae.metrics.code_matching import (
 )
 from sae_kernels.codes import Codes
 
-# Four samples. Column means are 1/2, so centred: a = (+ + - -)/2, b = (+ - + -)/2, orthogonal.
+# Two features on four samples. Both means are 1/2, so the centred features are (1, 1, -1, -1) / 2
+# and (1, -1, 1, -1) / 2, which are orthogonal.
 A, B = torch.tensor([1.0, 1, 0, 0]), torch.tensor([1.0, 0, 1, 0])
 
 
@@ -30,7 +33,7 @@ def stacked(*columns):
 
 
 def ragged(dense, padding=0):
-    """Return z as `Codes` without explicit zeros, with `padding` empty slots."""
+    """Return a dense array as `Codes` without explicit zeros, with `padding` unused slots."""
     rows, indices = dense.nonzero(as_tuple=True)
     offsets = torch.bincount(rows, minlength=len(dense)).cumsum(0)
     values = torch.cat([dense[rows, indices], torch.full((padding,), 7.0)])
@@ -40,8 +43,9 @@ def ragged(dense, padding=0):
 
 def test_code_mcc_equals_value_worked_out_by_hand():
     z = stacked(A, B)
-    # Latent 0 is 3 - 2a: Pearson -1 with a, 0 with b. Latent 1 is b + a/2, centred (3, -1, 1, -3)/4
-    # against b's (2, -2, 2, -2)/4: 16 / sqrt(20 * 16) = 2 / sqrt(5), and 1 / sqrt(5) with a.
+    # Latent 0 is 3 - 2 A: its Pearson correlation is -1 with A and 0 with B. Latent 1 is B + A / 2,
+    # centred (3, -1, 1, -3) / 4. Its correlation with B, centred (2, -2, 2, -2) / 4, is
+    # 16 / sqrt(20 * 16) = 2 / sqrt(5), and with A it is 1 / sqrt(5).
     z_hat = stacked(3 - 2 * A, B + A / 2)
     assert code_mcc_absolute(z, z_hat) == pytest.approx((1 + 2 / 5**0.5) / 2)
     assert code_mcc_signed(z, z_hat) == pytest.approx((0 + 2 / 5**0.5) / 2)
@@ -79,7 +83,7 @@ def test_matching_is_optimal_for_numpy_correlations(features, d_sae):
 
 def test_codes_with_empty_slots_and_repeated_latents_equal_dense_codes():
     values = torch.tensor([[1.0, 0.5], [2.0, 0.0], [0.0, 0.0], [3.0, 0.0]])
-    indices = torch.tensor([[1, 1], [0, 1], [1, 0], [1, 0]])  # row 0: 1.5 of latent 1
+    indices = torch.tensor([[1, 1], [0, 1], [1, 0], [1, 0]])  # row 0 has latent 1 twice: 1 + 0.5
     codes = Codes(values, indices, 2)
     z = torch.tensor([[0.2, 1], [1, 0], [0, 0.3], [0, 1.2]])
     for truth, other in ((z, codes), (codes, z)):
@@ -107,7 +111,8 @@ def test_chance_is_the_score_of_shuffled_samples():
     z = torch.randn(400, 12, generator=torch.Generator().manual_seed(0)).clamp(min=0)
     chance = code_chance(code_mcc_absolute, z, 2 * z, draws=3, seed=1)
     assert code_mcc_absolute(z, 2 * z) == pytest.approx(1)
-    assert 0.03 < chance < 0.12  # |Pearson| of 400 samples: 0.04 on average, of 12 the best
+    # |Pearson| is 0.04 on average over 400 samples; the best of 12 is larger.
+    assert 0.03 < chance < 0.12
     assert chance == code_chance(code_mcc_absolute, z, ragged(2 * z), draws=3, seed=1)
     assert chance != code_chance(code_mcc_absolute, z, 2 * z, draws=3, seed=2)
 
@@ -122,7 +127,7 @@ def test_support_scores_equal_counts_by_hand():
     assert latents.precision.tolist() == [1, 1]
     assert latents.recall.tolist() == pytest.approx([2 / 3, 1])
     assert latents.f1.tolist() == pytest.approx([0.8, 1])
-    # Latent 2, of no feature, fires on sample 0 (a little) and, alone, on sample 4.
+    # Latent 2 is matched to no feature. It fires weakly on sample 0, and alone on sample 4.
     samples = support_per_sample(z, ragged(z_hat), matching)
     assert samples.precision.tolist() == [0.5, 1, 1, 1, 0]
     assert samples.recall.tolist() == [1, 1, 1, 1, 0]

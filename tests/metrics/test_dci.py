@@ -1,3 +1,5 @@
+"""DCI scores against their definitions."""
+
 from __future__ import annotations
 
 import math
@@ -13,8 +15,9 @@ def codes(n=400, features=3, seed=0):
 
 
 def test_dci_entropies_equal_values_worked_out_by_hand():
-    # Two features, four latents. Latent 0 serves both alike, 1 only the first, 2 nobody, 3 both at
-    # 3 to 1. Row 0 has shares 1/2, 1/4, 1/4; row 1 is 4/5 and 1/5.
+    # Importances of four latents for two features. Latent 0 is as important for either, 1 only for
+    # the first, 2 for none, and 3 is three times as important for the first. Feature 0 has the
+    # shares 1/2, 1/4, 0, 1/4 and feature 1 has 6/7, 0, 0, 1/7.
     R = torch.tensor([[4.0, 2, 0, 2], [4, 0, 0, 1]])
     R[1, 3] = 2 / 3
     disentanglement, weights, completeness = disentanglement_completeness(R)
@@ -22,7 +25,7 @@ def test_dci_entropies_equal_values_worked_out_by_hand():
     assert disentanglement[[0, 1, 3]].tolist() == pytest.approx([0, 1, 1 - binary(0.25)])
     assert math.isnan(disentanglement[2])
     assert weights.tolist() == pytest.approx([x / (38 / 3) for x in (8, 2, 0, 8 / 3)])
-    # Base 4, for four latents: an entropy of 1.5 bits counts 3/4.
+    # Entropies have base 4, the number of latents, so 1.5 bits count as 3/4.
     assert completeness.tolist() == pytest.approx([1 - 1.5 / 2, 1 - binary(6 / 7) / 2])
     assert disentanglement_completeness(torch.tensor([[0.0, 0], [0, 3]]))[2].tolist() == [0, 1]
 
@@ -55,13 +58,13 @@ def test_permuted_scaled_copy_is_perfect_and_mixture_is_not(importance):
 
 
 def test_lasso_follows_its_definition():
-    # One latent, standardised: the lasso's coefficient is the correlation less the penalty.
+    # For one standardised latent, the lasso coefficient is the correlation minus the penalty.
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(1000, 1, generator=generator, dtype=torch.float64)
     z_hat = 3 * z + torch.randn(1000, 1, generator=generator, dtype=torch.float64)
     scores = dci(z, z_hat, penalty=0.25)
     assert scores.importances.item() == pytest.approx(3 / 10**0.5 - 0.25, abs=0.02)
-    # With b the coefficient and r the correlation, the error is 1 - 2 b r + b^2.
+    # With coefficient b and correlation r, the squared error is 1 - 2 b r + b^2.
     b, r = scores.importances.item(), 3 / 10**0.5
     assert scores.error.item() ** 2 == pytest.approx(1 - 2 * b * r + b * b, abs=0.02)
     assert dci(z, z_hat, penalty=0.25).error.item() == scores.error.item()
@@ -71,7 +74,7 @@ def test_lasso_follows_its_definition():
 def test_constant_features_are_left_out_and_empty_codes_predict_nothing():
     z = codes(100)
     z[:, 1] = 0
-    z[0, 2], z[1:, 2] = 1, 0  # in one half only
+    z[0, 2], z[1:, 2] = 1, 0  # varies in one half only
     scores = dci(z, z)
     assert scores.inactive == 2 and len(scores.completeness) == 1
     nothing = dci(z, torch.zeros(100, 4))

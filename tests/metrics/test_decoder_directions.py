@@ -1,3 +1,5 @@
+"""Metrics of decoder directions against values worked out by hand."""
+
 from __future__ import annotations
 
 from itertools import permutations
@@ -64,20 +66,21 @@ def test_mmcs_lets_features_share_a_latent():
     W_dec = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
     assert mmcs(W_dec, truth) == pytest.approx((1 + 0.8 + 0) / 3)
     assert mmcs_uniqueness(W_dec, truth) == 0.5
-    # All three nearest to the first feature, though two of them are some feature's nearest.
+    # All three latents are nearest to the first feature, although two features have different
+    # nearest latents.
     W_dec = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.95, 0.05]])
     assert mmcs_uniqueness(W_dec, truth) == pytest.approx(1 / 3)
     assert mmcs_uniqueness(truth, truth) == 1
 
 
 def test_mmcs_of_latents_is_a_precision():
-    # Of two latents one is on a feature, and one at 45 degrees to the nearest of three.
+    # One latent equals a feature, and the other is at 45 degrees to its nearest feature.
     W_dec = torch.tensor([[2.0, 0, 0], [1, 1, 0]])
     assert mmcs_of_latents(W_dec, torch.eye(3)) == pytest.approx((1 + 0.5**0.5) / 2)
 
 
 def test_c_dec_is_the_mean_over_pairs(monkeypatch):
-    # Unit rows (1, 0), (-.6, .8), (0, -1): |cos| .6, 0 and .8.
+    # The unit rows are (1, 0), (-.6, .8) and (0, -1), with |cos| of .6, 0 and .8 between pairs.
     W_dec = torch.tensor([[1.0, 0], [-3, 4], [0, -2]])
     assert c_dec(W_dec) == pytest.approx(1.4 / 3)
     assert c_dec(torch.eye(5)) == 0
@@ -90,18 +93,20 @@ def test_c_dec_is_the_mean_over_pairs(monkeypatch):
 
 def test_s_n_is_the_nth_largest_projection_per_row():
     x, b_dec = torch.tensor([[2.0, 1], [4, 5]]), torch.tensor([1.0, 1])
-    # x - b_dec: (1, 0) and (3, 4). Projections on (1, 0), (0, 1) and (.6, .8): 1, 0, .6; 3, 4, 5.
+    # The rows of x - b_dec are (1, 0) and (3, 4). Their projections on the unit rows (1, 0), (0, 1)
+    # and (.6, .8) are 1, 0, .6 and 3, 4, 5.
     W_dec = torch.tensor([[1.0, 0], [0, 7], [3, 4]])
     values = [s_n(x, W_dec, b_dec, n) for n in range(3)]
-    assert values == pytest.approx([5, 3, 0.6])  # of 5, 4, 3, 1, .6, 0: those at 0, 2 and 4
+    assert values == pytest.approx([5, 3, 0.6])  # numbers 0, 2 and 4 of 5, 4, 3, 1, .6, 0
 
 
 def test_scores_are_means_of_their_units():
     truth = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
     W_dec = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
-    # (1, 0) and (0, 1) have a latent, (.8, .6) none: its cosines would win .6 or .8, not 1.
+    # The features (1, 0) and (0, 1) are matched with a cosine of 1. That leaves no latent for (.8,
+    # .6), which would gain only .6 or .8.
     assert matched_cosines_signed(W_dec, truth).tolist() == pytest.approx([1, 0, 1])
-    # Nearest to latents: feature 0 twice, feature 2 once.
+    # Feature 0 is nearest to two latents, and feature 2 to one.
     W_dec = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.99, 0.1]])
     assert uniqueness_of_latents(W_dec, truth).tolist() == [0.5, 1, 0.5]
     W_dec = torch.tensor([[1.0, 0], [-3, 4], [0, -2]])  # |cos| .6, 0 and .8

@@ -1,3 +1,5 @@
+"""Downstream metrics against a model that is run by hand."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -24,7 +26,12 @@ def clean_activations(source):
 
 
 def by_hand(source, replacement):
-    """(hidden at counted positions, logits and targets where the next token is a word), plainly."""
+    """Run the model with `replacement` at the counted positions of the hook.
+
+    Returns:
+        Final hidden states at counted positions, and logits and targets where the next token is a
+        word; the last two are None for a model without a head.
+    """
     model = source.model.model
     module = model.get_submodule(next(iter(source.model.modules.values())))
     hiddens, logits, targets = [], [], []
@@ -88,7 +95,7 @@ def test_downstream_equals_the_model_run_by_hand(make_source, sae, monkeypatch, 
     sums = got.context_sums
     rows = [contexts.position_mask.sum(1) for contexts in source.contexts("held_out")]
     assert torch.equal(sums["tokens"], torch.cat(rows).double())
-    # Counted positions come context by context, and so do words.
+    # Counted positions and words are both ordered by context.
     cosines = cosine_similarity(hidden, hidden_sae).split(torch.cat(rows).tolist())
     per_context = torch.stack([part.sum() for part in cosines]).double()
     torch.testing.assert_close(sums["cosine_sae"], per_context, rtol=1e-4, atol=1e-4)

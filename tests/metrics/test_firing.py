@@ -1,3 +1,5 @@
+"""Counts of how often latents fire."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Held-out FVU against values worked out by hand."""
+
 from __future__ import annotations
 
 import math
@@ -30,7 +32,8 @@ def data():
 
 @pytest.mark.parametrize("scale", [0.1, 1, 10])
 def test_fvu_of_three_rows_equals_value_worked_out_by_hand(scale):
-    # Means 2 and 0: sum |x - mean|^2 is (1 + 9) + 0 + (1 + 9) = 20, sum |x - x_hat|^2 is 1 + 0 + 4.
+    # The means are 2 and 0. The sum of |x - mean|^2 is (1 + 9) + 0 + (1 + 9) = 20, and the sum of
+    # |x - x_hat|^2 is 1 + 0 + 4.
     x = torch.tensor([[1.0, 3], [2, 0], [3, -3]])
     x_hat = torch.tensor([[1.0, 2], [2, 0], [5, -3]])
     assert fvu(scale * x, scale * x_hat, 2).compute() == pytest.approx(5 / 20)
@@ -58,7 +61,7 @@ def test_large_mean_costs_no_digits(data, dtype):
 
 
 def test_fvu_counts_variance_between_batches(data):
-    # The spread lies between the batches here, which a mean of per-batch ratios would not see.
+    # The variance is between the batches, so a mean of ratios per batch would miss it.
     x = torch.cat([data[0] - 100, data[0] + 100])
     x_hat = torch.cat([data[1] - 100, data[1] + 100])
     assert fvu(x, x_hat, 1000).compute() == pytest.approx(by_definition(x, x_hat), rel=1e-12)

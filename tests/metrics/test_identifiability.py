@@ -23,8 +23,10 @@ from sae.worlds import Exact, NonlinearMixing, PrototypeLatents, SparseLatents
 
 @pytest.fixture
 def z():
-    """64 samples of 8 latents that do not correlate at all, in either half: columns of a Hadamard
-    matrix."""
+    """Return 64 samples of 8 latents that are uncorrelated in either half.
+
+    They are columns of a Hadamard matrix.
+    """
     half = torch.tensor(hadamard(32)[:, 1:9], dtype=torch.float64)
     return torch.cat([half, half])
 
@@ -45,26 +47,29 @@ def test_r2_of_lower_rank_is_the_share_of_dimensions(z, rank):
 
 
 def test_r2_fits_on_one_half_and_scores_on_the_other():
-    """Fitted t = s + 5; the other half has t = 2 s + 5: error 1 + 1 of a total of 4 + 4. The second
-    target is fitted by 0 s, its error all there is; the third never varies where it is scored."""
+    """Compare three targets t of one source s with R^2 worked out by hand.
+
+    The first is fitted by t = s + 5, and the half that is scored has t = 2 s + 5: an error of 1 + 1
+    of a total of 4 + 4. The second is fitted by 0 s. The third is constant where it is scored.
+    """
     s = torch.tensor([[-1.0], [0.0], [1.0]] * 2)
     first = torch.tensor([[4.0, 1, 7], [5, -2, 7], [6, 1, 9], [3, 0, 7], [5, 0, 7], [7, 3, 7]])
     assert linear_r2(s, first[:, :1]) == pytest.approx(1 - 2 / 8)
-    # Mean of the fitted half 0, of the scored half 1: 9 / 6 of the variance are missed.
+    # The mean is 0 in the fitted half and 1 in the scored half: the error is 9, the variance 6.
     assert linear_r2(s, first[:, 1:2]) == pytest.approx(1 - 9 / 6)
     assert linear_r2(s, first) == pytest.approx((0.75 - 0.5) / 2)
     assert math.isnan(linear_r2(s, first[:, 2:]))
 
 
 def test_r2_ceiling_of_correlated_latents():
-    """Two equal latents and a third one have eigenvalues 2, 1, 0."""
+    """Two equal latents and an uncorrelated one have eigenvalues 2, 1 and 0."""
     z = torch.tensor([[1.0, 2, 1], [1, 2, -1], [-1, -2, 1], [-1, -2, -1]])
     assert linear_r2_ceiling(z, 1) == pytest.approx(2 / 3)
     assert linear_r2_ceiling(z, 2) == pytest.approx(1)
 
 
 def test_orthogonality_error_equals_value_worked_out_by_hand(z):
-    """z = y A with A of singular values 2 and 1/2: their mean is 5/4."""
+    """Use z = y A, where A has singular values 2 and 1/2 with mean 5/4."""
     z = z[:, :2]
     turn = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64)
     y = z * torch.tensor([0.5, 2.0]) @ turn
@@ -75,7 +80,7 @@ def test_orthogonality_error_equals_value_worked_out_by_hand(z):
 
 
 def test_label_share_equals_value_worked_out_by_hand():
-    """Within: 4 in all, 4 - 2 degrees of freedom; variance: 20 / 3."""
+    """The variance within labels is 4 / (4 - 2), and the total variance is 20 / 3."""
     y, labels = torch.tensor([[0.0], [2], [4], [6]]), torch.tensor([3, 3, 8, 8])
     assert label_share(y, labels) == pytest.approx(1 - 2 / (20 / 3))
     assert label_share(torch.tensor([[1.0], [1], [4], [4]]), labels) == 1
@@ -93,7 +98,10 @@ def test_r2_refuses_too_few_samples():
 
 
 def test_each_result_uses_its_own_pair_of_networks(z):
-    """Data hold 4 of 8 latents, the network 6 and its twin 4 of these, untrained 2 and 1."""
+    """Give each network a different number of the 8 latents.
+
+    The data have 4, the network 6 and its twin 4 of them; the untrained networks have 2 and 1.
+    """
     keep = lambda n: lambda x: z[:, :n]
     results = identify(
         keep(6),
@@ -117,7 +125,7 @@ def test_each_result_uses_its_own_pair_of_networks(z):
         "cross_seed": (1 + 4 / 6) / 2,
         "cross_seed_untrained": (1 + 1 / 2) / 2,
         "orthogonality_error": 1.0,
-        # The labels are 0, 1, 2, 3 in turn; the predictions are 0 and 3 in turn.
+        # Labels repeat 0, 1, 2, 3, and predictions repeat 0, 3.
         "accuracy": 0.5,
         "loss": math.log(math.e**2 + 3) - 1.0,
         "chance_loss": math.log(4),
@@ -152,7 +160,7 @@ def test_constant_latent_takes_no_dimension(z):
 
 
 def test_warning_for_separable_classes_from_label_share_or_accuracy(z):
-    """The label determines the representation, or explains an eighth of it and is predicted."""
+    """In one case the label determines the representation, in the other it is always predicted."""
     label = torch.arange(64) % 10
     (collapsed,) = identify(lambda x: x, Labelled(torch.eye(10)[label], labels=label)).warnings
     assert collapsed.startswith("The classes are separable (the label explains 100%")

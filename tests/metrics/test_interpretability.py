@@ -1,3 +1,5 @@
+"""Interpretability scores against values worked out by hand."""
+
 from __future__ import annotations
 
 import math
@@ -43,8 +45,9 @@ def test_single_feature_latents_score_one_and_random_ones_chance():
 
 
 def test_mis_and_intruder_of_a_latent_that_equals_a_label():
-    # The latent fires on the 48 of 192 samples with label 1 and no others: s(q+, E+) = 1, s(q+, E-)
-    # = 0, s(q-, E+) = 0, s(q-, E-) = 1, so D+ - D- = 2 in every task.
+    # The latent fires on exactly the 48 of 192 samples with label 1. In every task the similarities
+    # of the queries q and the explanations E are s(q+, E+) = 1, s(q+, E-) = 0, s(q-, E+) = 0 and
+    # s(q-, E-) = 1, so D+ - D- = 2.
     labels = (torch.arange(192) < 48).long()
     codes = (labels * torch.arange(192).add(1)).float()[:, None]
     agree = label_agreement(labels)
@@ -52,18 +55,18 @@ def test_mis_and_intruder_of_a_latent_that_equals_a_label():
     expected = 1 / (1 + math.exp(-0.16 * 2))
     scores = machine_interpretability(codes, agree, alpha=0.16)
     assert scores.item() == pytest.approx(expected)
-    # Without any difference all tasks are ties, which count one half.
+    # If all similarities are equal, all tasks are ties, which count one half.
     same = label_agreement(torch.zeros(192))
     assert machine_interpretability(codes, same).tolist() == [0.5]
     assert intruder_detection(codes, agree).tolist() == [1]
     assert intruder_detection(codes, same).tolist() == pytest.approx([1 / 5])
-    # Labels the other way around within the latent: the intruder is like most of them.
+    # With the similarity negated, the intruder is the most similar to the other samples.
     assert intruder_detection(codes, lambda a, b: -agree(a, b)).tolist() == [0]
 
 
 def test_query_is_the_least_extreme_sample_drawn():
-    # Of 40 samples a quarter is the top, 10 to 19, so every task explains with the nine strongest
-    # and asks for the weakest of them, 10; of the bottom, 20 to 29, the highest is asked for, 29.
+    # The top quarter of 40 samples is 10 to 19. Every task explains with its nine strongest, and
+    # the query is the weakest, 10. The bottom quarter is 20 to 29, with the highest, 29, as query.
     codes = torch.full((40, 1), 0.5)
     codes[10:20, 0] = torch.arange(1.0, 11)
     codes[20:30, 0] = torch.arange(-11.0, -1)
@@ -102,5 +105,5 @@ def test_interpretability_depends_on_the_seed_and_not_on_other_latents():
         assert torch.equal(scores, score(noise, cosine_similarity(z)))
         assert torch.equal(scores[[4, 2]], score(noise, cosine_similarity(z), latents=[4, 2]))
         assert not torch.equal(scores, score(noise, cosine_similarity(z), seed=1))
-        twice = score(noise[:, [2, 2]], cosine_similarity(z), tasks=50)  # each has its own tasks
+        twice = score(noise[:, [2, 2]], cosine_similarity(z), tasks=50)  # drawn per latent
         assert twice[0] != twice[1]

@@ -1,3 +1,5 @@
+"""The registry of metrics: labels, sections and derived names."""
+
 from __future__ import annotations
 
 from sae.metrics.metric import Metric

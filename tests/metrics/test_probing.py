@@ -1,3 +1,5 @@
+"""Sparse probing on labels with known answers."""
+
 from __future__ import annotations
 
 import math
@@ -10,7 +12,7 @@ from sae.metrics.probing import sparse_probing_balanced_accuracy
 
 
 def data(n=300):
-    """Return codes: latent 1 is the first label, 2 and 3 the second; the third label is rare."""
+    """Return codes, activations and labels: the first label is latent 1, the second 2 or 3."""
     generator = torch.Generator().manual_seed(0)
     bits = torch.rand(n, 4, generator=generator) < 0.3
     labels = torch.stack([bits[:, 0], bits[:, 1] | bits[:, 2], torch.arange(n) < 6], 1)
@@ -23,7 +25,8 @@ def test_probe_needs_as_many_latents_as_the_label_uses():
     codes, acts, labels = data()
     accuracy = sparse_probing_balanced_accuracy(codes, acts, labels)
     assert accuracy.latents[1][0] == accuracy.latents[2][0] == accuracy.latents[5][0] == 1
-    # One of two bits of an "or": all negatives are right, and 30 of 51 positives.
+    # The label is an "or" of two latents. With one of them, all negatives and 30 of 51 positives
+    # are classified correctly.
     assert accuracy.latents[1][1].item() == pytest.approx((1 + 0.3 / 0.51) / 2, abs=0.05)
     assert accuracy.latents[2][1] == accuracy.latents[5][1] == 1
     assert accuracy.acts[0] == 1
@@ -35,7 +38,7 @@ def test_probe_baselines_on_activations():
     codes, _, labels = data()
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(300, generator=generator) - 0.5
-    # The label is a difference of two activations, which are small because scale must not matter.
+    # The label is a difference of two activations. They are small because scale must not matter.
     acts = 1e-3 * torch.stack([torch.zeros(300), labels[:, 0] + x, x + 9], 1)
     accuracy = sparse_probing_balanced_accuracy(codes, acts, labels[:, 0], ks=[1])
     assert accuracy.acts.item() > 0.98
@@ -45,8 +48,9 @@ def test_probe_baselines_on_activations():
 
 
 def test_rare_labels_count_as_much_as_frequent_ones():
-    # One in twenty, a standard deviation and a half apart: halfway between, Phi(.75) = .77 of each
-    # class are right, and a probe that goes by numbers alone says no to nearly all.
+    # One sample in twenty is positive, and the class means are 1.5 standard deviations apart. A
+    # threshold halfway between them classifies Phi(.75) = .77 of each class correctly. A probe that
+    # maximises plain accuracy would call nearly all samples negative.
     generator = torch.Generator().manual_seed(3)
     labels = torch.arange(4000) % 20 == 0
     codes = torch.randn(4000, 1, generator=generator) + 1.5 * labels[:, None]

@@ -1,3 +1,5 @@
+"""Reconstruction metrics against values worked out by hand."""
+
 from __future__ import annotations
 
 import math
@@ -24,7 +26,7 @@ def run(metric, x, x_hat):
 def test_reconstruction_metrics_of_two_rows_worked_out_by_hand():
     x = torch.tensor([[3.0, 4], [0, 1]])
     x_hat = torch.tensor([[0.0, 4], [1, 1]])
-    # Norms 5 and 1 against 4 and sqrt 2; x . x_hat 16 and 1; |x_hat|^2 16 and 2.
+    # |x| is 5 and 1, |x_hat| is 4 and sqrt(2), x . x_hat is 16 and 1, and |x_hat|^2 is 16 and 2.
     assert run(Shrinkage(), x, x_hat) == pytest.approx((4 + 2**0.5) / 6)
     assert run(Cosine(), x, x_hat) == pytest.approx((16 / 20 + 1 / 2**0.5) / 2)
     assert run(RelativeReconstructionBias(), x, x_hat) == pytest.approx(18 / 17)

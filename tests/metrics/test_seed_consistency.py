@@ -1,3 +1,5 @@
+"""Agreement between seeds against values worked out by hand."""
+
 from __future__ import annotations
 
 import pytest
@@ -13,17 +15,19 @@ from sae.metrics.seed_consistency import (
     shared_fraction_signed,
 )
 
-# Three decoders of two latents in the plane. b is a turned by a 3-4-5 triangle and swapped; c has
-# a's first latent and the negative of its second.
+# Three decoders of two latents in the plane. B has the latents of A rotated by the angle of a 3-4-5
+# triangle and swapped. C has the first latent of A and the negative of its second.
 A = torch.tensor([[1.0, 0], [0, 1]])
 B = torch.tensor([[-0.8, 0.6], [3.0, 4.0]]) / torch.tensor([[1.0], [5.0]])
 C = torch.tensor([[2.0, 0], [0, -1]])
 
 
 def test_pw_mcc_equals_value_worked_out_by_hand():
-    # a, b: rows of b are (-.8, .6), (.6, .8): straight -.8 + .8 = 0, crossed .6 + .6 = 1.2.
+    # The unit rows of B are (-.8, .6) and (.6, .8). Sums of cosines with A: -.8 + .8 = 0 for the
+    # matching in order, and .6 + .6 = 1.2 for the crossed one.
     assert pw_mcc_signed([A, B]) == pytest.approx(0.6)
-    # a, c: straight 1 - 1 = 0, crossed 0 + 0 = 0. b, c: straight -.8 - .8, crossed -.6 + .6 = 0.
+    # A and C: 1 - 1 = 0 in order, 0 + 0 = 0 crossed.
+    # B and C: -.8 - .8 in order, -.6 + .6 = 0 crossed.
     assert pw_mcc_signed([A, C]) == pytest.approx(0)
     assert pw_mcc_signed([B, C]) == pytest.approx(0)
     assert pw_mcc_signed([A, B, C]) == pytest.approx(0.6 / 3)
@@ -43,7 +47,11 @@ def test_pw_mcc_equals_value_worked_out_by_hand():
 def test_partners_of_three_latents_are_inverse_to_each_other():
     eye = torch.eye(3)
     matching = match_seeds_signed([eye, eye[[1, 2, 0]]])
-    assert matching.partners[0, 1].tolist() == [2, 0, 1]  # row 0 of eye is row 2 of the other
+    assert matching.partners[0, 1].tolist() == [
+        2,
+        0,
+        1,
+    ]  # row 0 is row 2 of the other seed
     assert matching.partners[1, 0].tolist() == [1, 2, 0]
     W = torch.tensor([[1.0, 0, 0], [0, 0.6, 0.8], [0.1, 0, 1.0]])
     matching = match_seeds_signed([eye, W[[2, 0, 1]]])
@@ -66,14 +74,14 @@ def test_chance_level(d_sae, d_in, known):
 def test_latents_are_shared_only_if_encoder_and_decoder_agree():
     decoders = [torch.eye(4), torch.eye(4)[[1, 0, 2, 3]]]
     W = torch.eye(4)[[1, 0, 2, 3]]
-    W[2] = torch.tensor([0.0, 0, 0.69, 0.7238])  # cosine .69 with eye's row 2
+    W[2] = torch.tensor([0.0, 0, 0.69, 0.7238])  # cosine 0.69 with row 2 of the identity
     assert shared_fraction_signed(match_seeds_signed(decoders), [torch.eye(4), 3 * W.T]) == 0.75
     low = match_seeds_signed(decoders)
     assert shared_fraction_signed(low, [torch.eye(4), W.T], threshold=0.68) == 1
     assert shared_fraction_signed(low, [torch.eye(4), -W.T]) == 0
-    far = match_seeds_signed([torch.eye(4), W])  # now the decoder's 2 is the one below
+    far = match_seeds_signed([torch.eye(4), W])  # decoder row 2 is now below the threshold
     assert shared_fraction_signed(far, [torch.eye(4), decoders[1].T]) == 0.75
-    # Three seeds: of the three pairs one agrees in all, two in three quarters.
+    # Of the pairs of three seeds, one pair shares all latents and two pairs share three quarters.
     three = match_seeds_signed([torch.eye(4)] * 3)
     assert shared_fraction_signed(three, [W[[1, 0, 2, 3]].T, torch.eye(4), torch.eye(4)]) == (
         pytest.approx((1 + 0.75 + 0.75) / 3)
@@ -95,7 +103,7 @@ def test_seed_matching_refuses_incomparable_decoders(decoders):
 
 
 def test_agreement_returns_all_metrics():
-    """Ten orthogonal latents; the other seed has them reversed, with the rarest one rotated."""
+    """The second seed has the ten latents of the first in reverse, with the rarest one rotated."""
     eye = torch.eye(11)
     other = eye[:10].flip(0).clone()
     other[9] = 0.6 * eye[0] + 0.8 * eye[10]

@@ -1,3 +1,5 @@
+"""Top examples of latents against a search over all positions."""
+
 from __future__ import annotations
 
 import itertools
@@ -24,12 +26,12 @@ EVERYTHING = 10**9
 def by_hand(sae, source, n, window):
     """Return the best (value, tokens, activations, document, position) of each latent.
 
-    Every position of every context is looked at in turn.
+    This looks at every position of every context, one by one.
     """
     best = [[] for _ in range(sae.d_sae)]
     for contexts in source.contexts("held_out"):
         (acts,) = source.model.activations(contexts.tokens, contexts.attention_mask).values()
-        # Batches as in the code under test; other batches would round and break ties differently.
+        # The batches must be those of the tested code, because others round ties differently.
         codes = sae.encode(acts[contexts.position_mask]).to_dense().detach()
         values = torch.zeros(*contexts.tokens.shape, sae.d_sae)
         values[contexts.position_mask] = codes
@@ -138,7 +140,7 @@ def contexts_of(tokens):
 
 
 def merged(batches, n, window=3):
-    """A table of one latent after batches of (tokens [rows, ctx], value at each place)."""
+    """Return the best values of a latent in batches of (tokens, values), each [rows, context]."""
     table = TopTable(torch.tensor([0]), 2, n, window)
     for tokens, values in batches:
         codes = Codes(values.reshape(-1, 1), torch.zeros(values.numel(), 1, dtype=torch.int64), 2)
@@ -146,7 +148,7 @@ def merged(batches, n, window=3):
     return [example[1] for example in table.rows()[0]]
 
 
-def test_of_repeated_text_the_strongest_is_kept():
+def test_repeated_text_gives_only_its_strongest_example():
     same = torch.arange(4).repeat(3, 1)
     other = torch.arange(10, 14)[None]
     weak, strong = torch.tensor([[0, 0, 0, 1.0]]), torch.tensor([[0, 0, 0, 5.0]])
@@ -164,7 +166,7 @@ def test_context_gives_at_most_one_example():
 @pytest.mark.parametrize("parts", [1, 2, 5, 20], ids=str)
 def test_examples_do_not_depend_on_batches(parts):
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(3, (20, 6), generator=generator)  # so few that text repeats
+    tokens = torch.randint(3, (20, 6), generator=generator)  # so few tokens that text repeats
     values = torch.randn(20, 6, generator=generator).relu()
     batches = list(zip(tokens.chunk(parts), values.chunk(parts), strict=True))
     assert merged(batches, n=4) == merged([(tokens, values)], n=4)
