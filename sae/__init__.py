@@ -17,6 +17,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import_module("sae_kernels")  # sets MKL_CBWR, which MKL reads at its first product
+
 if TYPE_CHECKING:
     from sae.api import *  # noqa: F403
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -30,6 +31,15 @@ def test_other_names_are_exported():
 def test_an_unknown_name_is_an_attribute_error(name):
     with pytest.raises(AttributeError, match=f"module 'sae' has no attribute '{name}'"):
         getattr(sae, name)
+
+
+def test_import_sae_sets_the_mkl_mode_that_importing_the_kernels_sets():
+    code = "import {}, os; print(os.environ.get('MKL_CBWR'))"
+    env = {key: value for key, value in os.environ.items() if key != "MKL_CBWR"}
+    run = lambda module: subprocess.run(
+        [sys.executable, "-c", code.format(module)], capture_output=True, check=True, env=env
+    )
+    assert run("sae").stdout == run("sae_kernels").stdout
 
 
 def test_import_sae_loads_no_library():
