@@ -1,8 +1,9 @@
-"""Imports between rooms, circles between files, and the cost of importing a room."""
+"""Imports between packages, circles between files, and the cost of importing a package."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,10 +13,11 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 
-# Single files of `sae` that every room may import.
+# Single files of `sae` that every package may import.
 COMMON = {"sae.configurable", "sae.errors", "sae.files", "sae.legacy", "sae.progress"}
-# The rooms that each room may import, besides itself, `COMMON` and libraries.
-ARROWS = {
+# The packages that each package may import, besides itself, `COMMON` and libraries.
+# docs/explanation/folders.md has the same as a table.
+MAY_IMPORT = {
     "sae_kernels": set(),
     "sae.activations": {"sae_kernels"},  # `Codes`, for true features
     "sae.runs": set(),
@@ -88,7 +90,7 @@ ONLY_THERE = {"lightning", "wandb", "ray", "jsonargparse", "pytorch_lightning"}
 ONLY_IN_KERNELS = {"triton"}
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     if module.split(".")[0] in ("sae_kernels", "sae_configs"):
         return module.split(".")[0]
     return ".".join(module.split(".")[:2])
@@ -107,29 +109,40 @@ def imports(file: Path) -> set[str]:
     return found
 
 
-def files(room: str) -> list[Path]:
-    folder = REPO / ("kernels" if room == "sae_kernels" else room.replace(".", "/"))
+def files(package: str) -> list[Path]:
+    folder = REPO / ("kernels" if package == "sae_kernels" else package.replace(".", "/"))
     return sorted(folder.rglob("*.py"))
 
 
-@pytest.mark.parametrize("room", ARROWS)
-def test_a_room_leans_only_on_those_to_its_left(room):
-    assert files(room), f"{room} is empty"
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_imports_only_what_it_may(package):
+    assert files(package), f"{package} is empty"
     public = {"sae.SAE": "sae.autoencoder", "sae.UserError": "sae.errors"}
-    for file in files(room):
+    for file in files(package):
         for module in imports(file):
             module = public.get(module, module)
             top = module.split(".")[0]
             if top in ONLY_THERE:
-                assert room in ABOVE_THE_STEP, f"{file} imports {module}"
+                assert package in ABOVE_THE_STEP, f"{file} imports {module}"
             if top in ONLY_IN_KERNELS:
-                assert room == "sae_kernels", f"{file} imports {module}"
+                assert package == "sae_kernels", f"{file} imports {module}"
             if top in ("sae", "sae_kernels", "sae_configs") and module != "sae":
-                target = room_of(module)
-                allowed = ARROWS[room] | {room}
-                if room != "sae_kernels":
+                target = package_of(module)
+                allowed = MAY_IMPORT[package] | {package}
+                if package != "sae_kernels":
                     allowed |= COMMON
                 assert target in allowed, f"{file} imports {module}"
+
+
+def test_the_page_on_folders_lists_the_same_imports():
+    page = (REPO / "docs" / "explanation" / "folders.md").read_text()
+    rows = re.findall(r"^\| `([a-z/]+)/` \|.*\| ([a-z, ]+) \|$", page, re.MULTILINE)
+    name = lambda folder: "sae_kernels" if folder == "kernels" else f"sae.{folder}"
+    listed = {
+        name(folder.removeprefix("sae/")): {name(n) for n in names.split(", ") if n != "nothing"}
+        for folder, names in rows
+    }
+    assert listed == {package: targets - {"sae_configs"} for package, targets in MAY_IMPORT.items()}
 
 
 def module_files() -> dict[str, Path]:
@@ -178,7 +191,7 @@ def test_no_two_files_import_each_other_in_a_circle():
     assert not graph, "in a circle, or importing one: " + ", ".join(sorted(graph))
 
 
-def test_the_lightning_room_holds_only_what_imports_lightning():
+def test_every_file_of_sae_lightning_imports_lightning():
     lines = 0
     for file in files("sae.lightning"):
         lines += len(file.read_text().splitlines())
@@ -188,9 +201,9 @@ def test_the_lightning_room_holds_only_what_imports_lightning():
     assert lines < 2000
 
 
-def test_no_private_name_is_imported_across_rooms():
-    for room in ARROWS:
-        for file in files(room):
+def test_no_private_name_is_imported_across_packages():
+    for package in MAY_IMPORT:
+        for file in files(package):
             for node in ast.walk(ast.parse(file.read_text())):
                 if not isinstance(node, ast.ImportFrom) or not node.module:
                     continue
@@ -198,12 +211,12 @@ def test_no_private_name_is_imported_across_rooms():
                 names = [*node.module.split("."), *(alias.name for alias in node.names)]
                 private = [n for n in names if n.startswith("_") and not n.startswith("__")]
                 if ours and private:
-                    assert room_of(node.module) == room, f"{file} imports {private}"
+                    assert package_of(node.module) == package, f"{file} imports {private}"
 
 
-def test_every_folder_is_a_room_and_is_packaged():
-    rooms = {f"sae.{p.name}" for p in (REPO / "sae").iterdir() if (p / "__init__.py").is_file()}
-    assert rooms | {"sae_kernels"} == set(ARROWS)
+def test_every_folder_is_listed_here_and_in_pyproject():
+    packages = {f"sae.{p.name}" for p in (REPO / "sae").iterdir() if (p / "__init__.py").is_file()}
+    assert packages | {"sae_kernels"} == set(MAY_IMPORT)
     kernels = {"sae_kernels", "sae_kernels.cpu", "sae_kernels.gpu"}
     packaged = set(
         tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
