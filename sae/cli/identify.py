@@ -1,4 +1,4 @@
-"""`identify`: test whether a network represents the latents behind its data linearly."""
+"""`identify`: test whether a network represents the true features of its data linearly."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def parser() -> CommandParser:
     parser = CommandParser(
         "identify",
         usage="--config FILE [--samples N] [--json FILE] [--data.source.KEY VALUE ...]",
-        description="Test whether what a classifier represents is linear in the latents behind its "
-        "data, on a world with a network of its own (NonlinearMixing). Prints a table.",
+        description="Test whether a classifier represents true features of its data linearly, on "
+        "a world that trains one (NonlinearMixing). Prints a table.",
         example="python train.py identify --config configs/worlds/nonlinear.yaml",
         run_settings=True,
     )

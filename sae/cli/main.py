@@ -38,7 +38,7 @@ COMMANDS = {
     "identify": Command(
         "sae.cli.identify",
         "identify --config F",
-        "test whether a network represents latents linearly",
+        "test whether a network represents true features linearly",
     ),
 }
 
