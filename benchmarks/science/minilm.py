@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,10 +32,11 @@ from sae.evaluation.baseline_sources import (
 )
 from sae.files import write_text
 from sae.metrics.amortisation import AmortisationGap, amortisation_gap
-from sae.metrics.bootstrap import Score, bootstrap_score
 from sae.metrics.capacity import capacity, effective_dimension
 from sae.metrics.decoder_directions import c_dec
 from sae.metrics.firing import Firing
+from sae.metrics.interval import COSINE, POSITIVE
+from sae.metrics.score import Score, mean_score, ratio_score
 from sae.metrics.seed_consistency import (
     SeedMatching,
     by_frequency,
@@ -85,7 +85,7 @@ class SeedMetrics:
 
     def pw_mcc(self) -> Score:
         """Return PW-MCC with its interval over the latents of all seeds."""
-        return bootstrap_score(self.matching.stability().flatten(), chance=self.chance)
+        return mean_score(self.matching.stability().flatten(), bounds=COSINE, chance=self.chance)
 
 
 def sources() -> dict[str, Source]:
@@ -140,7 +140,7 @@ def evaluate(source: Source, saes: list[SAE], starts: list[Tensor]) -> SeedMetri
         density.append(firing.density())
         residual = (x - sae.decode(codes, x)).double().square().sum(1)
         variation = (x.double() - x.double().mean(0)).square().sum(1)
-        fvu.append(bootstrap_score(residual, variation, statistic=_ratio))
+        fvu.append(ratio_score(residual, variation, bounds=POSITIVE))
     matching = match_seeds_signed([sae.W_dec for sae in saes])
     return SeedMetrics(
         fvu=fvu,
@@ -152,10 +152,6 @@ def evaluate(source: Source, saes: list[SAE], starts: list[Tensor]) -> SeedMetri
         density=torch.stack(density),
         chance=pw_mcc_signed_chance(D_SAE, saes[0].d_in),
     )
-
-
-def _ratio(residual: np.ndarray, variation: np.ndarray, axis: int) -> np.ndarray:
-    return residual.sum(axis) / variation.sum(axis)
 
 
 def minilm() -> Iterator[Measurement]:
@@ -193,7 +189,7 @@ def report(metrics: dict[str, SeedMetrics], covariance: Tensor) -> list[str]:
         "# MiniLM: codes, seeds and baselines",
         "",
         f"TopK, {D_SAE} latents, k {K}, {STEPS * BATCH:,} tokens of layer 3; held-out metrics on",
-        f"{HELD_OUT} activations, gaps on {GAP_ROWS}. In brackets: 95% bootstrap intervals, over",
+        f"{HELD_OUT} activations, gaps on {GAP_ROWS}. In brackets: 95% intervals, over",
         "activations for FVU and over latents for PW-MCC. See `benchmarks/science/minilm.py`.",
         "",
         f"Capacity: L0 {K} of {D_SAE} needs {nominal.delta:.0f} dimensions. There are {d_in},",

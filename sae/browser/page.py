@@ -112,6 +112,8 @@ def _context(metric: Metric, values: dict[str, Any]) -> Iterator[str]:
     low, high = values.get(f"{metric.name}_low"), values.get(f"{metric.name}_high")
     if low is not None and high is not None:
         yield f"95% interval {metric.text(low)} to {metric.text(high)}."
+    if (units := values.get(f"{metric.name}_units")) is not None:
+        yield f"No interval: only {units} documents, latents or features."
     chance = values.get(f"{metric.name}_chance")
     if chance is not None:
         yield f"Chance level {metric.text(chance)}."

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from sae.evaluation.with_baselines import Evaluation
+from sae.metrics.interval import MIN_UNITS
 from sae.metrics.metric import DIRECTIONS, Metric
 from sae.metrics.registry import by_section
 
@@ -15,9 +16,10 @@ WIDTH = 100
 """Columns of a terminal into which the table with five baselines fits."""
 
 CAPTION = (
-    f"{DIRECTIONS}. 95%: interval under resampling of documents, latents or features.\n"
+    f"{DIRECTIONS}. 95%: interval over independent documents, latents or features.\n"
     "An empty cell does not apply."
 )
+FEW = f"n = ...: fewer than the {MIN_UNITS} documents, latents or features that an interval needs."
 
 
 def evaluation_table(name: str, evaluation: Evaluation) -> Table:
@@ -29,6 +31,8 @@ def evaluation_table(name: str, evaluation: Evaluation) -> Table:
     """
     metrics, baselines = evaluation.metrics, evaluation.baselines
     caption = CAPTION
+    if any(name.endswith("_units") for name in metrics):
+        caption += f"\n{FEW}"
     if "mis" in metrics:
         caption += f"\nInterpretability compares samples by {evaluation.similarity}."
     table = Table(
@@ -70,10 +74,12 @@ def _row(
         return "" if value is None else metric.text(value)
 
     low, high = text(metrics, f"{metric.name}_low"), text(metrics, f"{metric.name}_high")
+    units = metrics.get(f"{metric.name}_units")
+    without_interval = "" if units is None else f"n = {units}"
     return [
         metric.arrow_label,
         text(metrics, metric.name),
-        f"{low} {high}" if low else "",
+        f"{low} {high}" if low else without_interval,
         text(metrics, f"{metric.name}_chance"),
         *(text(values, metric.name) for values in baselines),
     ]

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from sae.activations import Source
 from sae.autoencoder import SAE
 from sae.evaluation.samples import Samples
 from sae.evaluation.similarity import SampleSimilarity
-from sae.metrics.bootstrap import Score
 from sae.metrics.code_matching import (
     CodeMatching,
     match_codes_absolute,
@@ -20,6 +20,7 @@ from sae.metrics.code_matching import (
 )
 from sae.metrics.firing import Firing
 from sae.metrics.interpretability import Similarity
+from sae.metrics.score import Score
 from sae_kernels.codes import Codes
 
 CODE_ROWS = 4096
@@ -52,6 +53,13 @@ class EvaluationContext:
     def x(self) -> Tensor:
         """The rows that the SAE read [n, d_in], on its device."""
         return self.samples.x
+
+    @cached_property
+    def row_clusters(self) -> Tensor:
+        """The independent unit of each row, such as its document, int64 [n] on the CPU."""
+        provenance = self.samples.provenance
+        clusters = None if provenance is None else provenance.clusters
+        return torch.arange(len(self.x)) if clusters is None else clusters
 
     @cached_property
     def codes(self) -> Codes:
@@ -96,10 +104,10 @@ class EvaluationContext:
         return self.sample_similarity.of_samples(self.source, self.samples)
 
     @cached_property
-    def context_sums(self) -> Mapping[str, Tensor] | None:
-        """Sums over each context of a model's output; see `Downstream.context_sums`."""
+    def document_sums(self) -> Mapping[str, Tensor] | None:
+        """Sums over each document of a model's output; see `Downstream.document_sums`."""
         downstream = self.samples.downstream
-        return None if downstream is None else downstream.context_sums
+        return None if downstream is None else downstream.document_sums
 
     @cached_property
     def code_pair(self) -> tuple[Codes, Codes] | None:

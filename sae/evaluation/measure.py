@@ -10,9 +10,9 @@ from sae.evaluation.context import EvaluationContext
 from sae.evaluation.evaluate import evaluate
 from sae.evaluation.samples import Samples
 from sae.evaluation.similarity import SampleSimilarity
-from sae.metrics.bootstrap import Score
 from sae.metrics.firing import Firing
 from sae.metrics.registry import MEASUREMENTS
+from sae.metrics.score import Score
 from sae.progress import progress
 
 
@@ -38,7 +38,8 @@ def measure(
 
     Returns:
         Numbers by metric name, and `<name>_low`, `<name>_high` (95% interval) and `<name>_chance`
-        where they are known. `sae.metrics.registry` describes the metrics.
+        where they are known; `<name>_units` where there are too few units for an interval.
+        `sae.metrics.registry` describes the metrics.
     """
     firing, samples = Firing(sae.d_sae, sae.W_dec.device), Samples()
     options = {} if downstream else {"downstream_tokens": 0}

@@ -9,21 +9,23 @@ from scipy.sparse import vstack
 from torch import Tensor
 
 from sae.activations.provenance import Provenance
-from sae.metrics.bootstrap import Score, bootstrap_score, ratio, sums_by_cluster
 from sae.metrics.code_matching import as_codes, samples_matrix
+from sae.metrics.interval import ANY, COSINE, POSITIVE
+from sae.metrics.score import MAX_CLUSTERS, Score, ratio_score
 
 if TYPE_CHECKING:
     from sae.activations import Batch
     from sae.metrics.downstream import Downstream
     from sae_kernels.codes import Codes
 
-# Metrics that are the sum of one column over the sum of another, see `Samples.update`.
+# Metrics that are the sum of one column over the sum of another, see `Samples.update`, and their
+# bounds.
 _RATIOS = {
-    "fvu": ("error", "variation"),
-    "l0": ("active", "rows"),
-    "cosine": ("cosine", "rows"),
-    "shrinkage": ("norm_hat", "norm"),
-    "relative_reconstruction_bias": ("square_hat", "inner"),
+    "fvu": ("error", "variation", POSITIVE),
+    "l0": ("active", "rows", POSITIVE),
+    "cosine": ("cosine", "rows", COSINE),
+    "shrinkage": ("norm_hat", "norm", POSITIVE),
+    "relative_reconstruction_bias": ("square_hat", "inner", ANY),
 }
 
 
@@ -31,8 +33,8 @@ class Samples:
     """Activations, codes and errors of an evaluation, filled by `sae.evaluation.evaluate`.
 
     Args:
-        max_rows: number of first rows that are stored in full. Of the other rows only a few
-            numbers are stored.
+        max_rows: number of first rows that are stored in full. All rows count in sums over
+            clusters, which are documents or, where rows are independent, groups of rows.
 
     Attributes:
         rows: number of rows seen.
@@ -46,8 +48,8 @@ class Samples:
         self._provenance: list[Provenance] = []
         self._codes: list[Codes] = []
         self._true_codes: list[Codes] = []
-        self._columns: list[dict[str, Tensor]] = []
-        self._clusters: list[Tensor] = []
+        self._sums: dict[str, Tensor] = {}
+        self._cluster_of_id: dict[int, int] = {}
 
     def update(
         self,
@@ -76,19 +78,16 @@ class Samples:
             self._codes.append(codes.rows(stored))
             if true_codes is not None:
                 self._true_codes.append(true_codes.rows(stored))
-        clusters = None if block.provenance is None else block.provenance.clusters
-        if clusters is None:  # every row is independent of the others
-            clusters = torch.arange(self.rows, self.rows + len(block))
-        self._clusters.append(clusters.cpu())
+        clusters = self._clusters(block)
         self.rows += len(block)
-        if not self._columns:
-            # The mean of the first block, because the mean over all is known only at the end. The
-            # variation is too large by a relative 1 / (independent rows in the block), about.
-            self._mean = y.double().mean(0)
         y, y_hat = y.double(), y_hat.double()
+        if not self._sums:
+            self._origin = y.mean(0)
+        offset = y - self._origin
         columns = {
             "error": (y - y_hat).square().sum(1),
-            "variation": (y - self._mean).square().sum(1),
+            "offset": offset,
+            "square_offset": offset.square().sum(1),
             "cosine": torch.cosine_similarity(y, y_hat, dim=-1, eps=1e-30),
             "norm": y.norm(dim=1),
             "norm_hat": y_hat.norm(dim=1),
@@ -97,7 +96,21 @@ class Samples:
             "active": codes.l0().double(),
             "rows": torch.ones(len(y), dtype=torch.float64),
         }
-        self._columns.append({name: column.cpu() for name, column in columns.items()})
+        for name, column in columns.items():
+            if name not in self._sums:
+                shape = (MAX_CLUSTERS, *column.shape[1:])
+                self._sums[name] = torch.zeros(shape, dtype=torch.float64)
+            self._sums[name].index_add_(0, clusters, column.cpu())
+
+    def _clusters(self, block: Batch) -> Tensor:
+        """Return the cluster of each row of a block, int64 [n] below `MAX_CLUSTERS`."""
+        ids = None if block.provenance is None else block.provenance.clusters
+        if ids is None:  # every row is independent of the others
+            return torch.arange(self.rows, self.rows + len(block)) % MAX_CLUSTERS
+        ids, inverse = ids.cpu().unique(return_inverse=True)
+        known = self._cluster_of_id
+        numbers = [known.setdefault(number, len(known) % MAX_CLUSTERS) for number in ids.tolist()]
+        return torch.tensor(numbers)[inverse]
 
     @property
     def x(self) -> Tensor:
@@ -120,15 +133,17 @@ class Samples:
     def scores(self) -> dict[str, Score]:
         """Return fvu, l0, cosine, shrinkage and relative_reconstruction_bias over all rows.
 
-        Their intervals resample whole documents, because tokens of one text depend on each other.
+        Their intervals are over documents, because tokens of one text depend on each other.
         """
-        columns = {
-            name: torch.cat([part[name] for part in self._columns]) for name in self._columns[0]
-        }
-        sums = sums_by_cluster(columns, torch.cat(self._clusters))
+        used = self._sums["rows"] > 0
+        sums = {name: column[used] for name, column in self._sums.items()}
+        # The mean over all rows is known only now: sum |y - mean|^2 from sums of y - origin.
+        shift = sums["offset"].sum(0) / sums["rows"].sum()
+        shifted = sums["square_offset"] - 2 * sums["offset"] @ shift
+        sums["variation"] = shifted + sums["rows"] * shift.square().sum()
         return {
-            name: bootstrap_score(sums[above], sums[below], statistic=ratio)
-            for name, (above, below) in _RATIOS.items()
+            name: ratio_score(sums[above], sums[below], bounds=bounds)
+            for name, (above, below, bounds) in _RATIOS.items()
         }
 
 

@@ -14,7 +14,8 @@ from sae.evaluation.baselines import list_baselines, train_baselines
 from sae.evaluation.diagnosis import Finding, diagnose
 from sae.evaluation.measure import measure
 from sae.evaluation.similarity import SampleSimilarity
-from sae.metrics.bootstrap import bootstrap_score
+from sae.metrics.interval import SHARE
+from sae.metrics.score import mean_score
 from sae.training.train_config import TrainConfig
 
 
@@ -69,7 +70,7 @@ def evaluate_with_baselines(
     )
     if dead_fraction is not None:
         dead = torch.arange(sae.d_sae) < round(dead_fraction * sae.d_sae)
-        metrics |= bootstrap_score(dead).entries("dead_fraction")
+        metrics |= mean_score(dead, bounds=SHARE).entries("dead_fraction")
     trained = []
     if baselines and config.full_contexts:
         sys.stdout.write(

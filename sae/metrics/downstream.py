@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from sae.errors import UserError
+from sae.metrics.score import sums_by_cluster
 
 if TYPE_CHECKING:
     from sae.activations import Split, TextModel
     from sae.autoencoder import SAE
+
+Positions = tuple[Tensor, Tensor]
+"""Row (context) and column of each position, int64 [n] each."""
 
 # Log-probabilities are computed for this many (position, token id) pairs at a time, 128 MB.
 _CHUNK = 1 << 25
@@ -52,8 +56,8 @@ class Downstream:
     """KL(clean || SAE in place) of the next-token distribution in nats, over the same positions."""
     ce_tokens: int | None = None
     """Number of positions with a real next token."""
-    context_sums: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
-    """Sums over each context behind these means, float64 [contexts] on the CPU.
+    document_sums: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """Sums over each document behind these means, float64 [documents] on the CPU.
 
     `tokens` and `targets` are the numbers of counted positions and of positions with a next token;
     `cosine_<pass>`, `ce_<pass>` and `kl_sae` are sums, where a pass is `clean`, `sae`,
@@ -61,7 +65,7 @@ class Downstream:
 
     def metrics(self) -> dict[str, float | int]:
         """Return the numbers that are not None, by name."""
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "context_sums"}
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "document_sums"}
         return {name: value for name, value in named.items() if value is not None}
 
 
@@ -103,7 +107,7 @@ def downstream(
         good = finite & inlier
         counts = counts.masked_scatter(counts, good)
         where = counts.nonzero(as_tuple=True)
-        sums.begin(len(counts))
+        sums.begin(contexts.document)
         x, y = site.pair({hook: acts[hook][good] for hook in site.hooks})
         runs = {
             "sae": sae(x.to(sae.W_dec.device)).to(x.device),
@@ -117,14 +121,14 @@ def downstream(
         for name, y_hat in runs.items():
             put = {hook: partial(_put, part) for hook, part in site.split(y_hat).items()}
             out = model.outputs(*inputs, replace=put, positions=counts)
-            sums.add_cosine(name, where[0], clean.hidden[where], out.hidden[where])
+            sums.add_cosine(name, where, clean.hidden[where], out.hidden[where])
             if out.logits is not None:
                 reference = clean.logits if name == "sae" else None
                 sums.add_loss(name, out.logits, predicts, targets, reference)
         if clean.logits is not None:
             sums.add_loss("clean", clean.logits, predicts, targets)
-            sums.add("targets", predicts[0], torch.ones_like(targets))
-        sums.add("tokens", where[0], torch.ones_like(where[0]))
+            sums.add("targets", predicts, torch.ones_like(targets))
+        sums.add("tokens", where, torch.ones_like(where[0]))
         tokens += len(where[0])
         if tokens >= max_tokens:
             break
@@ -143,33 +147,41 @@ def _put(new: Tensor, x: Tensor) -> Tensor:
 
 
 class _Sums:
-    """Float64 sums over every context by name, on the device."""
+    """Float64 sums over the positions of every document by name, on the device."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._rows = device, 0
+        self._device = device
+        self._documents: list[Tensor] = []
         self._batches: list[dict[str, Tensor]] = []
 
-    def begin(self, rows: int) -> None:
-        """Start a batch of `rows` contexts; later values are added to it."""
-        self._rows = rows
+    def begin(self, document: Tensor) -> None:
+        """Start a batch of contexts, to which later values belong.
+
+        Args:
+            document: the document of each position, int64 [contexts, context_size].
+        """
+        documents, index = document.unique(return_inverse=True)
+        self._documents.append(documents)
+        self._index = index.to(self._device)
         self._batches.append({})
 
-    def add(self, name: str, rows: Tensor, values: Tensor) -> None:
-        """Add values [n] to the sums of their contexts, rows int64 [n]."""
+    def add(self, name: str, positions: Positions, values: Tensor) -> None:
+        """Add values [n] of some positions to the sums of their documents."""
         sums = self._batches[-1]
         if name not in sums:
-            sums[name] = torch.zeros(self._rows, dtype=torch.float64, device=self._device)
-        sums[name].index_add_(0, rows, values.double())
+            size = len(self._documents[-1])
+            sums[name] = torch.zeros(size, dtype=torch.float64, device=self._device)
+        sums[name].index_add_(0, self._index[positions], values.double())
 
-    def add_cosine(self, name: str, rows: Tensor, clean: Tensor, other: Tensor) -> None:
+    def add_cosine(self, name: str, positions: Positions, clean: Tensor, other: Tensor) -> None:
         cosine = torch.cosine_similarity(clean.double(), other.double(), dim=-1)
-        self.add(f"cosine_{name}", rows, cosine)
+        self.add(f"cosine_{name}", positions, cosine)
 
     def add_loss(
         self,
         name: str,
         logits: Tensor,
-        predicts: tuple[Tensor, Tensor],
+        predicts: Positions,
         targets: Tensor,
         clean: Tensor | None = None,
     ) -> None:
@@ -178,20 +190,21 @@ class _Sums:
         for row, column, target in zip(
             predicts[0].split(size), predicts[1].split(size), targets.split(size), strict=True
         ):
-            log_q = logits[row, column].float().log_softmax(-1)
-            self.add(f"ce_{name}", row, -log_q.gather(1, target[:, None])[:, 0])
+            at = row, column
+            log_q = logits[at].float().log_softmax(-1)
+            self.add(f"ce_{name}", at, -log_q.gather(1, target[:, None])[:, 0])
             if clean is not None:
-                log_p = clean[row, column].float().log_softmax(-1)
-                self.add(
-                    f"kl_{name}", row, (log_p.exp() * (log_p - log_q)).sum(1, dtype=torch.float64)
-                )
+                log_p = clean[at].float().log_softmax(-1)
+                kl = (log_p.exp() * (log_p - log_q)).sum(1, dtype=torch.float64)
+                self.add(f"kl_{name}", at, kl)
 
     def result(self) -> Downstream:
-        context_sums = {
+        columns = {
             name: torch.cat([batch[name] for batch in self._batches]).cpu()
             for name in self._batches[0]
         }
-        sums = {name: total.sum().item() for name, total in context_sums.items()}
+        document_sums = sums_by_cluster(columns, torch.cat(self._documents))
+        sums = {name: total.sum().item() for name, total in document_sums.items()}
         tokens, targets = round(sums["tokens"]), round(sums.get("targets", 0))
         cosine = {
             "output_cosine": sums["cosine_sae"] / tokens,
@@ -209,5 +222,5 @@ class _Sums:
             **loss,
             downstream_tokens=tokens,
             ce_tokens=targets or None,
-            context_sums=context_sums,
+            document_sums=document_sums,
         )

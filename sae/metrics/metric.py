@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sae.metrics.bootstrap import Score
+from sae.metrics.score import Score
 
 Direction = Literal["lower", "higher", "one", "none"]
 """Values that are better: lower ones, higher ones, those close to 1; "none" for descriptions."""

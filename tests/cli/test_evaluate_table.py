@@ -55,3 +55,13 @@ def test_metrics_without_a_value_are_left_out():
     assert "Reconstruction" in rows and "Latents" in rows
     for absent in ("MCC", "Ground truth", "Capacity", "compares samples", "None"):
         assert absent not in text
+
+
+def test_metrics_of_few_units_show_their_number_in_place_of_an_interval():
+    text = printed(
+        {"fvu": 0.25, "fvu_units": 3, "c_dec": 0.1, "c_dec_low": 0.05, "c_dec_high": 0.2}, {}
+    )
+    (fvu,) = (row for row in text.splitlines() if row.startswith("FVU"))
+    assert fvu.split("↓")[1].split() == ["0.2500", "n", "=", "3"]
+    assert "fewer than the 6 documents" in text
+    assert "fewer than" not in printed({"fvu": 0.25, "fvu_low": 0.125, "fvu_high": 0.5}, {})

@@ -114,30 +114,39 @@ def test_samples_store_the_rows_that_were_read():
     scores = samples.scores()
     assert set(scores) == ALWAYS - {"tokens", "never_fired_fraction"}
     for name, score in scores.items():  # `metrics` are over all 5,000 rows
-        assert score.value == pytest.approx(metrics[name], rel=1e-3), name
+        assert score.value == pytest.approx(metrics[name], rel=1e-6), name
         assert score.low < score.value < score.high, name
 
 
-def test_rows_of_one_document_are_resampled_together():
-    world = SparseSuperposition(d_in=24, n_features=32, mean_active=2)
+class Repeats(Source):
+    """A world in which every row is repeated four times, in documents of `rows` rows."""
 
-    class Repeats(Source):
-        """A world in which every row is repeated four times, as one document or as four."""
+    def __init__(self, rows):
+        self.world, self.rows = SparseSuperposition(d_in=24, n_features=32, mean_active=2), rows
+        self.widths = self.world.widths
 
-        def __init__(self, together):
-            self.widths, self.together = world.widths, together
+    def block(self, split, index, size, seed):
+        block = self.world.block(split, index, size // 4, seed)
+        block = block.rows(torch.arange(size) // 4)
+        document = torch.arange(size) // self.rows
+        return Batch(block.acts, Provenance({"document": document}, cluster="document"))
 
-        def block(self, split, index, size, seed):
-            block = world.block(split, index, size // 4, seed)
-            block = block.rows(torch.arange(size) // 4)
-            document = torch.arange(size) // (4 if self.together else 1)
-            return Batch(block.acts, Provenance({"document": document}, cluster="document"))
 
+def test_rows_of_one_document_count_as_one_unit():
     sae, widths = SAE(24, TopK(d_sae=40, k=3)), []
-    for together in (True, False):
+    for rows in (4, 1):
         samples = Samples()
-        evaluate(sae, Repeats(together), max_tokens=2048, samples=samples)
+        evaluate(sae, Repeats(rows), max_tokens=2048, samples=samples)
         assert samples.true_codes() is None
         fvu = samples.scores()["fvu"]
         widths.append(fvu.high - fvu.low)
     assert widths[0] == pytest.approx(2 * widths[1], rel=0.15)  # four times fewer clusters
+
+
+@pytest.mark.parametrize("documents", [1, 3])
+def test_few_documents_give_no_interval_and_their_number(documents):
+    samples = Samples()
+    source = Repeats(rows=2048 // documents + 1)
+    evaluate(SAE(24, TopK(d_sae=40, k=3)), source, max_tokens=2048, samples=samples)
+    for name, score in samples.scores().items():
+        assert score.entries(name) == {name: score.value, f"{name}_units": documents}

@@ -79,7 +79,7 @@ def context_of(sae, source, tokens=2000, **options):
 def test_every_result_is_declared(measured):
     _, _, results = measured
     declared = all_metrics()
-    ends = ("_low", "_high", "_chance")
+    ends = ("_low", "_high", "_chance", "_units")
     names = {name for name in results if not name.endswith(ends)}
     assert names <= set(declared)
 

@@ -92,17 +92,28 @@ def test_downstream_equals_the_model_run_by_hand(make_source, sae, monkeypatch, 
         "ce_tokens": len(targets),
     }
     assert got.metrics() == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    sums = got.context_sums
-    rows = [contexts.position_mask.sum(1) for contexts in source.contexts("held_out")]
-    assert torch.equal(sums["tokens"], torch.cat(rows).double())
-    # Counted positions and words are both ordered by context.
-    cosines = cosine_similarity(hidden, hidden_sae).split(torch.cat(rows).tolist())
-    per_context = torch.stack([part.sum() for part in cosines]).double()
-    torch.testing.assert_close(sums["cosine_sae"], per_context, rtol=1e-4, atol=1e-4)
+    sums, every_context = got.document_sums, list(source.contexts("held_out"))
+    documents = torch.cat([c.document.flatten() for c in every_context]).unique()
+    assert len(documents) > 2
+
+    def per_document(values, where):
+        """Add up values that come context by context, at the positions that `where` gives."""
+        ids = torch.cat([contexts.document[where(contexts)] for contexts in every_context])
+        return torch.stack([values[ids == number].double().sum() for number in documents])
+
+    counted = lambda contexts: contexts.position_mask
+
+    def predicting(contexts):
+        positions, _ = source.rule.next_tokens(contexts.tokens, contexts.attention_mask)
+        return positions
+
+    assert torch.equal(sums["tokens"], per_document(torch.ones(len(acts)), counted))
+    assert torch.equal(sums["targets"], per_document(torch.ones(len(targets)), predicting))
+    expected_sums = per_document(cosine_similarity(hidden, hidden_sae), counted)
+    torch.testing.assert_close(sums["cosine_sae"], expected_sums, rtol=1e-4, atol=1e-4)
     losses = cross_entropy(logits_sae, targets, reduction="none")
-    losses = losses.split(sums["targets"].long().tolist())
-    per_context = torch.stack([part.sum() for part in losses]).double()
-    torch.testing.assert_close(sums["ce_sae"], per_context, rtol=1e-4, atol=1e-4)
+    expected_sums = per_document(losses, predicting)
+    torch.testing.assert_close(sums["ce_sae"], expected_sums, rtol=1e-4, atol=1e-4)
     assert sums["kl_sae"].sum().item() == pytest.approx(expected["kl_sae"] * len(targets), rel=1e-4)
     assert len({round(value, 4) for value in ce.values()}) == 4
 

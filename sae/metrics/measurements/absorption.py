@@ -7,9 +7,10 @@ from torch import Tensor
 
 from sae.autoencoder import SAE
 from sae.metrics.absorption import absorption_of_parents
-from sae.metrics.bootstrap import Score, bootstrap_score
 from sae.metrics.code_matching import CodeMatching
+from sae.metrics.interval import SHARE
 from sae.metrics.metric import Measurement, Metric
+from sae.metrics.score import Score, mean_score
 from sae_kernels.codes import Codes
 
 
@@ -36,8 +37,10 @@ def measure_absorption(
     ).values()
     mean = lambda values: torch.tensor([v.mean() for v in values], dtype=torch.float64)
     return {
-        "absorption_full": bootstrap_score(mean(parent.full for parent in absorbed)),
-        "absorption_fraction": bootstrap_score(mean(parent.fraction for parent in absorbed)),
+        "absorption_full": mean_score(mean(parent.full for parent in absorbed), bounds=SHARE),
+        "absorption_fraction": mean_score(
+            mean(parent.fraction for parent in absorbed), bounds=SHARE
+        ),
     }
 
 

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from sae.autoencoder import SAE
 from sae.metrics.amortisation import amortisation_gap
-from sae.metrics.bootstrap import Score, bootstrap_score, ratio
+from sae.metrics.interval import POSITIVE, SHARE
 from sae.metrics.metric import Measurement, Metric
+from sae.metrics.score import Score, ratio_score, sums_by_cluster
 
 CODE_ENTRIES, MIN_ROWS = 2**21, 256
 """Codes with this many entries (rows times d_sae) are solved for, on at least `MIN_ROWS` rows:
@@ -19,24 +20,35 @@ def gap_rows(d_sae: int) -> slice:
     return slice(0, max(MIN_ROWS, CODE_ENTRIES // d_sae))
 
 
-def measure_amortisation(reconstructing_sae: SAE, x: Tensor) -> dict[str, Score | float]:
-    """Return the amortisation gap of the SAE on the first of the activations x [n, d_in]."""
-    gap = amortisation_gap(reconstructing_sae, x[gap_rows(reconstructing_sae.d_sae)])
-    error, best_error, missed, variation = gap.per_row.T
-    saved_share = lambda error, best, axis: 1 - best.sum(axis) / error.sum(axis)
+def measure_amortisation(
+    reconstructing_sae: SAE, x: Tensor, row_clusters: Tensor
+) -> dict[str, Score | float]:
+    """Return the amortisation gap of the SAE on the first of the activations x [n, d_in].
+
+    Args:
+        reconstructing_sae: the SAE.
+        x: activations.
+        row_clusters: the independent unit of each activation, such as its document [n].
+    """
+    rows = gap_rows(reconstructing_sae.d_sae)
+    gap = amortisation_gap(reconstructing_sae, x[rows])
+    names = ("error", "best", "missed", "variation")
+    columns = dict(zip(names, gap.per_row.cpu().T, strict=True))
+    sums = sums_by_cluster(columns, row_clusters[rows])
+    saved = sums["error"] - sums["best"]
     numbers = {f"gap.{name}": value for name, value in gap.metrics().items()}
     return numbers | {
-        "gap.fvu": bootstrap_score(error, variation, statistic=ratio),
-        "gap.fvu_best": bootstrap_score(best_error, variation, statistic=ratio),
-        "gap.fvu_gap": bootstrap_score(error - best_error, variation, statistic=ratio),
-        "gap.share": bootstrap_score(error, best_error, statistic=saved_share),
-        "gap.lasso_gap": bootstrap_score(missed, variation, statistic=ratio),
+        "gap.fvu": ratio_score(sums["error"], sums["variation"], bounds=POSITIVE),
+        "gap.fvu_best": ratio_score(sums["best"], sums["variation"], bounds=POSITIVE),
+        "gap.fvu_gap": ratio_score(saved, sums["variation"], bounds=POSITIVE),
+        "gap.share": ratio_score(saved, sums["error"], bounds=SHARE),
+        "gap.lasso_gap": ratio_score(sums["missed"], sums["variation"], bounds=POSITIVE),
     }
 
 
 MEASUREMENT = Measurement(
     compute=measure_amortisation,
-    needs=("reconstructing_sae", "x"),
+    needs=("reconstructing_sae", "x", "row_clusters"),
     section="Reconstruction",
     metrics=(
         Metric(

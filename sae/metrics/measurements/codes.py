@@ -7,14 +7,15 @@ from operator import attrgetter
 
 from torch import Tensor
 
-from sae.metrics.bootstrap import Score, bootstrap_score
 from sae.metrics.code_matching import (
     CodeMatching,
     Support,
     code_chance,
     support_per_matched_latent,
 )
+from sae.metrics.interval import COSINE, SHARE
 from sae.metrics.metric import Measurement, Metric
+from sae.metrics.score import Score, mean_score
 from sae_kernels.codes import Codes
 
 _SUPPORT: dict[str, Callable[[Support], Tensor]] = {
@@ -46,12 +47,14 @@ def measure_codes(
         )
 
     scores = {
-        "code_mcc": bootstrap_score(
-            matching.correlations, chance=chance(lambda z, z_hat: match(z, z_hat).mean())
+        "code_mcc": mean_score(
+            matching.correlations,
+            bounds=COSINE,
+            chance=chance(lambda z, z_hat: match(z, z_hat).mean()),
         )
     }
     for name, part in _SUPPORT.items():
-        scores[name] = bootstrap_score(part(support), chance=chance(mean_support(part)))
+        scores[name] = mean_score(part(support), bounds=SHARE, chance=chance(mean_support(part)))
     return scores
 
 

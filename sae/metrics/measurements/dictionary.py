@@ -7,7 +7,6 @@ from functools import partial
 from torch import Tensor
 
 from sae.autoencoder import SAE
-from sae.metrics.bootstrap import Score, bootstrap_score
 from sae.metrics.decoder_directions import (
     dictionary_chance,
     dictionary_mcc_chance,
@@ -17,7 +16,9 @@ from sae.metrics.decoder_directions import (
     signed_cosines,
     uniqueness_of_latents,
 )
+from sae.metrics.interval import COSINE, SHARE
 from sae.metrics.metric import Measurement, Metric
+from sae.metrics.score import Score, mean_score
 
 
 def measure_dictionary(sae: SAE, true_directions: Tensor) -> dict[str, Score]:
@@ -25,12 +26,16 @@ def measure_dictionary(sae: SAE, true_directions: Tensor) -> dict[str, Score]:
     W_dec, truth = sae.W_dec, true_directions
     chance = partial(dictionary_chance, truth=truth, d_sae=sae.d_sae)
     return {
-        "dictionary_mcc_signed": bootstrap_score(
-            matched_cosines_signed(W_dec, truth), chance=dictionary_mcc_chance(truth, sae.d_sae)
+        "dictionary_mcc_signed": mean_score(
+            matched_cosines_signed(W_dec, truth),
+            bounds=COSINE,
+            chance=dictionary_mcc_chance(truth, sae.d_sae),
         ),
-        "mmcs": bootstrap_score(signed_cosines(W_dec, truth).amax(1), chance=chance(mmcs)),
-        "mmcs_uniqueness": bootstrap_score(
-            uniqueness_of_latents(W_dec, truth), chance=chance(mmcs_uniqueness)
+        "mmcs": mean_score(
+            signed_cosines(W_dec, truth).amax(1), bounds=COSINE, chance=chance(mmcs)
+        ),
+        "mmcs_uniqueness": mean_score(
+            uniqueness_of_latents(W_dec, truth), bounds=SHARE, chance=chance(mmcs_uniqueness)
         ),
     }
 

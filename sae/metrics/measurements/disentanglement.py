@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from sae.metrics.bootstrap import Score, bootstrap_score, ratio
 from sae.metrics.code_matching import CodeMatching, as_codes, samples_matrix
 from sae.metrics.dci import dci
+from sae.metrics.interval import POSITIVE, SHARE
 from sae.metrics.metric import Measurement, Metric
+from sae.metrics.score import Score, mean_score, ratio_score
 from sae_kernels.codes import Codes
 
 MAX_PAIRS = 2**17
@@ -30,16 +31,16 @@ def measure_disentanglement(
     counts = result.weights > 0
     weights, values = result.weights[counts], result.disentanglement[counts]
     return {
-        "dci_disentanglement": bootstrap_score(
+        "dci_disentanglement": ratio_score(
             weights * values,
             weights,
-            statistic=ratio,
+            bounds=SHARE,
             chance=by_chance.mean_disentanglement(),
         ),
-        "dci_completeness": bootstrap_score(
-            result.completeness, chance=by_chance.mean_completeness()
+        "dci_completeness": mean_score(
+            result.completeness, bounds=SHARE, chance=by_chance.mean_completeness()
         ),
-        "dci_error": bootstrap_score(result.error, chance=by_chance.mean_error()),
+        "dci_error": mean_score(result.error, bounds=POSITIVE, chance=by_chance.mean_error()),
     }
 
 

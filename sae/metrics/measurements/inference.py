@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from sae.autoencoder import SAE
-from sae.metrics.bootstrap import Score, bootstrap_score
 from sae.metrics.inference_or_dictionary import inference_or_dictionary
+from sae.metrics.interval import COSINE
 from sae.metrics.measurements.amortisation import gap_rows
 from sae.metrics.metric import Measurement, Metric
+from sae.metrics.score import Score, mean_score
 from sae_kernels.codes import Codes
 
 
@@ -21,15 +22,13 @@ def measure_inference(
         reconstructing_sae, x[rows], true_codes.rows(rows), true_directions
     )
     own, best, true = (part.correlations for part in (split.own, split.best, split.true))
-    units = {
-        "code_mcc_own": own,
-        "code_mcc_best": best,
-        "code_mcc_true": true,
-        "inference_share": best - own,
-        "dictionary_share": true - best,
-        "rest": 1 - true,
-    }
-    return split.metrics() | {name: bootstrap_score(values) for name, values in units.items()}
+    correlations = {"code_mcc_own": own, "code_mcc_best": best, "code_mcc_true": true}
+    gains = {"inference_share": best - own, "dictionary_share": true - best, "rest": 1 - true}
+    return (
+        split.metrics()
+        | {name: mean_score(values, bounds=COSINE) for name, values in correlations.items()}
+        | {name: mean_score(values) for name, values in gains.items()}
+    )
 
 
 MEASUREMENT = Measurement(

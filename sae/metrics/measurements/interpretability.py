@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from sae.metrics.bootstrap import Score, bootstrap_score
 from sae.metrics.code_matching import samples_matrix
 from sae.metrics.interpretability import (
     Similarity,
     intruder_detection,
     machine_interpretability,
 )
+from sae.metrics.interval import SHARE
 from sae.metrics.metric import Measurement, Metric
+from sae.metrics.score import Score, mean_score
 from sae_kernels.codes import Codes
 
 LATENTS = 100
@@ -44,8 +45,10 @@ def measure_interpretability(codes: Codes, similarity: Similarity) -> dict[str, 
         quantile=QUANTILE,
     )
     return {
-        "mis": bootstrap_score(mis[~mis.isnan()], chance=0.5),
-        "intruder": bootstrap_score(intruder[~intruder.isnan()], chance=1 / (EXAMPLES + 1)),
+        "mis": mean_score(mis[~mis.isnan()], bounds=SHARE, chance=0.5),
+        "intruder": mean_score(
+            intruder[~intruder.isnan()], bounds=SHARE, chance=1 / (EXAMPLES + 1)
+        ),
     }
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sae.metrics.bootstrap import Score, bootstrap_score
 from sae.metrics.firing import Firing
+from sae.metrics.interval import SHARE
 from sae.metrics.metric import Measurement, Metric
+from sae.metrics.score import Score, mean_score
 
 DENSE = 0.1
 """A latent that fires on a larger share of tokens than this counts as dense."""
@@ -16,8 +17,8 @@ def measure_latents(row_scores: Mapping[str, Score], firing: Firing) -> dict[str
     """Return L0 and the shares of latents that never fire and that fire on over 10% of tokens."""
     return {
         "l0": row_scores["l0"],
-        "never_fired_fraction": bootstrap_score(firing.counts == 0),
-        "dense_fraction": bootstrap_score(firing.density() > DENSE),
+        "never_fired_fraction": mean_score(firing.counts == 0, bounds=SHARE),
+        "dense_fraction": mean_score(firing.density() > DENSE, bounds=SHARE),
     }
 
 

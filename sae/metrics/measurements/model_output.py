@@ -7,22 +7,22 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from sae.metrics.bootstrap import Score, bootstrap_score, ratio
+from sae.metrics.interval import COSINE, POSITIVE
 from sae.metrics.metric import Measurement, Metric
+from sae.metrics.score import Score, ratio_score
 
 
-def measure_model_output(context_sums: Mapping[str, Tensor]) -> dict[str, Score]:
-    """Return cosine, loss and KL of the model's output, resampled by context.
+def measure_model_output(document_sums: Mapping[str, Tensor]) -> dict[str, Score]:
+    """Return cosine, loss and KL of the model's output, with intervals over documents.
 
     The chance level is what the mean in place of the activations gets.
 
     Args:
-        context_sums: sums over the positions of each context, see `Downstream.context_sums`.
+        document_sums: sums over the positions of each document, see `Downstream.document_sums`.
     """
-    sums = context_sums
-    over = lambda above, below: bootstrap_score(above, below, statistic=ratio)
-    mean_ablation = over(sums["cosine_mean_ablation"], sums["tokens"])
-    cosine = over(sums["cosine_sae"], sums["tokens"])
+    sums = document_sums
+    mean_ablation = ratio_score(sums["cosine_mean_ablation"], sums["tokens"], bounds=COSINE)
+    cosine = ratio_score(sums["cosine_sae"], sums["tokens"], bounds=COSINE)
     scores = {
         "output_cosine": replace(cosine, chance=mean_ablation.value),
         "output_cosine_mean_ablation": mean_ablation,
@@ -30,8 +30,8 @@ def measure_model_output(context_sums: Mapping[str, Tensor]) -> dict[str, Score]
     if "targets" not in sums:  # the model has no next-token head
         return scores
     for name in ("ce_clean", "ce_sae", "ce_zero_ablation", "ce_mean_ablation", "kl_sae"):
-        scores[name] = over(sums[name], sums["targets"])
-    recovered = lambda name: over(
+        scores[name] = ratio_score(sums[name], sums["targets"], bounds=POSITIVE)
+    recovered = lambda name: ratio_score(
         sums["ce_zero_ablation"] - sums[name], sums["ce_zero_ablation"] - sums["ce_clean"]
     )
     chance = recovered("ce_mean_ablation").value
@@ -40,7 +40,7 @@ def measure_model_output(context_sums: Mapping[str, Tensor]) -> dict[str, Score]
 
 MEASUREMENT = Measurement(
     compute=measure_model_output,
-    needs=("context_sums",),
+    needs=("document_sums",),
     section="Effect on the model",
     metrics=(
         Metric(

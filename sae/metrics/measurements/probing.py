@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.metrics.bootstrap import Score, bootstrap_score
 from sae.metrics.code_matching import samples_matrix
+from sae.metrics.interval import SHARE
 from sae.metrics.metric import Measurement, Metric
 from sae.metrics.probing import sparse_probing_balanced_accuracy
+from sae.metrics.score import Score, mean_score
 from sae_kernels.codes import Codes
 
 PROBED_FEATURES = 16
@@ -27,7 +28,7 @@ def measure_probing(code_pair: tuple[Codes, Codes], x: Tensor) -> dict[str, Scor
     accuracies = {f"probe_{k}_latents": values for k, values in probes.latents.items()}
     accuracies |= {"probe_activations": probes.acts, "probe_dimension": probes.neuron}
     return {
-        name: bootstrap_score(values[~values.isnan()], chance=0.5)
+        name: mean_score(values[~values.isnan()], bounds=SHARE, chance=0.5)
         for name, values in accuracies.items()
     }
 

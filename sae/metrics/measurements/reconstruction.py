@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from sae.metrics.bootstrap import Score
 from sae.metrics.metric import Measurement, Metric
+from sae.metrics.score import Score
 
 
 def measure_reconstruction(row_scores: Mapping[str, Score]) -> dict[str, Score]:
     """Return the metrics that are ratios of sums over rows; the chance level of FVU is the mean's.
 
     Args:
-        row_scores: scores over all rows, resampled by document, see `Samples.scores`.
+        row_scores: scores over all rows, with intervals over documents, see `Samples.scores`.
     """
     names = ("fvu", "cosine", "shrinkage", "relative_reconstruction_bias")
     scores = {name: row_scores[name] for name in names}
