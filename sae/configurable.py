@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
+from sae.argument_types import bind, check_values, hints_of
+
 
 class Configurable:
     """Base of classes that a config names by `class_path` and `init_args`.
 
-    An instance remembers its arguments, also for subclasses written by users.
+    An instance remembers its arguments, and refuses those of a wrong type, also for subclasses
+    written by users.
     """
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        function = cls.__init__
+        arguments = bind(_signature(cls), args, kwargs, cls.__qualname__).arguments
+        check_values(hints_of(function), arguments)
         instance = super().__new__(cls)
         instance._arguments = (args, kwargs)
         return instance
@@ -25,9 +34,14 @@ class Configurable:
     def init_args(self) -> dict[str, Any]:
         """Return the arguments of `__init__` by name, with defaults filled in."""
         args, kwargs = self._arguments
-        bound = inspect.signature(type(self)).bind(*args, **kwargs)
+        bound = _signature(type(self)).bind(*args, **kwargs)
         bound.apply_defaults()
         return dict(bound.arguments)
+
+
+@functools.cache
+def _signature(cls: type) -> inspect.Signature:
+    return inspect.signature(cls)
 
 
 class NotNameable(Exception):
@@ -40,6 +54,8 @@ def plain(value: Any) -> Any:
     Raises:
         NotNameable: the value, or a part of it, has no form in a config file.
     """
+    if isinstance(value, np.generic):
+        return value.item()
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, Path):

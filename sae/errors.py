@@ -25,11 +25,11 @@ class UserError(ValueError):
 
 # Applied in this order. Only the start of a dotted name is replaced, so that class paths and file
 # names such as `sae.worlds.model` stay as they are.
-_START = r"(?<![\w./-])"
+_START = r"(?<![\w./'\"-])"
 _PYTHON_NAMES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (_START + r"model\.(?:sae|site)\.(?=\w)", ""),
+        (_START + r"model\.(?:sae|site|optim|sparse_coding)\.(?=\w)", ""),
         (_START + r"model\.losses (?=[A-Z])", ""),
         (_START + r"model\.(?=\w)", ""),
         (_START + r"data\.source\.text\b", "text"),

@@ -14,7 +14,14 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 
 # Single files of `sae` that every package may import.
-COMMON = {"sae.configurable", "sae.errors", "sae.files", "sae.legacy", "sae.progress"}
+COMMON = {
+    "sae.argument_types",
+    "sae.configurable",
+    "sae.errors",
+    "sae.files",
+    "sae.legacy",
+    "sae.progress",
+}
 # The packages that each package may import, besides itself, `COMMON` and libraries.
 # docs/explanation/folders.md has the same as a table.
 MAY_IMPORT = {

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sae.activations.batch import Batch
 from sae.activations.source import Source
 from sae.activations.stream import Stream
+from sae.argument_types import checked_arguments
 from sae.errors import UserError
 
 
@@ -24,9 +25,10 @@ class ActivationData:
         accumulate: batches per training step; set by the model's `accumulate`.
 
     Raises:
-        UserError: a count is below 1.
+        UserError: a count is too small.
     """
 
+    @checked_arguments("data.")
     def __init__(
         self,
         source: Source,
@@ -44,6 +46,11 @@ class ActivationData:
         for name, value in counts.items():
             if value < 1:
                 raise UserError(f"data.{name}={value}; give at least 1")
+        if held_out_tokens == 1:
+            raise UserError(
+                "data.held_out_tokens=1: FVU divides by the variance of the held-out activations, "
+                "which one does not have; give at least 2"
+            )
         self.source = source
         self.batch_size, self.block_batches = batch_size, block_batches
         self.held_out_tokens, self.seed = held_out_tokens, seed

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sae.activations.batch import Batch, Split
 from sae.activations.source import Source
+from sae.argument_types import shown
 from sae.errors import UserError
 
 HOOK = "activations"
 """Name of the hook if activations come without names."""
 
-Acts = Tensor | Mapping[str, Tensor]
+Acts = Tensor | np.ndarray | Mapping[str, Tensor | np.ndarray]
 """Activations of one hook [..., d_in], or of several hooks by name with the same number of rows."""
 
 
 class TensorActivations(Source):
     """Activations held in memory.
 
-    The last 5% of the rows (at least one) are held out and never trained on. The other rows are
+    The last 5% of the rows (at least two) are held out and never trained on. The other rows are
     shuffled anew in every pass, and passes repeat without end. The order depends on the seed only,
     so a run that is resumed with the same tensors ends with the same bits.
 
@@ -32,6 +35,9 @@ class TensorActivations(Source):
         activations: Tensor [..., d_in], or a dict of such tensors by hook. All dimensions but the
             last count rows, in their order. Row i of every hook belongs together.
         held_out_fraction: Share of the rows that is held out, from the end.
+
+    Raises:
+        UserError: Activations are not finite floating-point numbers, or too few to hold two out.
     """
 
     def __init__(self, activations: Acts, held_out_fraction: float = 0.05) -> None:
@@ -44,9 +50,16 @@ class TensorActivations(Source):
         self.rows = next(iter(self.activations.values())).shape[0]
         self.held_out_fraction = held_out_fraction
         self.held_out_rows = max(1, round(held_out_fraction * self.rows))
-        if self.rows < 2:
+        if self.rows < 3:
             raise UserError(
-                f"activations has {self.rows} rows; at least 2 are needed to hold one out"
+                f"activations has {self.rows} rows; give at least 3, because 2 are held out"
+            )
+        if self.held_out_rows < 2:
+            raise UserError(
+                f"activations has {self.rows} rows, and held_out_fraction={held_out_fraction} of "
+                "them is 1 row, but FVU divides by the variance of the held-out rows; give at "
+                f"least {math.ceil(1.6 / held_out_fraction)} rows, or source=TensorActivations(x, "
+                f"held_out_fraction={math.ceil(200 / self.rows) / 100}) of sae.activations.tensors"
             )
         self._device = torch.device("cpu")
         self._orders: dict[int, Tensor] = {}
@@ -194,7 +207,13 @@ class IterableActivations(Source):
     def _open(self) -> Iterator[dict[str, Tensor]]:
         source = self.activations
         if callable(source):
-            stream = iter(source())
+            stream = source()
+            if not isinstance(stream, Iterable) or isinstance(stream, str):
+                raise UserError(
+                    f"activations is a function that returned {shown(stream)}; let it return an "
+                    "iterable of tensors"
+                )
+            stream = iter(stream)
         else:
             stream = iter(source)
             if stream is source and self._started:  # a generator, which starts only once
@@ -203,7 +222,7 @@ class IterableActivations(Source):
                     "give a function that returns a new iterator, or lower steps"
                 )
         self._started = True
-        return (self._checked(_by_hook(tensors)) for tensors in stream)
+        return (self._checked(_by_hook(tensors, " item")) for tensors in stream)
 
     def _checked(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the rows of one tensor if they have the hooks and widths of the first."""
@@ -252,16 +271,25 @@ class IterableActivations(Source):
         return {hook: torch.cat([part[hook] for part in parts]) for hook in parts[0]}
 
 
-def _by_hook(activations: Acts) -> dict[str, Tensor]:
-    """Return activations as float tensors [rows, d_in] by hook."""
+def _by_hook(activations: Acts, item: str = "") -> dict[str, Tensor]:
+    """Return activations as float tensors [rows, d_in] by hook.
+
+    Args:
+        activations: A tensor, or tensors by hook.
+        item: " item" in messages if these are one of many.
+    """
     named = activations if isinstance(activations, Mapping) else {HOOK: activations}
     flat: dict[str, Tensor] = {}
     for hook, acts in named.items():
-        acts = torch.as_tensor(acts)
+        name = f"activations{item}" if hook == HOOK else f"activations{item}[{hook!r}]"
+        try:
+            acts = torch.as_tensor(acts)
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(f"{name}={shown(acts)} is not a tensor; give one [..., d_in]") from None
         if acts.dim() < 2 or not acts.is_floating_point():
             raise UserError(
-                f"activations of {hook} have shape {list(acts.shape)} and dtype {acts.dtype}; give "
-                "floating-point numbers [..., d_in]"
+                f"{name} has shape {list(acts.shape)} and dtype {acts.dtype}; give floating-point "
+                "numbers [rows, d_in], or with more dimensions before d_in"
             )
         acts = acts.float() if acts.dtype == torch.float64 else acts
         flat[hook] = acts.detach().reshape(-1, acts.shape[-1])

@@ -6,38 +6,56 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Required, TypedDict, TypeVar, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sae.activations import BuiltinText, FileText, ModelActivations, Source, Text
 from sae.activations.list_text import ListText
 from sae.activations.tensors import Acts, IterableActivations, TensorActivations
+from sae.argument_types import check_values, hints_of
 from sae.autoencoder.losses import LossTerm
 from sae.autoencoder.sites import Site
 from sae.autoencoder.sparsity import Sparsity
 from sae.errors import UserError
 from sae.training import OptimConfig, SparseCoding
+from sae.training.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
     from lightning.pytorch.loggers import Logger
 
-Activations = Acts | Iterable[Acts] | Callable[[], Iterable[Acts]]
+T = TypeVar("T")
+
+# A string in `Annotated` is what error messages say that an argument takes.
+Activations = Annotated[
+    Acts | Iterable[Acts] | Callable[[], Iterable[Acts]],
+    "a tensor [..., d_in], a dict of tensors by hook, or an iterable of these",
+]
 """A tensor [..., d_in], a dict of them by hook, or an iterable (or function that returns one)."""
-TextLike = Text | str | Path | Sequence[str] | Sequence[Path]
+TextLike = Annotated[
+    Text | str | Path | Sequence[str | Path],
+    "a path or glob, a list of documents (strings) or of Paths, or a Text such as FileText(...)",
+]
 """A Text; a path or glob; a list of documents (strings) or of files (Paths)."""
-Rules = Sparsity | Sequence[Sparsity] | Mapping[str, Sparsity | Mapping[str, Any]]
+Rules = Annotated[
+    Sparsity
+    | Sequence[Sparsity]
+    | Mapping[
+        str, Annotated[Sparsity | Mapping[str, Any], "a sparsity rule, or a dict of arguments"]
+    ],
+    "a sparsity rule such as TopK(d_sae=4096, k=32), or a list or dict of rules",
+]
 """One rule, or several to train on the same activations."""
+Devices = Annotated[int | list[int], "1, or the number of a device in a list, such as [0]"]
 
 
 class TrainArguments(TypedDict, total=False):
     """The arguments of `sae.train` besides `sae`, for type checkers and editors."""
 
     steps: Required[int]
-    model: str | None
+    model: str | Path | None
     hooks: str | Sequence[str] | None
     text: TextLike | None
     context_size: int
@@ -68,7 +86,7 @@ class TrainArguments(TypedDict, total=False):
     checkpoint_every: int | None
     steps_per_call: int
     accelerator: str
-    devices: int | list[int]
+    devices: Devices
     deterministic: bool
     profiler: str | None
     logger: Logger | Sequence[Logger] | None
@@ -78,7 +96,7 @@ class TrainArguments(TypedDict, total=False):
 
 def source_from(
     *,
-    model: str | None,
+    model: str | Path | None,
     hooks: str | Sequence[str] | None,
     text: TextLike | None,
     context_size: int,
@@ -94,17 +112,16 @@ def source_from(
     given = {"model": model, "source": source, "activations": activations}
     names = [name for name, value in given.items() if value is not None]
     if len(names) != 1:
-        found = " and ".join(f"{name}=" for name in names) or "none of them"
-        raise UserError(f"train needs one of model=, source= and activations=; {found} is given")
+        given_names = " and ".join(f"{name}=" for name in names)
+        given_names = f"{given_names} are given" if names else "none of them is given"
+        raise UserError(f"train needs one of model=, source= and activations=; {given_names}")
     if model is None and not (hooks is None and text is None):
         name = "hooks" if hooks is not None else "text"
         raise UserError(f"{name}= goes with model=; leave it out with {names[0]}=")
     if source is not None:
         return source
     if activations is not None:
-        if isinstance(activations, np.ndarray):
-            activations = torch.from_numpy(activations)
-        if isinstance(activations, Tensor | Mapping):
+        if isinstance(activations, Tensor | np.ndarray | Mapping):
             return TensorActivations(cast(Acts, activations))
         return IterableActivations(activations, held_out_tokens)
     if hooks is None:
@@ -114,7 +131,7 @@ def source_from(
         )
     assert model is not None
     hooks = [hooks] if isinstance(hooks, str) else list(hooks)
-    return ModelActivations(model, hooks, text_from(text), context_size=context_size)
+    return ModelActivations(os.fspath(model), hooks, text_from(text), context_size=context_size)
 
 
 def text_from(text: TextLike | None) -> Text:
@@ -158,14 +175,28 @@ def members_from(
                 f"sae[{name!r}] has {', '.join(sorted(unknown))}; members may differ in sae, lr, "
                 "losses, optim and the other settings of training, not in batches"
             )
-        if not isinstance(own.get("sae"), Sparsity):
+        if "sae" not in own:
             raise UserError(
-                f"sae[{name!r}] is not a sparsity rule; give one such as sae.TopK(d_sae=4096, k=32)"
+                f"sae[{name!r}] has no sparsity rule; give one, such as "
+                "{'sae': sae.TopK(d_sae=4096, k=32)}"
             )
-    return {name: _member(own, shared, lr) for name, own in rules.items()}, True
+    return {
+        name: in_member(name, lambda own=own: _member(own, shared, lr))
+        for name, own in rules.items()
+    }, True
+
+
+def in_member(name: str, make: Callable[[], T]) -> T:
+    """Return what `make` returns; its error is raised as that of the member of this name."""
+    try:
+        return make()
+    except UserError as error:
+        raise UserError(f"sae[{name!r}]: {error.message}") from None
 
 
 def _member(own: Mapping[str, Any], shared: Mapping[str, Any], lr: float | None) -> dict[str, Any]:
+    hints = {**hints_of(TrainConfig.__init__), "lr": float}
+    own = check_values(hints, {name: value for name, value in own.items() if value is not None})
     arguments = {"sae": own["sae"], **shared, **own}
     lr = arguments.pop("lr", lr)
     optim = arguments["optim"] or OptimConfig()

@@ -11,13 +11,16 @@ import yaml
 from sae.activations import ActivationData, Source
 from sae.api.arguments import (
     Activations,
+    Devices,
     Rules,
     TextLike,
     TrainArguments,
+    in_member,
     members_from,
     source_from,
 )
 from sae.api.run import Run, Runs
+from sae.argument_types import checked_arguments
 from sae.autoencoder.losses import LossTerm
 from sae.autoencoder.sites import Site
 from sae.autoencoder.sparsity import Sparsity
@@ -35,6 +38,13 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 
+def _lightning_types() -> dict[str, Any]:
+    with show_progress("loading PyTorch Lightning"):
+        from lightning.pytorch import Callback
+        from lightning.pytorch.loggers import Logger
+    return {"Callback": Callback, "Logger": Logger}
+
+
 @overload
 def train(*, sae: Sparsity, **arguments: Unpack[TrainArguments]) -> Run: ...
 
@@ -47,11 +57,12 @@ def train(
 ) -> Runs: ...
 
 
+@checked_arguments(names=_lightning_types)
 def train(
     *,
     sae: Rules,
     steps: int,
-    model: str | None = None,
+    model: str | Path | None = None,
     hooks: str | Sequence[str] | None = None,
     text: TextLike | None = None,
     context_size: int = 128,
@@ -82,7 +93,7 @@ def train(
     checkpoint_every: int | None = None,
     steps_per_call: int = 1,
     accelerator: str = "auto",
-    devices: int | list[int] = 1,
+    devices: Devices = 1,
     deterministic: bool = False,
     profiler: str | None = None,
     logger: Logger | Sequence[Logger] | None = None,
@@ -169,6 +180,10 @@ def train(
     with show_progress("loading PyTorch Lightning"):
         from sae.lightning.runner import Stopped, device_of, train_run
 
+    if resume and overwrite:
+        raise UserError(
+            "resume=True continues a run and overwrite=True replaces it; leave one of them out"
+        )
     data_source = source_from(
         model=model,
         hooks=hooks,
@@ -195,7 +210,7 @@ def train(
     if resume and name is None:
         raise UserError("resume=True needs name=, the name of the run to continue")
     members, several = members_from(sae, shared, lr)
-    name = name or _free_name(Path(runs))
+    name = _free_name(Path(runs)) if name is None else name
     members = members if several else {name: members[""]}
     settings = RunSettings(
         name=name,
@@ -203,16 +218,16 @@ def train(
             data_source, batch_size, block_batches, held_out_tokens, seed, accumulate
         ),
         members={
-            member: TrainConfig(**arguments | {"seed": _or(arguments["seed"], seed)})
+            member: _train_config(member if several else None, arguments, seed)
             for member, arguments in members.items()
         },
         steps=steps,
         runs=Path(runs),
         several=several,
         steps_per_call=steps_per_call,
-        log_every=log_every or _interval(steps // 20, 50, steps_per_call),
-        validate_every=validate_every or _interval(steps // 4, 1000, steps_per_call),
-        checkpoint_every=checkpoint_every or _interval(100, 100, steps_per_call),
+        log_every=_or(log_every, _interval(steps // 20, 50, steps_per_call)),
+        validate_every=_or(validate_every, _interval(steps // 4, 1000, steps_per_call)),
+        checkpoint_every=_or(checkpoint_every, _interval(100, 100, steps_per_call)),
         accelerator=accelerator,
         devices=devices,
         deterministic=deterministic,
@@ -241,12 +256,21 @@ def train(
     return Run(finished.folder)
 
 
+def _train_config(member: str | None, arguments: Mapping[str, Any], seed: int) -> TrainConfig:
+    """Return the settings of a member; errors name it if there are several."""
+    arguments = {**arguments, "seed": _or(arguments["seed"], seed)}
+    if member is None:
+        return TrainConfig(**arguments)
+    return in_member(member, lambda: TrainConfig(**arguments))
+
+
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
 def _interval(steps: int, most: int, multiple: int) -> int:
     """Return `steps` between 1 and `most`, rounded up to a multiple."""
+    multiple = max(multiple, 1)  # RunSettings refuses another one
     return -(-min(max(steps, 1), most) // multiple) * multiple
 
 

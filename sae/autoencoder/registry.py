@@ -7,6 +7,7 @@ import difflib
 from typing import Any, ClassVar, Self
 
 from sae import legacy
+from sae.argument_types import check_fields
 from sae.errors import UserError
 
 
@@ -17,6 +18,9 @@ class Registered:
     it, also from outside this package, is registered under its name. A saved SAE is rebuilt from
     `{"class": name, **fields}`. Only registered names are accepted: loading a file never imports
     anything. A subclass with `abstract=True` is a shared base and is not registered.
+
+    A subclass with a `__post_init__` of its own calls `super().__post_init__()` first, which checks
+    the types of the fields.
     """
 
     registry: ClassVar[dict[str, type]]
@@ -30,6 +34,14 @@ class Registered:
             cls.family, cls.registry = family, {}
         elif not abstract:
             cls.registry[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.setting(""))
+
+    @classmethod
+    def setting(cls, field: str) -> str:
+        """Return the name of a field as error messages have it, such as `model.sae.k`."""
+        return f"{cls.family}.{field}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the class name and the fields, as JSON values."""

@@ -50,13 +50,14 @@ def write_artifacts(
         seed_agreement: The callback that compares seeds, if some members differ in their seed only.
     """
     summaries = []
+    counts = data.source.counts
     for member, folder in zip(module.members, member_dirs, strict=True):
         shared = {
             "seconds": round(module.seconds, 3),
             "tokens_per_second": round(module.tokens / max(module.seconds, 1e-9), 1),
             "seed": member.config.seed,
             "device": _device_name(trainer),
-            "positions": asdict(data.source.counts),
+            "positions": asdict(counts) if counts.kept else None,
             "versions": {name: version(name) for name in ("torch", "lightning", "sae-workbench")},
             "python": platform.python_version(),
             "git_commit": _git_commit(),

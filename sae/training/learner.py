@@ -125,7 +125,7 @@ class Learner(TrainStep):
         than it predicts, b_enc subtracts the median of what is read instead.
 
         Raises:
-            UserError: All activations of a hook are zero.
+            UserError: All activations of a hook are zero, or all that are predicted are the same.
         """
         sae, site = self.sae, self.sae.site
         self.scale = {}
@@ -137,6 +137,12 @@ class Learner(TrainStep):
                     f"from {hook}; choose another hook"
                 )
             self.scale[hook] = math.sqrt(acts[hook].shape[1]) / mean_norm
+        if all(_is_constant(acts[hook]) for hook in site.predicts):
+            raise UserError(
+                f"all rows of the first block of {', '.join(site.predicts)} are the same, so FVU, "
+                "which divides by their variance, does not exist; give activations that vary, or "
+                "choose another hook"
+            )
         # About 8,192 rows from all over the sample, because neighbours are of the same documents.
         count = len(next(iter(acts.values())))
         rows = slice(None, None, max(1, count // 8192))
@@ -275,3 +281,10 @@ def loss_columns(losses: Sequence[LossTerm]) -> tuple[str, ...]:
         same = sum(type(term) is type(other) for other in losses[: len(names)])
         names.append(f"{name}_{same + 1}" if same else name)
     return tuple(names)
+
+
+def _is_constant(acts: Tensor) -> bool:
+    """Return whether several rows are all the same; most samples are decided by a few rows."""
+    if len(acts) < 2 or not bool((acts[:64] == acts[0]).all()):
+        return False
+    return bool((acts == acts[0]).all())

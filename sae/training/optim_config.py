@@ -4,9 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sae.argument_types import check_fields
 from sae.errors import UserError
-
-OPTIMIZERS = ("adam", "adamw", "signum", "muon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +45,7 @@ class OptimConfig:
     unit_norm: bool = True
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise UserError(f"model.optim.name={self.name}; choose among: {', '.join(OPTIMIZERS)}")
+        check_fields(self, "model.optim.")
         positive = {"lr": self.lr, "eps": self.eps, "clip_norm": self.clip_norm}
         for name, value in positive.items():
             if value is not None and not (value > 0 and math.isfinite(value)):

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from sae.argument_types import checked_arguments
 from sae.autoencoder import SAE
 from sae.autoencoder.losses import FVU, AuxK, LossTerm
 from sae.autoencoder.sites import Autoencoder, Site
@@ -49,6 +50,7 @@ class TrainConfig:
         UserError: A count is below 1, or settings exclude each other.
     """
 
+    @checked_arguments("model.")
     def __init__(
         self,
         sae: Sparsity,

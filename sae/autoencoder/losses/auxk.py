@@ -33,6 +33,7 @@ class AuxK(LossTerm):
     k_aux: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.k_aux is not None and self.k_aux < 1:
             raise UserError(
                 f"model.losses AuxK.k_aux={self.k_aux}; give at least 1, or leave it out"

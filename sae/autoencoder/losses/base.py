@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from sae.argument_types import describe
 from sae.autoencoder.registry import Registered
 from sae_kernels.deterministic_sum import deterministic_sum
 
@@ -118,6 +119,10 @@ class LossTerm(Registered, ABC, family="model.losses"):
     warmup: float = 0.0
     """Share of the run over which the coefficient rises from 0."""
 
+    @classmethod
+    def setting(cls, field: str) -> str:
+        return f"{cls.family} {cls.__name__}.{field}"
+
     @abstractmethod
     def __call__(self, forward: ForwardOutput) -> Tensor:
         """Return the term without its coefficient: 0-d, differentiable in the parameters."""
@@ -142,3 +147,6 @@ class LossTerm(Registered, ABC, family="model.losses"):
     def at_progress(self, progress: float) -> Self:
         """Return the term at a share of the run, from 0 to 1."""
         return self
+
+
+describe(LossTerm, "a loss term such as FVU()", "loss terms, such as [FVU()]")

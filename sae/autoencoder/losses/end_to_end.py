@@ -35,6 +35,7 @@ class EndToEnd(LossTerm):
     full_contexts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kind not in ("kl", "ce"):
             raise UserError(f"model.losses EndToEnd.kind={self.kind!r}; give kl or ce")
         if self.downstream < 0:

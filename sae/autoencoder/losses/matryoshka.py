@@ -45,10 +45,7 @@ class Matryoshka(LossTerm):
     full_decoder_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        lists = {"prefixes": self.prefixes, "shares": self.shares, "weights": self.weights}
-        for name, values in lists.items():
-            if values is not None:
-                object.__setattr__(self, name, tuple(values))
+        super().__post_init__()
         name = "model.losses Matryoshka"
         if self.prefixes is not None and not _ascending(0, *self.prefixes):
             raise UserError(f"{name}.prefixes={list(self.prefixes)} must be positive and ascending")

@@ -30,6 +30,7 @@ class MultiK(LossTerm):
     factor: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.factor < 2:
             raise UserError(f"model.losses MultiK.factor={self.factor}; give at least 2")
 

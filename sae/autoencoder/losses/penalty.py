@@ -30,6 +30,7 @@ class Penalty(LossTerm, abstract=True):
     penalty: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         name = f"model.losses {type(self).__name__}"
         if not self.coefficient > 0:
             raise UserError(f"{name}.coefficient={self.coefficient} must be positive")

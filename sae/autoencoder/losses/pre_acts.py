@@ -32,6 +32,7 @@ class PreActs(LossTerm):
     max_latents: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.coefficient > 0:
             raise UserError(f"model.losses PreActs.coefficient={self.coefficient} must be positive")
         if self.max_latents is not None and self.max_latents < 1:

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from sae.argument_types import describe
 from sae.autoencoder.registry import Registered
 from sae.errors import UserError
 
@@ -140,6 +141,9 @@ class Site(Registered, ABC, family="model.site"):
             return torch.cat(each)
 
         return columns(self.reads), columns(self.predicts)
+
+
+describe(Site, "a site such as Autoencoder(hook='layers.3')", "sites")
 
 
 def _side_by_side(acts: Mapping[str, Tensor], hooks: tuple[str, ...]) -> Tensor:

@@ -16,10 +16,6 @@ class Crosscoder(Site):
 
     read: tuple[str, ...] | None = None
 
-    def __post_init__(self) -> None:
-        if self.read is not None:
-            object.__setattr__(self, "read", tuple(self.read))
-
     def named(self, harvested: tuple[str, ...]) -> "Crosscoder":
         return replace(self, read=harvested) if self.read is None else self
 
@@ -43,8 +39,7 @@ class CrossLayerTranscoder(Site):
     predict: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "read", tuple(self.read))
-        object.__setattr__(self, "predict", tuple(self.predict))
+        super().__post_init__()
         if not self.read or len(self.read) != len(self.predict):
             raise UserError(
                 f"model.site.read names {len(self.read)} hooks and model.site.predict "

@@ -19,6 +19,7 @@ class Transcoder(Site):
     predict: str
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.read == self.predict:
             raise UserError(
                 f"model.site.read and model.site.predict are both {self.read}; use Autoencoder, or "

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple, Self
 
 from torch import Tensor
 
+from sae.argument_types import describe
 from sae.autoencoder.registry import Registered
 from sae.errors import UserError
 from sae_kernels.codes import Codes
@@ -101,6 +102,11 @@ class Sparsity(Registered, ABC, family="model.sae"):
     permutable: ClassVar[bool] = True
     """True if latents may be reordered without changing which of them fire."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.d_sae < 1:
+            raise UserError(f"model.sae.d_sae={self.d_sae}; give at least 1 latent")
+
     @abstractmethod
     def encode(self, x: Tensor, weights: EncoderWeights, *, backend: str = "auto") -> Codes:
         """Return the sparse codes of `x` [batch, d_in], differentiable in the weights."""
@@ -143,8 +149,8 @@ class Sparsity(Registered, ABC, family="model.sae"):
     def _check_share(self, name: str, value: int, n: int) -> None:
         if value % n:
             raise UserError(
-                f"model.sae.{name}={value} cannot be divided equally among the {n} "
-                f"layers of the site; make it a multiple of {n}"
+                f"model.sae.{name}={value} is not a multiple of {n}, but each of the {n} layers of "
+                "the site has an equal share of it; choose a multiple"
             )
 
     @property
@@ -189,7 +195,4 @@ class Sparsity(Registered, ABC, family="model.sae"):
         return False
 
 
-def check_width(rule: Sparsity) -> None:
-    """Raise UserError unless d_sae is at least 1."""
-    if rule.d_sae < 1:
-        raise UserError(f"model.sae.d_sae={rule.d_sae}; give at least 1 latent")
+describe(Sparsity, "a sparsity rule such as TopK(d_sae=4096, k=32)", "sparsity rules")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Self
 
-from sae.autoencoder.sparsity.base import Sparsity, check_width
+from sae.autoencoder.sparsity.base import Sparsity
 from sae.errors import UserError
 
 
@@ -13,7 +13,7 @@ class FixedK(Sparsity, abstract=True):
     k: int
 
     def __post_init__(self) -> None:
-        check_width(self)
+        super().__post_init__()
         if self.k < 1:
             raise UserError(f"model.sae.k={self.k} lets no latent fire; give at least 1")
         if self.k > self.d_sae:

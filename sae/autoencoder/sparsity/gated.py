@@ -10,7 +10,6 @@ from sae.autoencoder.sparsity.base import (
     EncoderWeights,
     ExtraParam,
     Sparsity,
-    check_width,
 )
 from sae_kernels.codes import Codes
 from sae_kernels.encode_gated import encode_gated
@@ -32,7 +31,7 @@ class Gated(Sparsity):
     has_gates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_width(self)
+        super().__post_init__()
 
     def extra_params(self) -> dict[str, ExtraParam]:
         return {"r_mag": ExtraParam(0.0, power=0), "b_mag": ExtraParam(0.0)}

@@ -11,7 +11,6 @@ from sae.autoencoder.sparsity.base import (
     ExtraParam,
     Sparsity,
     ThresholdParam,
-    check_width,
 )
 from sae.errors import UserError
 from sae_kernels.codes import Codes
@@ -40,7 +39,7 @@ class JumpReLU(Sparsity):
     threshold_param: ClassVar[ThresholdParam] = ThresholdParam("threshold", 1)
 
     def __post_init__(self) -> None:
-        check_width(self)
+        super().__post_init__()
         if not self.bandwidth > 0:
             raise UserError(f"model.sae.bandwidth={self.bandwidth} must be positive")
         if not self.threshold >= 0:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sae.autoencoder.sparsity.base import EncoderWeights, Sparsity, check_width
+from sae.autoencoder.sparsity.base import EncoderWeights, Sparsity
 from sae_kernels.codes import Codes
 from sae_kernels.encode_threshold import encode_threshold
 
@@ -18,9 +18,6 @@ class ReLU(Sparsity):
     """
 
     d_sae: int
-
-    def __post_init__(self) -> None:
-        check_width(self)
 
     def encode(self, x: Tensor, weights: EncoderWeights, *, backend: str = "auto") -> Codes:
         return encode_threshold(x, weights.W_enc, weights.b_enc, weights.pre_bias, backend=backend)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sae.autoencoder.sparsity.base import EncoderWeights, ExtraParam, Sparsity, check_width
+from sae.autoencoder.sparsity.base import EncoderWeights, ExtraParam, Sparsity
 from sae.errors import UserError
 from sae_kernels.codes import Codes
 from sae_kernels.encode_unrolled import encode_unrolled
@@ -36,7 +36,7 @@ class Unrolled(Sparsity):
     theta: float = 0.01
 
     def __post_init__(self) -> None:
-        check_width(self)
+        super().__post_init__()
         if self.layers < 1:
             raise UserError(
                 f"model.sae.layers={self.layers} unrolls nothing; give at least 1, or use ReLU"

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from sae.argument_types import check_fields
 from sae.errors import UserError
 
 # Share of the steps, at the end, in which the penalty has its final value and no atom is replaced.
@@ -63,6 +64,7 @@ class SparseCoding:
     bias: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self, "model.sparse_coding.")
         for name in ("penalty", "first_penalty"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
