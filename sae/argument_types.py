@@ -276,6 +276,8 @@ def _fits_an_item(hint: Any, value: Any) -> bool:
         return any(_fits_an_item(choice, value) for choice in args)
     if origin not in (list, tuple, abc.Sequence) or not args:
         return False
+    if origin is tuple and args[-1] is not Ellipsis:
+        return False
     try:
         _fit(args[0], value, "")
     except _Mismatch:

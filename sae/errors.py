@@ -29,7 +29,8 @@ _START = r"(?<![\w./'\"-])"
 _PYTHON_NAMES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (_START + r"model\.(?:sae|site|optim|sparse_coding)\.(?=\w)", ""),
+        (_START + r"model\.(?:sae|site)\.(?=\w)", ""),
+        (_START + r"model\.optim\.lr\b", "lr"),
         (_START + r"model\.losses (?=[A-Z])", ""),
         (_START + r"model\.(?=\w)", ""),
         (_START + r"data\.source\.text\b", "text"),

@@ -14,7 +14,7 @@ NAMES = {
     "model.site.hook is not set": "hook is not set",
     "model.losses L1.p=3 must be 1": "L1.p=3 must be 1",
     "model.losses has a term": "losses has a term",
-    "model.optim.lr=-1 must be positive": "optim.lr=-1 must be positive",
+    "model.optim.lr=-1 must be positive": "lr=-1 must be positive",
     "model.cuda_graph=true needs a GPU": "cuda_graph=True needs a GPU",
     "data.source.context_size=1 is too small": "context_size=1 is too small",
     "data.source=World has none": "source=World has none",

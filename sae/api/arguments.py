@@ -196,8 +196,8 @@ def in_member(name: str, make: Callable[[], T]) -> T:
 
 def _member(own: Mapping[str, Any], shared: Mapping[str, Any], lr: float | None) -> dict[str, Any]:
     hints = {**hints_of(TrainConfig.__init__), "lr": float}
-    own = check_values(hints, {name: value for name, value in own.items() if value is not None})
-    arguments = {"sae": own["sae"], **shared, **own}
+    given = {name: value for name, value in own.items() if value is not None}
+    arguments = {"sae": own["sae"], **shared, **own, **check_values(hints, given)}
     lr = arguments.pop("lr", lr)
     optim = arguments["optim"] or OptimConfig()
     if lr is not None:

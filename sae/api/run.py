@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
+from sae.argument_types import checked_arguments
 from sae.autoencoder import SAE
 from sae.errors import UserError
 from sae.runs.run_dir import RunDir
@@ -30,6 +31,7 @@ class Run:
         UserError: the folder holds no finished run.
     """
 
+    @checked_arguments()
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.name = self.folder.name

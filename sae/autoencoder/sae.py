@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from sae import inference
+from sae.argument_types import checked_arguments
 from sae.autoencoder import io
 from sae.autoencoder.cross_layer import join_groups
 from sae.autoencoder.init import unit_rows
+from sae.autoencoder.inputs import check_device, check_floats
 from sae.autoencoder.sites import Autoencoder, Site
 from sae.autoencoder.sparsity import EncoderOutput, EncoderWeights, Sparsity
 from sae.errors import UserError
@@ -52,6 +54,7 @@ class SAE(nn.Module):
     W_skip: Tensor
     stability: Tensor | None
 
+    @checked_arguments()
     def __init__(
         self,
         d_in: int,
@@ -201,6 +204,7 @@ class SAE(nn.Module):
     def _rows(self, x: Tensor) -> Tensor:
         """Return `x` [..., d_in] as rows [batch, d_in] in the dtype of the parameters."""
         width = self.d_in * self.site.groups
+        check_floats("x", x, "[..., d_in]")
         if x.dim() == 0 or x.shape[-1] != width:
             hooks = f" at {', '.join(self.site.reads)}" if self.site.reads else ""
             raise UserError(
@@ -247,20 +251,28 @@ class SAE(nn.Module):
             backend: Backend of the kernels.
 
         Raises:
-            UserError: Dense codes of another width, or x missing or of another shape.
+            UserError: Codes that are not of this SAE's latents, or x missing or of another shape.
         """
-        if isinstance(codes, Tensor):
+        if isinstance(codes, Codes):
+            if codes.d_sae != self.d_sae:
+                raise UserError(
+                    f"codes are of {codes.d_sae} latents, but this SAE has d_sae={self.d_sae}; "
+                    "give codes that it has encoded"
+                )
+            y_hat = decode(codes, self.W_dec, self.b_dec, backend=backend)
+            y_hat = y_hat if codes.leading is None else y_hat.view(*codes.leading, self.d_out)
+        else:
+            check_floats("codes", codes, "[..., d_sae], or what encode returned")
             if codes.dim() == 0 or codes.shape[-1] != self.d_sae:
                 raise UserError(
                     f"codes has shape {tuple(codes.shape)}, but this SAE decodes [..., d_sae] with "
                     f"d_sae={self.d_sae}"
                 )
             y_hat = codes.to(self.b_dec.dtype) @ self.W_dec + self.b_dec
-        else:
-            y_hat = decode(codes, self.W_dec, self.b_dec, backend=backend)
-            y_hat = y_hat if codes.leading is None else y_hat.view(*codes.leading, self.d_out)
         if not self.site.skip:
             return y_hat
+        if x is not None:
+            check_floats("x", x, "[..., d_in]")
         if x is None or x.shape != (*y_hat.shape[:-1], self.d_in):
             given = "is missing" if x is None else f"has shape {tuple(x.shape)}"
             raise UserError(
@@ -338,6 +350,7 @@ class SAE(nn.Module):
         io.write(folder, config, self.state_dict() | extra)
 
     @staticmethod
+    @checked_arguments()
     def load(folder: str | Path, *, device: str | torch.device = "cpu") -> SAE:
         """Return the SAE in a folder that `save` wrote, or in the folder of a run.
 
@@ -348,6 +361,7 @@ class SAE(nn.Module):
         Raises:
             UserError: There is no SAE, there are several, or a file is damaged.
         """
+        check_device(device)
         folder = io.find(folder)
         config, tensors = io.read(folder)
         try:

@@ -82,6 +82,7 @@ class TrainConfig:
             )
         self.sparsity, self.sparse_coding = sae, sparse_coding
         self.site = site or Autoencoder()
+        sae.check_per_group(self.site.groups)
         grouped = self.site.groups > 1  # AuxK does not apply to groups of latents
         self.losses = losses or ([FVU()] if grouped else [FVU(), AuxK()])
         self.full_contexts = any(term.full_contexts for term in self.losses)

@@ -230,56 +230,6 @@ def test_progress_is_printed_unless_it_is_turned_off(x, capsys):
     assert "step 24/24" in capsys.readouterr().out
 
 
-WRONG = {
-    "nothing to train on": ({}, "needs one of model=, source= and activations=; none of them"),
-    "two things to train on": (
-        {"activations": torch.ones(9, 3), "model": "gpt2"},
-        "model= and activations= is given",
-    ),
-    "no hooks": ({"model": "gpt2"}, "hooks= is missing; name modules"),
-    "hooks of activations": ({"activations": torch.ones(9, 3), "hooks": "a"}, "hooks= goes with m"),
-    "integers": ({"activations": torch.ones(9, 3).int()}, r"shape \[9, 3\] and dtype torch.int32"),
-    "one dimension": ({"activations": torch.ones(9)}, r"shape \[9\]"),
-    "one row": ({"activations": torch.ones(1, 3)}, "has 1 rows"),
-    "not finite": ({"activations": torch.tensor([[1.0], [float("nan")]])}, "1 rows in activations"),
-    "unlike rows": (
-        {"activations": {"a": torch.ones(9, 3), "b": torch.ones(8, 3)}},
-        "number of rows: a 9, b 8",
-    ),
-    "no rule": ({"activations": torch.ones(9, 3), "sae": []}, "sae= is empty"),
-    "no steps": ({"activations": torch.ones(9, 3), "steps": 0}, "^steps=0"),
-    "no batch": ({"activations": torch.ones(9, 3), "batch_size": 0}, "^batch_size=0"),
-    "negative lr": ({"activations": torch.ones(9, 3), "lr": -1.0}, "^optim.lr=-1.0 must be"),
-    "no such accelerator": ({"activations": torch.ones(9, 3), "accelerator": "gpuu"}, "gpuu"),
-    "two devices": ({"activations": torch.ones(9, 3), "devices": 2}, "^devices=2; a run uses one"),
-    "unknown profiler": (
-        {"activations": torch.ones(9, 3), "profiler": "x"},
-        "^profiler='x' is not",
-    ),
-    "half a step": ({"activations": torch.ones(9, 3), "steps": 2.5}, "^steps=2.5; give the length"),
-    "the parent folder": ({"activations": torch.ones(9, 3), "name": ".."}, r"^name='\.\.' is not"),
-    "a long name": ({"activations": torch.ones(9, 3), "name": "a" * 300}, "has 300 characters"),
-    "a member that leaves the run": (
-        {"activations": torch.ones(9, 3), "sae": {"..": RULE, "b": RULE}},
-        r"'\.\.' cannot be the name of a folder",
-    ),
-    "members that differ in case": (
-        {"activations": torch.ones(9, 3), "sae": {"a": RULE, "A": RULE}},
-        "differ only in case",
-    ),
-    "a path as a name": ({"activations": torch.ones(9, 3), "name": "a/b"}, "^name='a/b'"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_errors_name_arguments_as_python_has_them(case, tmp_path):
-    arguments, message = WRONG[case]
-    with pytest.raises(sae.UserError, match=message) as error:
-        sae.train(**{"sae": RULE, **SMALL, **arguments})
-    assert "model." not in str(error.value) and "--" not in str(error.value)
-    assert not list(tmp_path.iterdir()), "a refused call leaves nothing"
-
-
 def test_a_failed_start_does_not_stand_in_the_way_of_a_retry(x):
     arguments = {"sae": RULE, "name": "a", **SMALL}
     with pytest.raises(sae.UserError, match="'no.txt' is not a file"):

@@ -216,7 +216,7 @@ def test_missing_model_and_wrong_settings_are_refused(make_source):
     learner = make_learner(TopK(d_sae=36, k=4), [EndToEnd()])
     with pytest.raises(UserError, match="EndToEnd runs a language model, and this batch comes"):
         learner(activations())
-    with pytest.raises(UserError, match=r"EndToEnd.kind='js'; give kl or ce"):
+    with pytest.raises(UserError, match="EndToEnd.kind='js' is not known; give 'kl' or 'ce'"):
         EndToEnd(kind="js")
     with pytest.raises(UserError, match=r"EndToEnd.downstream=-1 is negative"):
         EndToEnd(downstream=-1)

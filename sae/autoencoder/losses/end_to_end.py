@@ -36,8 +36,6 @@ class EndToEnd(LossTerm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in ("kl", "ce"):
-            raise UserError(f"model.losses EndToEnd.kind={self.kind!r}; give kl or ce")
         if self.downstream < 0:
             raise UserError(
                 f"model.losses EndToEnd.downstream={self.downstream} is negative; give 0 or more"
