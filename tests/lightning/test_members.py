@@ -153,7 +153,7 @@ def test_a_diverged_member_stops_and_does_not_change_the_others(run_of_all, tmp_
 def test_a_diverged_single_member_ends_the_run(tmp_path):
     config = write(tmp_path)
     flags = [f"--{key}={value}" for key, value in TOO_FAST.items()]
-    with pytest.raises(UserError, match=r"diverged.*step 4, with optim.lr=1e\+12; .* lower"):
+    with pytest.raises(UserError, match=r"diverged.*step 4, with lr=1e\+12; .* lower"):
         fit(["--config", str(config), "--runs", str(tmp_path), *flags])
 
 

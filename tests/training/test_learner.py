@@ -265,8 +265,9 @@ def test_latents_with_a_code_of_zero_do_not_fire():
     "settings", [{"lr": -1.0}, {"lr": math.nan}, {"eps": 0.0}, {"warmup": 1.5}, {"decay": -0.1}]
 )
 def test_optimizer_settings_out_of_range_are_named(settings):
-    with pytest.raises(UserError, match=f"optim.{next(iter(settings))}="):
+    with pytest.raises(UserError) as error:
         OptimConfig(**settings)
+    assert error.value.message.startswith(f"model.optim.{next(iter(settings))}=")
 
 
 def test_cuda_graph_is_refused_without_a_gpu():
