@@ -22,7 +22,7 @@ import lightning as L
 import torch
 
 from benchmarks import results_io
-from sae.activations import Batch, Source, Stream
+from sae.activations import ActivationData, Batch, Source, Stream
 from sae.autoencoder.sparsity import TopK
 from sae.lightning.callbacks import ProgressLines, SaveCheckpoints
 from sae.lightning.datamodule import ActivationDataModule
@@ -56,7 +56,7 @@ def milliseconds(steps: int, *, bare: bool, accelerator: str, calls: int = 1) ->
         calls: Steps per call of Lightning.
     """
     data = ActivationDataModule(
-        RepeatedBlock(), batch_size=BATCH, held_out_tokens=BATCH, steps_per_call=calls
+        ActivationData(RepeatedBlock(), batch_size=BATCH, held_out_tokens=BATCH), calls
     )
     marks: list[float] = []
 

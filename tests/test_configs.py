@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
-from sae.activations import Source, Text
+from sae.activations import ActivationData, Source, Text
 from sae.autoencoder.registry import Registered
-from sae.cli.config import DataConfig, TrainerConfig, leaves, parse_config
+from sae.cli.config import TrainerConfig, leaves, parse_config
 from sae.cli.main import main
 from sae.training.train_config import TrainConfig
 
@@ -48,7 +48,7 @@ def test_print_config_prints_one_page_that_is_a_config(capsys, tmp_path):
 
 
 CLASSES = [c for family in Registered.__subclasses__() for c in family.registry.values()]
-CLASSES += [*leaves(Source), *leaves(Text), TrainConfig, DataConfig, TrainerConfig]
+CLASSES += [*leaves(Source), *leaves(Text), TrainConfig, ActivationData, TrainerConfig]
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)

@@ -1,7 +1,5 @@
 """The training and held-out activations of a run, without any training framework."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from sae.activations.batch import Batch
@@ -11,18 +9,32 @@ from sae.argument_types import checked_arguments
 from sae.errors import UserError
 
 
+class HeldOutBatches:
+    """Held-out activations that are harvested once and kept in memory for every validation."""
+
+    def __init__(self, source: Source, tokens: int, batch_size: int, seed: int) -> None:
+        self.source, self.tokens, self.batch_size, self.seed = source, tokens, batch_size, seed
+        self._batches: list[Batch] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._batches is None:
+            block = self.source.block("held_out", 0, self.tokens, self.seed)
+            self._batches = block.split(self.batch_size)
+        return iter(self._batches)
+
+
 class ActivationData:
-    """A source of activations, and the batches in which a run trains and validates on it.
+    """Activations to train on, and held-out ones that are never trained on.
 
     Args:
         source: where activations come from: a model on text, or a world.
         batch_size: activations per step, or per micro-batch with `model.accumulate`. With EndToEnd
             in the losses, a batch consists of full contexts and has about this many activations.
-        block_batches: batches per block. A block is harvested in one go and shuffled, so this sets
-            how far apart two activations of one batch can be in the text, and the memory used.
-        held_out_tokens: number of held-out activations for validation.
-        seed: seed of the shuffling; set by `--seed`.
-        accumulate: batches per training step; set by the model's `accumulate`.
+        block_batches: batches per block. A block is harvested at once and shuffled in memory, so
+            this sets how far apart two activations of one batch can come from.
+        held_out_tokens: number of held-out activations for validation and the final metrics.
+        seed: seed of the shuffling.
+        accumulate: batches per training step.
 
     Raises:
         UserError: a count is too small.
@@ -87,17 +99,3 @@ class ActivationData:
     def held_out_batches(self) -> HeldOutBatches:
         """Return the held-out activations in batches, to be iterated over many times."""
         return HeldOutBatches(self.source, self.held_out_tokens, self.batch_size, self.seed)
-
-
-class HeldOutBatches:
-    """Held-out activations that are harvested once and kept in memory for every validation."""
-
-    def __init__(self, source: Source, tokens: int, batch_size: int, seed: int) -> None:
-        self.source, self.tokens, self.batch_size, self.seed = source, tokens, batch_size, seed
-        self._batches: list[Batch] | None = None
-
-    def __iter__(self) -> Iterator[Batch]:
-        if self._batches is None:
-            block = self.source.block("held_out", 0, self.tokens, self.seed)
-            self._batches = block.split(self.batch_size)
-        return iter(self._batches)

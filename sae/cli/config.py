@@ -56,29 +56,6 @@ def python_only(text: str) -> list[str]:
     return list(config.get(PYTHON_ONLY, {})) if isinstance(config, dict) else []
 
 
-class DataConfig:
-    """Activations to train on, and held-out ones that are never trained on.
-
-    Args:
-        source: where activations come from: a model on text, or a world.
-        batch_size: activations per step, or per micro-batch with `model.accumulate`. With EndToEnd
-            in the losses, a batch consists of whole contexts and has about this many activations.
-        block_batches: batches per block. A block is collected at once and shuffled in memory, so
-            this sets how far apart two activations of one batch can come from.
-        held_out_tokens: number of held-out activations for validation and the final metrics.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        batch_size: int = 2048,
-        block_batches: int = 32,
-        held_out_tokens: int = 16384,
-    ) -> None:
-        self.source, self.batch_size = source, batch_size
-        self.block_batches, self.held_out_tokens = block_batches, held_out_tokens
-
-
 class TrainerConfig:
     """The settings of Lightning's Trainer that apply to a stream, which has steps and no epochs.
 
@@ -179,7 +156,10 @@ def run_parser() -> ArgumentParser:
     )
     parser.add_class_arguments(TrainerConfig, "trainer", sub_configs=True)
     parser.add_class_arguments(TrainConfig, "model", sub_configs=True)
-    parser.add_class_arguments(DataConfig, "data", sub_configs=True)
+    # The seed and accumulate are settings of the run and of the model.
+    parser.add_class_arguments(
+        ActivationData, "data", sub_configs=True, skip={"seed", "accumulate"}
+    )
     return parser
 
 
@@ -211,19 +191,13 @@ def parse_config(args: list[str]) -> ParsedConfig:
     if options.members is not None:
         configs = _member_configs(options)
     trainer: TrainerConfig = objects.trainer
-    data: DataConfig = objects.data
+    data: ActivationData = objects.data
     members = {name: _train_config(config) for name, config in configs.items()}
-    data_of_run = ActivationData(
-        data.source,
-        batch_size=data.batch_size,
-        block_batches=data.block_batches,
-        held_out_tokens=data.held_out_tokens,
-        seed=options.seed,
-        accumulate=next(iter(members.values())).accumulate,
-    )
+    data.seed = options.seed
+    data.accumulate = next(iter(members.values())).accumulate
     run = RunSettings(
         name=options.name,
-        data=data_of_run,
+        data=data,
         members=members,
         steps=trainer.max_steps,
         runs=Path(options.runs),

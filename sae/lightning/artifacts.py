@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
+from sae.activations import ActivationData
 from sae.browser import write_report
 from sae.evaluation.evaluate import evaluate
 from sae.files import write_text
-from sae.lightning.datamodule import ActivationDataModule
 from sae.lightning.loggers import log_row
 from sae.lightning.module import SAEModule
 from sae.lightning.seed_agreement import SeedAgreement
@@ -31,7 +31,7 @@ def write_artifacts(
     run: RunDir,
     member_dirs: Sequence[RunDir],
     module: SAEModule,
-    data: ActivationDataModule,
+    data: ActivationData,
     trainer: Trainer,
     seed_agreement: SeedAgreement | None = None,
 ) -> dict[str, Any]:
@@ -107,9 +107,7 @@ def _log_final_metrics(summaries: list[dict[str, Any]], trainer: Trainer, step: 
     log_row(trainer.loggers, row, step)
 
 
-def _export_and_measure(
-    member: Member, folder: RunDir, data: ActivationDataModule
-) -> dict[str, Any]:
+def _export_and_measure(member: Member, folder: RunDir, data: ActivationData) -> dict[str, Any]:
     """Save a member's SAE, measure its held-out metrics, and return its summary."""
     learner = member.learner
     metadata = {

@@ -9,43 +9,24 @@ from typing import Any
 
 import lightning as L
 
-from sae.activations import ActivationData, Batch, HeldOutBatches, Source, Stream
+from sae.activations import ActivationData, Batch, HeldOutBatches, Stream
 from sae.errors import UserError
 
 
-class ActivationDataModule(ActivationData, L.LightningDataModule):
-    """Activations to train on, and held-out ones that are never trained on.
+class ActivationDataModule(L.LightningDataModule):
+    """The activations of a run, for a Lightning trainer.
 
     Args:
-        source: where activations come from: a model on text, or a world.
-        batch_size: activations per step, or per micro-batch with `model.accumulate`. With EndToEnd
-            in the losses, a batch consists of full contexts and has about this many activations.
-        block_batches: batches per block. A block is harvested in one go and shuffled, so this sets
-            how far apart two activations of one batch can be in the text, and the memory used.
-        held_out_tokens: number of held-out activations for validation.
-        seed: seed of the shuffling; set by `--seed`.
-        steps_per_call: steps per call of Lightning's training loop; set by the trainer's.
-        accumulate: batches per training step; set by the model's.
+        data: The activations to train on, and the held-out ones.
+        steps_per_call: Steps per call of Lightning's training loop.
 
     Attributes:
-        stream: the training batches, once `setup` was called.
+        stream: The training batches, once `setup` was called.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        batch_size: int = 2048,
-        block_batches: int = 32,
-        held_out_tokens: int = 16384,
-        seed: int = 0,
-        steps_per_call: int = 1,
-        accumulate: int = 1,
-    ) -> None:
-        L.LightningDataModule.__init__(self)
-        ActivationData.__init__(
-            self, source, batch_size, block_batches, held_out_tokens, seed, accumulate
-        )
-        self.steps_per_call = steps_per_call
+    def __init__(self, data: ActivationData, steps_per_call: int = 1) -> None:
+        super().__init__()
+        self.data, self.steps_per_call = data, steps_per_call
         self.stream: Stream | None = None
         self._held_out: HeldOutBatches | None = None
 
@@ -54,8 +35,8 @@ class ActivationDataModule(ActivationData, L.LightningDataModule):
             return
         assert self.trainer is not None  # Lightning sets it before it calls this method
         device = self.trainer.strategy.root_device
-        self.source.setup(device)
-        self.stream = self.train_stream(
+        self.data.source.setup(device)
+        self.stream = self.data.train_stream(
             self.trainer.max_steps,
             overlap=device.type == "cuda",
             full_contexts=bool(self.trainer.lightning_module.full_contexts),
@@ -63,11 +44,11 @@ class ActivationDataModule(ActivationData, L.LightningDataModule):
 
     def train_dataloader(self) -> BatchGroups:
         assert self.stream is not None  # set by `setup`
-        return BatchGroups(self.stream, self.steps_per_call, self.accumulate)
+        return BatchGroups(self.stream, self.steps_per_call, self.data.accumulate)
 
     def val_dataloader(self) -> HeldOutBatches:
         if self._held_out is None:
-            self._held_out = self.held_out_batches()
+            self._held_out = self.data.held_out_batches()
         return self._held_out
 
 

@@ -81,7 +81,7 @@ class SAEModule(L.LightningModule):
         return self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] (same)
 
     def setup(self, stage: str) -> None:
-        data = self.datamodule
+        data = self.datamodule.data
         for member in self.members:
             member.learner = member.config.build_learner(
                 data.source.widths, data.batch_size, self.trainer.max_steps
@@ -102,7 +102,7 @@ class SAEModule(L.LightningModule):
             member.start(first_block)
         # Run sequentially on a GPU, and when members share the model's own forward passes.
         sequential = self.device.type != "cpu" or self.full_contexts
-        batch = self.datamodule.batch_size * self.accumulate
+        batch = self.datamodule.data.batch_size * self.accumulate
         sizes = [batch * member.learner.sae.W_enc.numel() for member in self.live]
         self._in_parallel = not sequential and faster_in_parallel(sizes)
         self.validate_if_due()

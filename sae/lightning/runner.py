@@ -102,15 +102,7 @@ def _train(
 ) -> FinishedRun:
     run = RunDir(settings.folder)
     step, checkpoint = run.resume_point() if resume else (None, None)
-    data = ActivationDataModule(
-        settings.data.source,
-        batch_size=settings.data.batch_size,
-        block_batches=settings.data.block_batches,
-        held_out_tokens=settings.data.held_out_tokens,
-        seed=settings.data.seed,
-        steps_per_call=settings.steps_per_call,
-        accumulate=settings.data.accumulate,
-    )
+    datamodule = ActivationDataModule(settings.data, settings.steps_per_call)
     callbacks = [SaveCheckpoints(run, every=settings.checkpoint_every), *callbacks]
     agreement = None
     if groups := seed_groups(settings.member_configs):
@@ -122,7 +114,7 @@ def _train(
         run.start(overwrite=overwrite)
     # The model is loaded before Lightning starts: a Ctrl-C is an ordinary KeyboardInterrupt here,
     # while Lightning would turn it into a SystemExit.
-    data.source.setup(trainer.strategy.root_device)
+    settings.data.source.setup(trainer.strategy.root_device)
     if not resume:
         _write_configs(run, member_dirs, settings)
     members = [
@@ -133,25 +125,25 @@ def _train(
 
     log_settings(trainer.loggers, settings.config)
     try:
-        _fit(trainer, module, data, checkpoint)
+        _fit(trainer, module, datamodule, checkpoint)
         if module.steps < settings.steps:
             raise Stopped(module.steps, settings.steps, run.path)
         module.validate_if_due()
         with show_progress("computing the final metrics"):
             folders = list(member_dirs.values())
-            summary = write_artifacts(run, folders, module, data, trainer, agreement)
+            summary = write_artifacts(run, folders, module, settings.data, trainer, agreement)
     finally:
         close_loggers(trainer.loggers)
     return FinishedRun(run.path, {name: d.path for name, d in member_dirs.items()}, summary)
 
 
 def _fit(
-    trainer: Trainer, module: SAEModule, data: ActivationDataModule, checkpoint: Path | None
+    trainer: Trainer, module: SAEModule, datamodule: ActivationDataModule, checkpoint: Path | None
 ) -> None:
     """Run Lightning's loop, and turn its exit after a Ctrl-C back into a KeyboardInterrupt."""
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:
         # Lightning has caught a KeyboardInterrupt, ignores SIGINT from then on, and exits with 1.
         if threading.current_thread() is threading.main_thread():

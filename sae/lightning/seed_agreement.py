@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from sae.activations import ActivationData
 from sae.autoencoder import SAE
 from sae.errors import UserError
 from sae.evaluation.consensus import consensus
 from sae.evaluation.evaluate import evaluate
-from sae.lightning.datamodule import ActivationDataModule
 from sae.lightning.loggers import log_row
 from sae.lightning.module import SAEModule
 from sae.metrics.decoder_directions import mmcs_of_latents
@@ -180,7 +180,7 @@ class SeedAgreement(Callback):
             metrics, consensus_results = compare_saved(
                 folders,
                 folder / "consensus" / group,
-                module.datamodule,
+                module.datamodule.data,
                 trainer.strategy.root_device,
             )
             self.write(trainer, module.steps, group, metrics)
@@ -211,7 +211,7 @@ def _cheap(members: list[Member]) -> bool:
 def compare_saved(
     folders: Mapping[str, Path],
     consensus_folder: Path,
-    data: ActivationDataModule,
+    data: ActivationData,
     device: torch.device | str = "cpu",
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Compare the saved SAEs of members that differ only in their seed.
