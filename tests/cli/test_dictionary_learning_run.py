@@ -78,7 +78,13 @@ def kill_at(step: int, arguments: list[str], metrics: Path) -> None:
     assert process.wait(60) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("step", [16, 44], ids=["in the first part", "in the second part"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(16, id="in the first part", marks=pytest.mark.slow),
+        pytest.param(44, id="in the second part"),
+    ],
+)
 def test_it_finds_the_dictionary_and_a_killed_run_ends_with_the_same_bits(config, tmp_path, step):
     arguments = ["fit", "--config", str(config)]
     assert main([*arguments, "--name", "whole"]) == 0

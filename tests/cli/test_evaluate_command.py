@@ -48,7 +48,13 @@ def trained(folder: Path, *changes: str) -> Path:
     return folder / "r"
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, marks=[] if fault == "dictionary" else pytest.mark.slow)
+        for fault in FAULTS
+    ],
+)
 def test_evaluate_finds_the_fault_of_a_run(tmp_path, capsys, monkeypatch, fault):
     run = trained(tmp_path, *FAULTS[fault])
     capsys.readouterr()

@@ -149,7 +149,7 @@ def test_a_run_leaves_its_files_and_a_complete_summary(uninterrupted):
     )
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, config, uninterrupted, seed):
     step = random.Random(seed).randint(16, STEPS - 8)
     code, _ = stop_at(tmp_path, step, signal.SIGKILL, "fit", "--config", config)
@@ -159,6 +159,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, config, uninterrupted, 
     assert_same_run(tmp_path / "runs/tiny", uninterrupted)
 
 
+@pytest.mark.slow
 def test_steps_per_call_does_not_change_the_run(tmp_path, config, uninterrupted):
     twos = ("--trainer.steps_per_call", "2", "--checkpoint_every", "14")
     code, _ = stop_at(tmp_path, 37, signal.SIGKILL, "fit", "--config", config, *twos)
@@ -167,6 +168,7 @@ def test_steps_per_call_does_not_change_the_run(tmp_path, config, uninterrupted)
     assert_same_run(tmp_path / "runs/tiny", uninterrupted)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_prints_how_to_continue(tmp_path, config, uninterrupted):
     code, error = stop_at(tmp_path, 24, signal.SIGINT, "fit", "--config", config)
     assert code == 130, error
@@ -180,6 +182,7 @@ def test_ctrl_c_saves_and_prints_how_to_continue(tmp_path, config, uninterrupted
     assert_same_run(tmp_path / "runs/tiny", uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_run_killed_during_the_final_metrics_resumes(tmp_path, uninterrupted):
     """All steps are done, so resuming only computes the final metrics."""
     shutil.copytree(uninterrupted, tmp_path / "runs/tiny")
@@ -202,6 +205,7 @@ def test_an_existing_run_is_not_overwritten(config, uninterrupted):
     assert {p: p.stat().st_mtime_ns for p in uninterrupted.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, config, uninterrupted):
     """The system refuses files above 20 kB, as a full disk refuses all."""
     stop_at(tmp_path, 30, signal.SIGINT, "fit", "--config", config)

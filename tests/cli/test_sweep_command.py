@@ -115,6 +115,7 @@ def test_best_config_repeats_its_member_exactly(done, tmp_path):
     assert best["model"]["sae"]["init_args"]["k"] == 4 and best["runs"] == str(done.parent)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_sweep_writes_the_same_table(done, tmp_path):
     """Kill a process with SIGKILL at an arbitrary step."""
     config = write(tmp_path)
@@ -139,6 +140,7 @@ def test_killed_and_resumed_sweep_writes_the_same_table(done, tmp_path):
     ).read_text().replace(str(done.parent), "")
 
 
+@pytest.mark.slow
 def test_packing_into_waves_does_not_change_results(done, tmp_path):
     """Members are independent, so packing changes only their folders."""
     settings = parse_config(["--config", str(write(tmp_path))]).run
@@ -157,6 +159,7 @@ def test_packing_into_waves_does_not_change_results(done, tmp_path):
         assert one.metrics == other.metrics
 
 
+@pytest.mark.slow
 def test_stop_early_stops_the_worse_half_and_resumes_the_same(done, tmp_path, capsys):
     folder = swept(tmp_path, "--stop-early")
     assert "stopped early" in capsys.readouterr().out

@@ -109,7 +109,7 @@ def test_a_member_has_the_bits_of_a_run_of_its_own(run_of_all, tmp_path, name):
     assert_same_bits(run_of_all / name, tmp_path / name)
 
 
-@pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize("threads", [pytest.param(2, marks=pytest.mark.slow), 5])
 def test_members_in_parallel_threads_have_the_same_bits(run_of_all, tmp_path, threads, monkeypatch):
     torch.set_num_threads(threads)
     monkeypatch.setattr(

@@ -102,6 +102,7 @@ def run(args: list[str]) -> tuple[float, float]:
     return time.perf_counter() - start, int(done.stdout) / 1024
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
 def test_plan_predicts_memory_and_time_of_a_real_run(tmp_path):
     # Other work on the machine may start or end between the plan and the run, so the time has three
