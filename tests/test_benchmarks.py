@@ -19,6 +19,7 @@ REPO = Path(__file__).resolve().parent.parent
 TINY = ["--shape", "16,64,4,32", "--seconds", "0.1", "--threads", "1"]
 
 
+@pytest.mark.slow
 def test_step_benchmark_writes_csv_json_markdown_and_plot(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "failing_tests", lambda *_: "")  # these tests take half a minute
     run.main(["--step", "--rule", "topk", "--provider", "ours (", *TINY, "--out", str(tmp_path)])
@@ -97,6 +98,7 @@ def test_an_op_depends_only_on_tests_that_concern_it(tmp_path):
     assert "no test of decode ran" in run.failing_tests(args, "decode", ())
 
 
+@pytest.mark.slow
 def test_gpu_parts_need_little_more_than_torch(tmp_path):
     """benchmarks/gpu.sh runs on machines where this project and most libraries are missing."""
     (tmp_path / "sae_kernels").symlink_to(REPO / "kernels")

@@ -36,8 +36,8 @@ WITHOUT_TRITON_CASES = {
 }
 FILES = sorted({path.name for path in HERE.glob("test_*.py")} - WITHOUT_TRITON_CASES)
 ALL_SLOW = {"test_step.py"}
-IN_MAKE_TEST = {"test_adam.py", "test_decode.py", "test_encode_topk.py"}
-"""These run in `make test`; the others, four minutes of a core, run in `make test-all`."""
+IN_MAKE_TEST = {"test_encode_topk.py"}
+"""These run in `make test`; the others, some minutes of a core, run in `make test-all`."""
 NO_TESTS_COLLECTED = 5
 
 

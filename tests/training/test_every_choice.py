@@ -7,7 +7,8 @@ reference.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -79,9 +80,14 @@ def loss_and_gradients(trained: Learner, batch: dict[str, Tensor]) -> dict[str, 
     return tensors
 
 
-@pytest.mark.parametrize("losses", LOSSES)
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("site", SITES)
+def combinations() -> Iterator:
+    """Yield all; `make test` runs those of Autoencoder and, for other sites, the plain loss."""
+    for site, rule, losses in itertools.product(SITES, RULES, LOSSES):
+        in_make_test = site == "Autoencoder" or losses == "plain"
+        yield pytest.param(site, rule, losses, marks=[] if in_make_test else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("site", "rule", "losses"), combinations())
 def test_combination_trains_resumes_and_exports_or_is_refused(
     tmp_path: Path, site: str, rule: str, losses: str
 ) -> None:
