@@ -118,7 +118,7 @@ def test_draws_are_distinct_ascending_and_a_function_of_seed_and_step():
     assert drawn_ends(3, 3, 0.5, 0, torch.tensor(4)).tolist() == [1, 2], "all possible ends"
 
 
-@pytest.mark.parametrize("power", [0.5, 1.0])
+@pytest.mark.parametrize("power", [0.5, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_ends_are_drawn_with_the_documented_probability(power):
     n = 20_000
     first = torch.tensor(

@@ -98,6 +98,7 @@ def test_evaluate_finds_the_fault_of_a_run(tmp_path, capsys, monkeypatch, fault)
         assert {k: v for k, v in alone.items() if "." not in k} == before
 
 
+@pytest.mark.slow
 def test_values_over_all_rows_replace_those_over_stored_rows():
     world = SparseSuperposition(d_in=16, n_features=32, mean_active=2.0)
     sae = SAE(16, TopK(d_sae=32, k=3))

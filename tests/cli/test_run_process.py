@@ -149,7 +149,8 @@ def test_a_run_leaves_its_files_and_a_complete_summary(uninterrupted):
     )
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, config, uninterrupted, seed):
     step = random.Random(seed).randint(16, STEPS - 8)
     code, _ = stop_at(tmp_path, step, signal.SIGKILL, "fit", "--config", config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from sae import SAE
@@ -15,6 +16,7 @@ from sae.training.optim_config import OptimConfig
 from sae.worlds import SparseSuperposition
 
 
+@pytest.mark.slow
 def test_trained_lista_beats_as_many_iterations_of_ista():
     """The data have 16 features in 8 dimensions, 3 active; a linear encoder reaches 0.61."""
     layers, steps, penalty = 4, 700, 0.02

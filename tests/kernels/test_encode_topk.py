@@ -14,7 +14,9 @@ from kernel_cases import (
     each_dtype,
     each_shape,
     leaves,
+    mark_slow_in_interpreter,
     normal,
+    slow_in_interpreter,
     tokens_first,
 )
 from sae_kernels import reference
@@ -84,7 +86,7 @@ def test_values_and_gradients_of_every_input(backend, dtype, shape):
 
 
 @each_backend
-@pytest.mark.parametrize("k", [1, 5, 64, 300])
+@pytest.mark.parametrize("k", [slow_in_interpreter(1), 5, *map(slow_in_interpreter, (64, 300))])
 def test_ties_go_to_the_lowest_index(backend, k, monkeypatch):
     """Small integers are exact in every order of summation, and many tie at the k-th place."""
     if backend == "triton":
@@ -156,6 +158,7 @@ def test_nan_takes_one_slot_beside_ties(backend):
     assert codes.indices.sort(1).values.tolist() == [[0, 1, 2, 3, 60]] * 2
 
 
+@mark_slow_in_interpreter
 @each_backend
 def test_autocast_changes_nothing(backend, monkeypatch):
     monkeypatch.setattr("sae_kernels.matmul._has_onednn", lambda: False)  # it ignores autocast
@@ -166,6 +169,7 @@ def test_autocast_changes_nothing(backend, monkeypatch):
     assert torch.equal(got.to_dense(), want.to_dense())
 
 
+@mark_slow_in_interpreter
 @each_backend
 def test_no_b_dec_and_a_W_enc_that_is_not_latent_major(backend):
     x, W_enc, b_enc, _ = problem((9, 20, 101, 7))
@@ -180,6 +184,7 @@ def test_no_b_dec_and_a_W_enc_that_is_not_latent_major(backend):
         assert_as_accurate(got, want.detach(), want, name)
 
 
+@mark_slow_in_interpreter
 @each_backend
 def test_chunks_do_not_change_the_result(backend, monkeypatch):
     inputs = [t.to(device(backend), torch.float64) for t in problem((11, 9, 40, 3))]
@@ -194,6 +199,7 @@ def test_chunks_do_not_change_the_result(backend, monkeypatch):
     torch.testing.assert_close(chunked.to_dense(), one_chunk.to_dense())
 
 
+@mark_slow_in_interpreter
 @each_backend
 def test_two_runs_give_the_same_bits(backend):
     inputs = problem((7, 50, 77, 13))

@@ -76,6 +76,7 @@ def test_triton_cases_pass_in_the_interpreter(file, speed):
     assert "passed" in done.stdout and "skipped" not in done.stdout, output
 
 
+@pytest.mark.slow
 def test_the_other_files_have_no_triton_cases():
     # The tests of these two have "triton" in their names, but no case that runs it.
     named_after_it = {"test_backend.py", "test_interpreter.py"}

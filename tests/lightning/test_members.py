@@ -109,7 +109,8 @@ def test_a_member_has_the_bits_of_a_run_of_its_own(run_of_all, tmp_path, name):
     assert_same_bits(run_of_all / name, tmp_path / name)
 
 
-@pytest.mark.parametrize("threads", [pytest.param(2, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [2, 5])
 def test_members_in_parallel_threads_have_the_same_bits(run_of_all, tmp_path, threads, monkeypatch):
     torch.set_num_threads(threads)
     monkeypatch.setattr(
@@ -201,6 +202,7 @@ def test_wrong_member_settings_are_refused(tmp_path, members, words):
     assert not (tmp_path / "r" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_members_may_differ_in_site_and_hooks(tmp_path, write_config):
     """The activations are those of a tiny language model."""
     hooks = ["layers.0.mlp.in", "layers.0.mlp", "layers.1"]

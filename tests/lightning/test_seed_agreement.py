@@ -109,6 +109,7 @@ def test_consensus_of_a_group_is_saved_and_measured(run):
     assert precision["consensus"] > max(precision[name] for name in names) + 0.02
 
 
+@pytest.mark.slow
 def test_resumed_run_has_the_same_metrics_and_saes(run, tmp_path, capsys):
     again = tmp_path / "r"
     shutil.copytree(run, again)
@@ -130,6 +131,7 @@ def test_resumed_run_has_the_same_metrics_and_saes(run, tmp_path, capsys):
     assert f"{metrics['consensus']['latents']} latents" in line
 
 
+@pytest.mark.slow
 def test_groups_that_take_long_to_match_are_compared_only_at_the_end(tmp_path, capsys, monkeypatch):
     # Three pairs of seeds cost more than this, one pair does not.
     monkeypatch.setattr(seed_agreement, "MAX_MATCHING_COST", 24**3 * 3 - 1)
@@ -143,6 +145,7 @@ def test_groups_that_take_long_to_match_are_compared_only_at_the_end(tmp_path, c
     assert float(last["k=2/pw_mcc_signed_start"]) == pw_mcc_signed(starts)
 
 
+@pytest.mark.slow
 def test_groups_with_too_many_latents_are_not_compared(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(seed_agreement, "MAX_LATENTS", 23)
     members = {name: MEMBERS[name] for name in GROUPS["k=2"][:2]}

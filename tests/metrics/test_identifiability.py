@@ -187,6 +187,7 @@ def trained(latents, **settings):
     )
 
 
+@pytest.mark.slow
 def test_overlapping_classes_identify_and_separable_ones_do_not(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     sparse = Exact(mean_active=2)

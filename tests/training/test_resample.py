@@ -284,8 +284,11 @@ def world() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("losses", "resample_every", "revives"),
-    [([FVU()], None, False), ([FVU()], 20, True), ([FVU(), AuxK(coefficient=1.0)], None, True)],
-    ids=["neither", "resampling", "AuxK"],
+    [
+        pytest.param([FVU()], None, False, id="neither", marks=pytest.mark.slow),
+        pytest.param([FVU()], 20, True, id="resampling", marks=pytest.mark.slow),
+        pytest.param([FVU(), AuxK(coefficient=1.0)], None, True, id="AuxK"),
+    ],
 )
 def test_resampling_and_auxk_each_revive_half_of_the_latents(
     world, losses, resample_every, revives

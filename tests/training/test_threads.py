@@ -43,6 +43,8 @@ CASES |= {
     "every prefix": (tiny_rule("TopK", D_SAE, k=8), [EveryPrefix()], {}),
 }
 
+IN_MAKE_TEST = {"TopK", "BatchTopK", "JumpReLU", "clipped"}
+
 
 def train(case: str, threads: int) -> dict[str, object]:
     """Return all state after a few steps: parameters, moments, counters, metrics, held-out FVU."""
@@ -64,7 +66,10 @@ def train(case: str, threads: int) -> dict[str, object]:
     return {**state, "held out": torch.tensor(fvu.compute(), dtype=torch.float64)}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[] if case in IN_MAKE_TEST else pytest.mark.slow) for case in CASES],
+)
 def test_training_has_the_same_bits_on_one_two_and_three_threads(case):
     expected = train(case, 1)
     for threads in (2, 3):
