@@ -121,10 +121,14 @@ def run_parser() -> ArgumentParser:
     parser = ConfigParser(
         exit_on_error=False,
         prog="train.py fit",
-        usage="train.py fit [--config FILE] [--resume RUN] [--KEY VALUE ...]",
+        usage="train.py fit [--config FILE] [--resume [RUN]] [--KEY VALUE ...]",
         description="Train sparse autoencoders. Every setting can be in a YAML file (--config) or "
         "on the command line; if it is given twice, the later one counts. Example: "
-        "python train.py fit --config configs/gpt2.yaml --name mine --model.sae.k 64",
+        "python train.py fit --config configs/gpt2.yaml --name mine --model.sae.k 64. Without "
+        "--config, the settings are those of configs/default.yaml. --resume RUN continues the "
+        "interrupted run in a folder such as runs/mine with its own settings; --resume without a "
+        "folder continues the run that --runs and --name (or the config) name, by default "
+        "runs/default.",
     )
     add = parser.add_argument
     add("-c", "--config", action=ActionConfigFile, help="YAML file of settings")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import sys
+from pathlib import Path
 
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
@@ -13,6 +15,7 @@ from sae.cli.command import CommandParser
 from sae.errors import UserError
 from sae.files import write_text
 from sae.runs.run_dir import RunDir
+from sae.sweep.spec import SweepSpec
 
 
 def parser() -> CommandParser:
@@ -51,6 +54,8 @@ def run(options: Namespace, settings: list[str]) -> int:
         raise UserError(
             f"{run.path} holds no finished run; give the folder of one, such as runs/default"
         )
+    if (run.path / SweepSpec.FILE).is_file():
+        raise UserError(f"{run.path} is a sweep; {_members_of_sweep(run.path)}")
     run_settings = parse_config(["--config", str(run.config)]).run
     data = run_settings.data
     if run_settings.several:
@@ -87,3 +92,12 @@ def run(options: Namespace, settings: list[str]) -> int:
         sys.stdout.write("No part stands out.\n")
     sys.stdout.write(f"\nmetrics  {file}\npage     {page}\n")
     return 0
+
+
+def _members_of_sweep(folder: Path) -> str:
+    """Return what to evaluate in place of a sweep: its members that have finished."""
+    names = [name for wave in SweepSpec.read(folder).waves for name in wave]
+    saes = [sae for name in names for sae in folder.glob(f"*/{glob.escape(name)}/sae")]
+    if not saes:
+        return f"none of its SAEs has finished; go on with `sweep --resume {folder}`"
+    return f"give the folder of one of its SAEs: {', '.join(str(sae.parent) for sae in saes)}"

@@ -34,7 +34,9 @@ def parser() -> CommandParser:
     parser.add_argument(
         "--samples", type=PositiveInt, default=8192, help="half to fit on, half to score on"
     )
-    parser.add_argument("--json", type=Path, help="also write the metrics to this file")
+    parser.add_argument(
+        "--json", type=str, metavar="FILE", help="also write the metrics to this file"
+    )
     return parser
 
 
@@ -44,10 +46,9 @@ def run(options: Namespace, settings: list[str]) -> int:
 
     if not any(arg.split("=")[0] in ("--config", "-c") for arg in settings):
         raise UserError("identify needs --config FILE, such as configs/worlds/nonlinear.yaml")
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise UserError(
-            f"--json {options.json}: there is no folder {options.json.absolute().parent}"
-        )
+    file = None if options.json is None else Path(options.json)
+    if file is not None and not file.absolute().parent.is_dir():
+        raise UserError(f"--json {file}: there is no folder {file.absolute().parent}")
     config = parse_config(settings).run
     source = config.data.source
     network = source.labelled_network()
@@ -57,9 +58,9 @@ def run(options: Namespace, settings: list[str]) -> int:
             "identified; give a config with NonlinearMixing, such as configs/worlds/nonlinear.yaml"
         )
     result = identification(network, options.samples, config.data.seed)
-    if options.json is not None:
+    if file is not None:
         text = json.dumps({**result.metrics(), "source": source.metadata()}, indent=2)
-        write_text(options.json, text + "\n")
+        write_text(file, text + "\n")
     Console(file=sys.stdout, highlight=False).print(table(result))
     for warning in result.warnings:
         sys.stdout.write(f"WARNING: {warning}\n")

@@ -34,7 +34,7 @@ def parser() -> CommandParser:
     )
     add = parser.add_argument
     add("--gpu", type=str, help="lower bounds for this GPU, not measured, such as h100")
-    add("--json", type=Path, help="also write the numbers to this file")
+    add("--json", type=str, metavar="FILE", help="also write the numbers to this file")
     add("--grid", action="append", default=[], metavar="KEY=V1,V2,...", help="as for `sweep`")
     add("--seeds", type=PositiveInt, default=1, help="as for `sweep`")
     add("--random", type=PositiveInt, help="as for `sweep`")
@@ -52,10 +52,9 @@ def run(options: Namespace, settings: list[str]) -> int:
 
     if options.gpu is not None:
         find_gpu(options.gpu)
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise UserError(
-            f"--json {options.json}: there is no folder {options.json.absolute().parent}"
-        )
+    file = None if options.json is None else Path(options.json)
+    if file is not None and not file.absolute().parent.is_dir():
+        raise UserError(f"--json {file}: there is no folder {file.absolute().parent}")
     is_sweep = bool(options.grid) or options.seeds > 1
     planned_run = _settings(options, settings, is_sweep)
     waves, waves_line = None, None
@@ -63,8 +62,8 @@ def run(options: Namespace, settings: list[str]) -> int:
         if options.gpu is None:  # with a GPU, the memory of this machine does not matter
             waves, waves_line = pack_waves(planned_run, options.memory)
         plan = make_plan(planned_run, options.gpu, waves if is_sweep else None)
-    if options.json is not None:
-        write_text(options.json, json.dumps(plan.to_dict(), indent=2) + "\n")
+    if file is not None:
+        write_text(file, json.dumps(plan.to_dict(), indent=2) + "\n")
     console = Console(file=sys.stdout, highlight=False)
     for table in plan_tables(planned_run.name, plan):
         console.print(table)

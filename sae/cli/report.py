@@ -8,6 +8,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from sae.cli.command import CommandParser
+from sae.errors import UserError
 
 
 def parser() -> CommandParser:
@@ -28,6 +29,8 @@ def run(options: Namespace, settings: list[str]) -> int:
     """Write the page and the picture; returns the exit code."""
     from sae.browser import curves_png, write_report
 
+    if options.curves and Path(options.curves).suffix.lower() != ".png":
+        raise UserError(f"CURVES {options.curves} is not a .png file; give a name that ends so")
     sys.stdout.write(f"{write_report(Path(options.run))}\n")
     if options.curves:
         curves_png(Path(options.run), Path(options.curves))

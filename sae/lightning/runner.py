@@ -183,6 +183,11 @@ def build_trainer(
             enable_checkpointing=False,
         )
     except (ValueError, TypeError, MisconfigurationException) as error:
+        if settings.accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
+            raise UserError(
+                f"trainer.accelerator={settings.accelerator!r} needs a CUDA device, and this "
+                "machine has none that torch can use; leave it out"
+            ) from error
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from sae.cli.config import parse_config
 from sae.cli.fit import with_config
 from sae.cli.main import COMMANDS, main
+from sae.sweep.spec import SweepSpec
 
 CASES = {
     "misspelt-in-class": (
@@ -36,6 +38,7 @@ CASES = {
     "no-config": (["--config", "nothere.yaml"], "config=.*nothere.yaml does not exist"),
     "no-command": (["fitt"], "command 'fitt' is not known; did you mean fit?"),
     "no-run": (["fit", "--resume", "nothere"], "--resume nothere: no config.yaml"),
+    "not-a-picture": (["report", "x", "out.jpg"], "CURVES out.jpg is not a .png file; give a name"),
     "no-report": (["report", "nothere"], "nothere is not the folder of a run"),
 }
 
@@ -133,3 +136,29 @@ def test_bare_resume_continues_the_run_that_the_settings_name(tmp_path):
     settings, folder = with_config(flags, resume="")
     assert folder == tmp_path / "mine"
     assert settings == ["--config", str(config), "--trainer.max_steps", "9"]
+
+
+def test_help_shows_no_python_classes_and_says_what_a_bare_resume_continues(capsys):
+    for name in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert "<class" not in text
+        if name == "fit":
+            assert "--resume without a folder continues the run that --runs and --name" in text
+
+
+def test_evaluate_of_a_sweep_names_its_finished_saes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    members = {"k=4": {"model.sae.k": 4}, "k=8": {"model.sae.k": 8}}
+    folder = Path("grid")
+    folder.mkdir()
+    (folder / "config.yaml").write_text("name: grid\n")
+    SweepSpec(["model.sae.k"], [members], stop_early=False).write(folder)
+    assert main(["evaluate", "grid"]) == 2
+    error = capsys.readouterr().err
+    assert error.strip().endswith("none of its SAEs has finished; go on with `sweep --resume grid`")
+    (folder / "wave-1/k=8/sae").mkdir(parents=True)
+    assert main(["evaluate", "grid"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error == "error: grid is a sweep; give the folder of one of its SAEs: grid/wave-1/k=8"
