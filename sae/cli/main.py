@@ -38,7 +38,7 @@ COMMANDS = {
     "identify": Command(
         "sae.cli.identify",
         "identify --config F",
-        "test whether a network represents true features linearly",
+        "test if a network represents true features linearly",
     ),
 }
 
