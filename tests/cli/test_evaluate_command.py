@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from sae import SAE
 from sae.autoencoder.sparsity import AbsTopK, TopK
@@ -17,22 +16,20 @@ from sae.evaluation.measure import measure
 from sae.evaluation.similarity import SampleSimilarity
 from sae.metrics.capacity import capacity, effective_dimension, largest_k
 from sae.worlds import SparseSuperposition
+from tiny import run_settings, write_settings
 
-SETTINGS = {
-    "name": "r",
-    "model": {"sae": {"class_path": "TopK", "init_args": {"d_sae": 64, "k": 3}}},
-    "data": {
-        "source": {
-            "class_path": "SparseSuperposition",
-            "init_args": {"d_in": 32, "n_features": 64, "mean_active": 3.0},
-        },
-        "batch_size": 512,
-        "block_batches": 8,
-        "held_out_tokens": 2048,
-    },
-    "trainer": {"max_steps": 300, "val_check_interval": 300, "accelerator": "cpu"},
-    "checkpoint_every": 300,
-}
+SETTINGS = run_settings(
+    {
+        "name": "r",
+        "model.sae.k": 3,
+        "data.source.d_in": 32,
+        "data.batch_size": 512,
+        "data.block_batches": 8,
+        "data.held_out_tokens": 2048,
+        "trainer": {"max_steps": 300, "val_check_interval": 300, "accelerator": "cpu"},
+        "checkpoint_every": 300,
+    }
+)
 FAULTS = {
     "encoder": [],
     "dictionary": ["--trainer.max_steps=20", "--trainer.val_check_interval=20"],
@@ -43,8 +40,8 @@ FAULTS = {
 
 
 def trained(folder: Path, *changes: str) -> Path:
-    (folder / "c.yaml").write_text(yaml.safe_dump(SETTINGS))
-    assert main(["fit", "--config", str(folder / "c.yaml"), "--runs", str(folder), *changes]) == 0
+    config = write_settings(folder, SETTINGS)
+    assert main(["fit", "--config", str(config), "--runs", str(folder), *changes]) == 0
     return folder / "r"
 
 

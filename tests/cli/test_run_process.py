@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import random
@@ -18,11 +17,10 @@ import pytest
 import torch
 
 from sae import SAE
+from tiny import assert_same_tensors, read_csv, read_metrics
 
 REPO = Path(__file__).resolve().parent.parent.parent
 STEPS = 90  # as in the config of conftest.py
-# Only these columns depend on the clock and may differ between two runs.
-CLOCK = {"seconds", "tokens_per_second"}
 
 
 @pytest.fixture(scope="module")
@@ -70,22 +68,14 @@ def stop_at(cwd: Path, step: int, number: signal.Signals, *args: str | Path) -> 
 
 
 def last_step(file: Path) -> int:
-    rows = read_rows(file) if file.exists() else []
+    rows = read_csv(file) if file.exists() else []
     return int(rows[-1]["step"]) if rows else 0
-
-
-def read_rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as handle:
-        return list(csv.DictReader(handle))
 
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Compare every tensor of the last checkpoint and of the SAE, and every row of metrics."""
-    rows, others = (
-        [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(f / "metrics.csv")]
-        for f in (one, other)
-    )
-    assert rows == others
+    rows = read_metrics(one)
+    assert rows == read_metrics(other)
     assert [int(row["step"]) for row in rows] == sorted({*range(4, STEPS, 4), 30, 60, STEPS})
     states = [
         torch.load(f / "checkpoints" / f"step={STEPS}.ckpt", weights_only=True)
@@ -93,11 +83,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     ]
     compare(states[0]["state_dict"], states[1]["state_dict"], "state_dict")
     compare(states[0]["optimizer_states"], states[1]["optimizer_states"], "optimizer_states")
-    loaded = [SAE.load(f / "sae") for f in (one, other)]
-    for (name, a), b in zip(
-        loaded[0].state_dict().items(), loaded[1].state_dict().values(), strict=True
-    ):
-        assert torch.equal(a, b), name
+    assert_same_tensors(SAE.load(one / "sae"), SAE.load(other / "sae"))
 
 
 def compare(a, b, where: str) -> None:
@@ -142,7 +128,7 @@ def test_a_run_leaves_its_files_and_a_complete_summary(uninterrupted):
     assert 0 <= summary["dead_fraction"] <= 1
     for key in ("seconds", "tokens_per_second", "architecture", "seed", "device", "versions"):
         assert summary[key] is not None, key
-    rows = read_rows(uninterrupted / "metrics.csv")
+    rows = read_metrics(uninterrupted)
     assert float(rows[-1]["fvu"]) < float(rows[0]["fvu"])
     assert any(float(row["dead_fraction"]) > 0 for row in rows if row["dead_fraction"]), (
         "no latent died, so this does not test resuming AuxK"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -23,41 +22,34 @@ from sae.cli.main import main
 from sae.planner.memory import GIB, estimate_memory, shared_memory
 from sae.sweep import grid
 from sae.sweep.results import SweepResults
+from tiny import read_metrics, run_settings, write_settings
 
 REPO = Path(__file__).resolve().parent.parent.parent
 STEPS = 48
-SETTINGS = {
-    "name": "r",
-    "model": {"sae": {"class_path": "TopK", "init_args": {"d_sae": 64, "k": 4}}},
-    "data": {
-        "source": {
-            "class_path": "SparseSuperposition",
-            "init_args": {"d_in": 16, "n_features": 64, "mean_active": 3.0},
-        },
-        "batch_size": 64,
-        "block_batches": 4,
-        "held_out_tokens": 512,
-    },
-    "trainer": {
-        "max_steps": STEPS,
-        "log_every_n_steps": 6,
-        "val_check_interval": 12,
-        "accelerator": "cpu",
-    },
-    # Checkpoints and validations fall on the same steps; there the checkpoint comes first.
-    "checkpoint_every": 6,
-}
+SETTINGS = run_settings(
+    {
+        "name": "r",
+        "data.held_out_tokens": 512,
+        "trainer.max_steps": STEPS,
+        "trainer.log_every_n_steps": 6,
+        "trainer.val_check_interval": 12,
+        # Checkpoints and validations fall on the same steps; there the checkpoint comes first.
+        "checkpoint_every": 6,
+    }
+)
 GRID = ["--grid", "model.sae.k=2,4", "--grid", "model.optim.lr=3e-3,1e-2", "--seeds", "2"]
 
 
-def write(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "c.yaml").write_text(yaml.safe_dump(SETTINGS))
-    return folder / "c.yaml"
-
-
 def swept(folder: Path, *more: str) -> Path:
-    args = ["sweep", "--config", str(write(folder)), "--runs", str(folder), *GRID, *more]
+    args = [
+        "sweep",
+        "--config",
+        str(write_settings(folder, SETTINGS)),
+        "--runs",
+        str(folder),
+        *GRID,
+        *more,
+    ]
     assert main(args) == 0
     return folder / "r-sweep"
 
@@ -118,7 +110,7 @@ def test_best_config_repeats_its_member_exactly(done, tmp_path):
 @pytest.mark.slow
 def test_killed_and_resumed_sweep_writes_the_same_table(done, tmp_path):
     """Kill a process with SIGKILL at an arbitrary step."""
-    config = write(tmp_path)
+    config = write_settings(tmp_path, SETTINGS)
     command = [sys.executable, str(REPO / "train.py"), "sweep"]
     args = ["--config", str(config), "--runs", str(tmp_path), *GRID]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -143,7 +135,7 @@ def test_killed_and_resumed_sweep_writes_the_same_table(done, tmp_path):
 @pytest.mark.slow
 def test_packing_into_waves_does_not_change_results(done, tmp_path):
     """Members are independent, so packing changes only their folders."""
-    settings = parse_config(["--config", str(write(tmp_path))]).run
+    settings = parse_config(["--config", str(write_settings(tmp_path, SETTINGS))]).run
     (recipe,), data = settings.members.values(), settings.data
     data.source.setup()
     estimate = estimate_memory(recipe, data.source.widths, data.batch_size, STEPS)
@@ -166,8 +158,7 @@ def test_stop_early_stops_the_worse_half_and_resumes_the_same(done, tmp_path, ca
     full, halved = SweepResults.read(done), SweepResults.read(folder)
     first = {}  # at the first rung, step 12, by mean over seeds
     for member in full.members:
-        with (done / member.folder / "metrics.csv").open(newline="") as handle:
-            row = next(row for row in csv.DictReader(handle) if row["step"] == "12")
+        row = next(row for row in read_metrics(done / member.folder) if row["step"] == "12")
         key = (member.settings["model.sae.k"], member.settings["model.optim.lr"])
         first[key] = first.get(key, 0.0) + float(row["held_out_fvu"])
     for one, other in zip(full.members, halved.members, strict=True):
@@ -194,7 +185,7 @@ def test_stop_early_stops_the_worse_half_and_resumes_the_same(done, tmp_path, ca
 def _checkpoint_of_step_12(tmp_path: Path) -> Path:
     """Return the checkpoint of step 12 of another sweep."""
     folder = tmp_path / "short"
-    config = write(folder)
+    config = write_settings(folder, SETTINGS)
     args = ["sweep", "--config", str(config), "--runs", str(folder), *GRID, "--stop-early"]
     kept = folder / "step=12.ckpt"
     from sae.lightning.checkpoint_io import SafeCheckpointIO
@@ -257,7 +248,7 @@ def test_member_names_are_escaped_on_the_page(done, tmp_path):
     ],
 )
 def test_bad_input_gives_a_one_line_error(tmp_path, capsys, flags, words):
-    config = ["--config", str(write(tmp_path)), "--runs", str(tmp_path)]
+    config = ["--config", str(write_settings(tmp_path, SETTINGS)), "--runs", str(tmp_path)]
     assert main(["sweep", *([] if "--resume" in flags else config), *flags]) == 2
     error = capsys.readouterr().err
     assert words in error and error.startswith("error: ") and error.count("\n") == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import shutil
@@ -19,33 +18,20 @@ from sae.cli.fit import fit
 from sae.lightning.callbacks import MembersTable
 from sae.training import parallel_steps
 from sae.training.member import Member
+from tiny import assert_same_tensors, read_metrics, run_settings, write_settings
 
 STEPS = 24
-SETTINGS = {
-    "name": "r",
-    "model": {
-        "sae": {"class_path": "TopK", "init_args": {"d_sae": 64, "k": 4}},
-        "dead_after": 400,
-        "refresh_steps": 4,
-        "optim": {"lr": 3e-3, "warmup": 0.0},
-    },
-    "data": {
-        "source": {
-            "class_path": "SparseSuperposition",
-            "init_args": {"d_in": 16, "n_features": 64, "mean_active": 3.0},
-        },
-        "batch_size": 64,
-        "block_batches": 4,
-        "held_out_tokens": 256,
-    },
-    "trainer": {
-        "max_steps": STEPS,
-        "log_every_n_steps": 4,
-        "val_check_interval": 12,
-        "accelerator": "cpu",
-    },
-    "checkpoint_every": 9,
-}
+SETTINGS = run_settings(
+    {
+        "name": "r",
+        "model.dead_after": 400,
+        "model.refresh_steps": 4,
+        "model.optim": {"lr": 3e-3, "warmup": 0.0},
+        "trainer.max_steps": STEPS,
+        "trainer.val_check_interval": 12,
+        "checkpoint_every": 9,
+    }
+)
 MEMBERS = {
     "plain": {},
     "wide": {"model.sae.d_sae": 100, "model.optim.lr": 1e-3},
@@ -66,30 +52,16 @@ TOO_FAST = {"model.optim.lr": 1e12, "model.optim.unit_norm": False}
 
 
 def write(folder: Path, **changes) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "c.yaml").write_text(yaml.safe_dump({**SETTINGS, **changes}, sort_keys=False))
-    return folder / "c.yaml"
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    """Return the rows of metrics.csv without the columns that depend on time."""
-    with (run / "metrics.csv").open(newline="") as handle:
-        table = list(csv.DictReader(handle))
-    return [
-        {k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in table
-    ]
+    return write_settings(folder, {**SETTINGS, **changes})
 
 
 def assert_same_bits(one: Path, other: Path) -> None:
     """Check that two members, or runs, have the same SAEs and metrics to the last bit."""
-    assert rows(one) == rows(other)
+    assert read_metrics(one) == read_metrics(other)
     folders = [path.name for path in one.glob("sae*")]
     assert "sae" in folders and folders == [path.name for path in other.glob("sae*")]
     for folder in folders:
-        a, b = (SAE.load(path / folder).state_dict() for path in (one, other))
-        assert a.keys() == b.keys()
-        for name in a:
-            assert torch.equal(a[name], b[name]), name
+        assert_same_tensors(*(SAE.load(path / folder) for path in (one, other)))
     a, b = (json.loads((path / "summary.json").read_text()) for path in (one, other))
     assert a["held_out"] == b["held_out"] and a["steps"] == b["steps"] == STEPS
 
@@ -124,7 +96,7 @@ def test_members_in_parallel_threads_have_the_same_bits(run_of_all, tmp_path, th
 
 
 def test_members_differ(run_of_all):
-    last_rows = {tuple(rows(run_of_all / name)[-1].items()) for name in MEMBERS}
+    last_rows = {tuple(read_metrics(run_of_all / name)[-1].items()) for name in MEMBERS}
     assert len(last_rows) == len(MEMBERS)
 
 
@@ -148,7 +120,7 @@ def test_a_diverged_member_stops_and_does_not_change_the_others(run_of_all, tmp_
     assert (
         json.loads((again / "diverging" / "summary.json").read_text())["steps"] == summary["steps"]
     )
-    assert rows(again / "diverging") == rows(tmp_path / "r" / "diverging")
+    assert read_metrics(again / "diverging") == read_metrics(tmp_path / "r" / "diverging")
 
 
 def test_a_diverged_single_member_ends_the_run(tmp_path):
@@ -217,8 +189,8 @@ def test_members_may_differ_in_site_and_hooks(tmp_path, write_config):
     config = yaml.safe_load(write_config(tmp_path, family="llama").read_text())
     config["data"]["source"]["init_args"]["hooks"] = hooks
     config["trainer"]["max_steps"] = STEPS
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "name": "r", "members": members}))
-    assert fit(["--config", str(tmp_path / "c.yaml"), "--runs", str(tmp_path)]) == 0
+    file = write_settings(tmp_path, {**config, "name": "r", "members": members})
+    assert fit(["--config", str(file), "--runs", str(tmp_path)]) == 0
     for name in members:
         config_flag = ["--config", str(tmp_path / "r" / name / "config.yaml")]
         assert fit([*config_flag, "--runs", str(tmp_path / "alone")]) == 0
