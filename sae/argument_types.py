@@ -23,7 +23,7 @@ Hints = Mapping[str, Any]
 
 
 class _Words(NamedTuple):
-    """How error messages describe one value of a type, and several of them."""
+    """The words of error messages for one value of a type, and for several."""
 
     one: str
     several: str
