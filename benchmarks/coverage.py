@@ -4,22 +4,28 @@ Documents are drawn with unequal lengths and with errors that differ between doc
 is the ratio of two sums over them. The true value is the ratio over 4,000,000 documents. Each
 method computes an interval from each of 4,000 draws of a few documents; the share of intervals that
 hold the true value should be .95. Takes about a minute. Writes `coverage_cpu_<date>.md`.
+
+With `--run RUN`, the folder of a finished run on text, documents are also drawn from the run's own
+training text, and the true value is that of all its documents.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.special import ndtr, ndtri, stdtrit
 
 from benchmarks import results_io
+from sae.errors import UserError
 from sae.files import write_text
 from sae.metrics.interval import COSINE, POSITIVE, SHARE, Bounds, ratio_interval
+from sae.metrics.score import sums_by_cluster
 
 UNITS = (6, 12, 25, 60, 250)
 REPLICATIONS, RESAMPLES = 4000, 1000
@@ -114,6 +120,53 @@ CASES = (
     Case("cosine", draw_cosine, COSINE),
     Case("share of 1% of tokens", draw_share, SHARE),
 )
+
+
+def cases_of_run(run: Path, tokens: int = 327_680, block: int = 8192) -> list[Case]:
+    """Return FVU and cosine of a finished run over the documents of its training text.
+
+    Args:
+        run: folder of the run.
+        tokens: number of activations to read.
+        block: number of them to encode at once.
+
+    Raises:
+        UserError: the activations do not come from documents.
+    """
+    from sae import SAE
+    from sae.cli.config import parse_config
+
+    source = parse_config(["--config", str(run / "config.yaml")]).run.data.source
+    source.setup("cpu")
+    sae = SAE.load(run / "sae")
+    site, parts = sae.site.bind(source.widths), []
+    for index in range(tokens // block):
+        batch = source.block("train", index, block, 0)
+        if batch.provenance is None or batch.provenance.cluster != "document":
+            raise UserError(f"--run {run}: its activations have no documents; give a run on text")
+        x, y = site.pair({hook: batch.acts[hook] for hook in site.hooks})
+        with torch.no_grad():
+            y_hat = sae(x)
+        cosine = torch.cosine_similarity(y, y_hat, dim=1)
+        parts.append((batch.provenance["document"], y, (y - y_hat).square().sum(1), cosine))
+    document, y, error, cosine = (torch.cat(column) for column in zip(*parts, strict=True))
+    variation = (y - y.mean(0)).square().sum(1)
+    columns = {"error": error, "variation": variation, "cosine": cosine}
+    sums = sums_by_cluster(columns | {"rows": torch.ones(len(y))}, document)
+    arrays = {name: column.numpy() for name, column in sums.items()}
+
+    def draw(above: str, below: str) -> Callable[[tuple[int, ...], np.random.Generator], Ends]:
+        def documents(shape: tuple[int, ...], rng: np.random.Generator) -> Ends:
+            drawn = rng.integers(len(arrays["rows"]), size=shape)
+            return arrays[above][drawn], arrays[below][drawn]
+
+        return documents
+
+    name = f"{len(arrays['rows'])} documents of the run {run.name}"
+    return [
+        Case(f"FVU, {name}", draw("error", "variation"), POSITIVE),
+        Case(f"cosine, {name}", draw("cosine", "rows"), COSINE),
+    ]
 
 
 def resample(above: Array, below: Array, resamples: int) -> tuple[Array, Array]:
@@ -235,8 +288,8 @@ class Run:
     command: str
 
 
-def report(run: Run) -> list[str]:
-    """Return the lines of the page."""
+def report(run: Run, cases: Sequence[Case]) -> list[str]:
+    """Return the lines of the page: a table for each case, and one for dead latents."""
     lines = [
         f"Simulated on {run.date}: {REPLICATIONS:,} draws of each number. A cell is the",
         "share of 95% intervals that hold the true value, and in brackets their median and mean",
@@ -244,7 +297,7 @@ def report(run: Run) -> list[str]:
         "of a share near .95 is .003. The last row has the width from the 2.5th to the 97.5th",
         "percentile of the metric itself over all draws.",
     ]
-    for case in CASES:
+    for case in cases:
         truth = case.truth()
         columns = [coverage(case, truth, units) for units in UNITS]
         lines += ["", f"**{case.title}** (true value {truth:.4g})", ""]
@@ -272,6 +325,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the simulation and write the page; return the exit code."""
     parser = argparse.ArgumentParser(prog="benchmarks.coverage", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=results_io.REPO / "benchmarks" / "results")
+    parser.add_argument("--run", type=Path, help="finished run whose documents to draw from too")
     arguments = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(arguments)
     run = Run(
@@ -282,7 +336,7 @@ def main(argv: list[str] | None = None) -> int:
         commit=results_io.commit(),
         command=results_io.command_line("benchmarks.coverage", arguments),
     )
-    lines = report(run)
+    lines = report(run, [*CASES, *(cases_of_run(args.run) if args.run else ())])
     write_text(args.out / f"coverage_cpu_{run.date}.md", "\n".join(lines) + "\n")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
