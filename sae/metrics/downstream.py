@@ -106,7 +106,8 @@ def downstream(
         finite, inlier = source.rule.activation_masks(acts)
         good = finite & inlier
         counts = counts.masked_scatter(counts, good)
-        where = counts.nonzero(as_tuple=True)
+        context, position = counts.nonzero(as_tuple=True)
+        where = context, position
         sums.begin(contexts.document)
         x, y = site.pair({hook: acts[hook][good] for hook in site.hooks})
         runs = {

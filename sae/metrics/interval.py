@@ -86,7 +86,8 @@ def ratio_interval(above: np.ndarray, below: np.ndarray, bounds: Bounds = ANY) -
         else:
             ends = value - t * error, value + t * error
     few = (units < MIN_UNITS) | ~np.isfinite(value)
-    return Interval(value, *(np.where(few, np.nan, end) for end in ends), units)
+    low_end, high_end = (np.where(few, np.nan, end) for end in ends)
+    return Interval(value, low_end, high_end, units)
 
 
 def _standard_error(

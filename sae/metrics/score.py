@@ -70,8 +70,8 @@ def ratio_score(
         bounds: smallest and largest possible value, such as `POSITIVE` or `SHARE`.
         chance: chance level of the metric.
     """
-    columns = (column.detach().double().cpu().numpy() for column in (above, below))
-    value, low, high, units = ratio_interval(*columns, bounds)
+    numerators, denominators = (c.detach().double().cpu().numpy() for c in (above, below))
+    value, low, high, units = ratio_interval(numerators, denominators, bounds)
     return Score(float(value), float(low), float(high), int(units), chance)
 
 

@@ -32,7 +32,7 @@ def measure_amortisation(
     """
     rows = gap_rows(reconstructing_sae.d_sae)
     gap = amortisation_gap(reconstructing_sae, x[rows])
-    names = ("error", "best", "missed", "variation")
+    names = ["error", "best", "missed", "variation"]
     columns = dict(zip(names, gap.per_row.cpu().T, strict=True))
     sums = sums_by_cluster(columns, row_clusters[rows])
     saved = sums["error"] - sums["best"]
