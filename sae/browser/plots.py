@@ -98,7 +98,7 @@ def _new_figure() -> tuple[Figure, Axes]:
     """Return a panel whose margins hold the tick labels, the axis labels and no title.
 
     The margins are fixed because a layout engine draws every figure twice more to measure its
-    labels, which took three quarters of the time of a report.
+    labels, which took 60% of the time.
     """
     figure = Figure(figsize=_PANEL_INCHES)
     figure.subplots_adjust(left=0.16, right=0.96, bottom=0.17, top=0.91)
