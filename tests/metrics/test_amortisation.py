@@ -13,6 +13,7 @@ from sae.inference import fista
 from sae.metrics.amortisation import amortisation_gap, penalty_for_l0
 from sae.metrics.code_matching import match_codes_signed
 from sae.metrics.inference_or_dictionary import inference_or_dictionary
+from sae.metrics.measurements.amortisation import spread_rows
 
 
 def sae_of(W_dec: Tensor, k: int, *, W_enc: Tensor | None = None, rule=None, b=None) -> SAE:
@@ -175,3 +176,11 @@ def test_gap_refuses_unusable_input():
         amortisation_gap(sae_of(W, 2), (z @ W)[:0])
     with pytest.raises(UserError, match="no latent fires"):
         amortisation_gap(sae_of(W, 2, W_enc=0 * W.t()), z @ W)
+
+
+def test_rows_of_the_gap_are_spread_over_all_activations():
+    rows = torch.arange(16_384)[spread_rows(2048, 16_384)]
+    assert len(rows) == 1024 and rows[:3].tolist() == [0, 16, 32] and rows[-1] == 16_368
+    assert len(torch.arange(1000)[spread_rows(2048, 1000)]) == 1000
+    assert len(torch.arange(1500)[spread_rows(2048, 1500)]) == 1024
+    assert len(torch.arange(0)[spread_rows(2048, 0)]) == 0

@@ -20,17 +20,27 @@ def gap_rows(d_sae: int) -> slice:
     return slice(0, max(MIN_ROWS, CODE_ENTRIES // d_sae))
 
 
+def spread_rows(d_sae: int, rows: int) -> slice:
+    """Return as many rows as `gap_rows`, evenly spaced over `rows`.
+
+    Neighboring activations of text are of one document, and the first 1,024 of few documents.
+    """
+    count = min(gap_rows(d_sae).stop, rows)
+    step = max(1, rows // count) if count else 1
+    return slice(0, step * count, step)
+
+
 def measure_amortisation(
     reconstructing_sae: SAE, x: Tensor, row_clusters: Tensor
 ) -> dict[str, Score | float]:
-    """Return the amortisation gap of the SAE on the first of the activations x [n, d_in].
+    """Return the amortisation gap of the SAE on activations spread over x [n, d_in].
 
     Args:
         reconstructing_sae: the SAE.
         x: activations.
         row_clusters: the independent unit of each activation, such as its document [n].
     """
-    rows = gap_rows(reconstructing_sae.d_sae)
+    rows = spread_rows(reconstructing_sae.d_sae, len(x))
     gap = amortisation_gap(reconstructing_sae, x[rows])
     names = ["error", "best", "missed", "variation"]
     columns = dict(zip(names, gap.per_row.cpu().T, strict=True))
