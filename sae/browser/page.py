@@ -25,7 +25,11 @@ _SHADES = 9  # behind tokens, from weak to strong
 
 # Metrics of training that stand in summary.json itself, beside the held-out ones.
 _AFTER_TRAINING = ("fvu", "l0", "dead_fraction")
-_TILES = ("fvu", "l0", "dead_fraction", "output_cosine", "loss_recovered", "dictionary_mcc_signed")
+_TILES = (
+    *("fvu", "l0", "dead_fraction"),
+    *("output_cosine", "ce_difference", "loss_recovered"),
+    "dictionary_mcc_signed",
+)
 
 
 def write_report(run_dir: str | Path) -> Path:

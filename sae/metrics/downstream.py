@@ -50,6 +50,8 @@ class Downstream:
     """The same with counted activations replaced by zeros."""
     ce_mean_ablation: float | None = None
     """The same with counted activations replaced by their mean."""
+    ce_difference: float | None = None
+    """ce_sae - ce_clean."""
     loss_recovered: float | None = None
     """(ce_zero_ablation - ce_sae) / (ce_zero_ablation - ce_clean)."""
     kl_sae: float | None = None
@@ -215,6 +217,7 @@ class _Sums:
         if targets:
             names = ("ce_clean", "ce_sae", "ce_zero_ablation", "ce_mean_ablation", "kl_sae")
             loss = {name: sums[name] / targets for name in names}
+            loss["ce_difference"] = loss["ce_sae"] - loss["ce_clean"]
             harm = loss["ce_zero_ablation"] - loss["ce_clean"]
             if harm:
                 loss["loss_recovered"] = (loss["ce_zero_ablation"] - loss["ce_sae"]) / harm

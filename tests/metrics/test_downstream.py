@@ -86,6 +86,7 @@ def test_downstream_equals_the_model_run_by_hand(make_source, sae, monkeypatch, 
         "output_cosine": cosine_similarity(hidden, hidden_sae).mean().item(),
         "output_cosine_mean_ablation": cosine_similarity(hidden, hidden_mean).mean().item(),
         "kl_sae": kl.item(),
+        "ce_difference": ce["ce_sae"] - ce["ce_clean"],
         "loss_recovered": (ce["ce_zero_ablation"] - ce["ce_sae"])
         / (ce["ce_zero_ablation"] - ce["ce_clean"]),
         "downstream_tokens": len(acts),

@@ -31,11 +31,13 @@ def measure_model_output(document_sums: Mapping[str, Tensor]) -> dict[str, Score
         return scores
     for name in ("ce_clean", "ce_sae", "ce_zero_ablation", "ce_mean_ablation", "kl_sae"):
         scores[name] = ratio_score(sums[name], sums["targets"], bounds=POSITIVE)
+    difference = lambda name: ratio_score(sums[name] - sums["ce_clean"], sums["targets"])
     recovered = lambda name: ratio_score(
         sums["ce_zero_ablation"] - sums[name], sums["ce_zero_ablation"] - sums["ce_clean"]
     )
-    chance = recovered("ce_mean_ablation").value
-    return scores | {"loss_recovered": replace(recovered("ce_sae"), chance=chance)}
+    for name, score in (("ce_difference", difference), ("loss_recovered", recovered)):
+        scores[name] = replace(score("ce_sae"), chance=score("ce_mean_ablation").value)
+    return scores
 
 
 MEASUREMENT = Measurement(
@@ -86,10 +88,18 @@ MEASUREMENT = Measurement(
             detail=True,
         ),
         Metric(
+            "ce_difference",
+            "CE difference",
+            "Next-token cross-entropy that the SAE in place adds to the model's own.",
+            "lower",
+            unit="nats",
+        ),
+        Metric(
             "loss_recovered",
             "loss recovered",
             "Share of the loss between zeros and the clean model that the SAE recovers. 1 is no "
-            "harm, 0 is no better than zeros.",
+            "harm, 0 is no better than zeros. Zeros do so much harm that poor SAEs get close to 1: "
+            "read it beside the CE difference and what the mean recovers, the chance level.",
             "higher",
         ),
         Metric(
