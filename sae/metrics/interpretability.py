@@ -2,7 +2,7 @@
 
 A similarity is a function of sample numbers, so it can use embeddings of the samples, labels, or
 the true codes of a world. Scores are only as good as the similarity; compare them with the scores
-of an SAE of a model with random weights.
+of random projections (`random_relu_projections`) and of an SAE of a model with random weights.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def machine_interpretability(
     K = `references` most extreme explain the latent (E+ and E-), and the last is the query (q+ and
     q-). With s the mean similarity of a query with K references, D+ = s(q+, E+) - s(q+, E-) and
     D- = s(q-, E+) - s(q-, E-). The score is the mean over tasks of sigma(alpha (D+ - D-)), or, if
-    alpha is None, the share of tasks with D+ > D-, with ties counting one half. Chance is 0.5.
+    alpha is None, the share of tasks with D+ > D-, with ties counting one half. Guessing gets 0.5,
+    and random projections of the samples far more.
 
     Source: Zimmermann, Klindt & Brendel, arXiv 2410.14387. Their alpha 0.16 was fitted to people
     with DreamSim's similarity; with similarities from 0 to 1 it keeps scores within 0.08 of chance.
@@ -109,8 +110,8 @@ def intruder_detection(
     Each task shows `examples` samples from the top `quantile`, by activation, of the samples on
     which the latent fires, and an intruder from the bottom `quantile` of all samples, on which a
     sparse latent is silent. The sample with the smallest mean similarity to the others is taken for
-    the intruder; on a tie the guess is random and the task counts with its probability. Chance is
-    1 / (examples + 1). The result is NaN for a latent with too few samples. It follows the
+    the intruder; on a tie the guess is random and the task counts with its probability. Guessing
+    gets 1 / (examples + 1). The result is NaN for a latent with too few samples. It follows the
     explanation-free intruder score of Paulo & Belrose, arXiv 2507.08473; a similarity is a weaker
     judge than their language model.
     """
@@ -130,6 +131,26 @@ def intruder_detection(
         odd = totals <= totals.amin(1, keepdim=True) + 1e-9
         scores.append((odd[:, -1].double() / odd.sum(1)).mean().item())
     return torch.tensor(scores, dtype=torch.float64)
+
+
+def random_relu_projections(x: Tensor, fired: Sequence[int], *, seed: int = 0) -> Tensor:
+    """Return ReLU(x @ W - threshold) of random directions W, float64 [n, latents] on the CPU.
+
+    It stands for untrained latents: the threshold of each direction is such that it
+    fires on as many samples as the latent in its place.
+
+    Args:
+        x: samples [n, d_in].
+        fired: number of samples on which each latent fires, [latents].
+        seed: seed of the directions.
+    """
+    # numpy's generator: with torch's, initial weights of the same seed would equal the directions.
+    generator = np.random.default_rng(seed)
+    directions = torch.from_numpy(generator.standard_normal((x.shape[1], len(fired))))
+    projections = x.detach().double().cpu() @ directions
+    falling = projections.sort(0, descending=True).values
+    rank = torch.tensor(fired, dtype=torch.int64).clamp(max=len(x) - 1)
+    return (projections - falling.gather(0, rank[None])).relu()
 
 
 def _extremes(

@@ -12,6 +12,7 @@ from sae.metrics.interpretability import (
     intruder_detection,
     label_agreement,
     machine_interpretability,
+    random_relu_projections,
 )
 
 
@@ -42,6 +43,32 @@ def test_single_feature_latents_score_one_and_random_ones_chance():
     assert intruder_detection(shuffled, similarity, tasks=200).mean().item() == pytest.approx(
         0.2, abs=0.04
     )
+
+
+def test_random_projections_fire_as_often_as_the_latents_they_stand_for():
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).double()
+    fired = [0, 1, 20, 50]
+    codes = random_relu_projections(x, fired)
+    assert codes.min() == 0 and (codes != 0).sum(0).tolist() == [0, 1, 20, 49]
+    active = codes[:, 2] > 0  # there the code is linear in x, up to the threshold
+    ones = torch.ones(20, 1, dtype=torch.float64)
+    inputs = torch.cat([x[active], ones], dim=1)
+    fit = torch.linalg.lstsq(inputs, codes[active, 2:3]).solution
+    torch.testing.assert_close(inputs @ fit, codes[active, 2:3])
+    assert torch.equal(codes, random_relu_projections(x, fired))
+    assert not torch.equal(codes, random_relu_projections(x, fired, seed=1))
+    shifted = random_relu_projections(x + 5, fired)  # an offset moves the thresholds only
+    torch.testing.assert_close(shifted, codes)
+    assert random_relu_projections(x, []).shape == (50, 0)
+
+
+def test_random_projections_beat_guessing():
+    z = world()
+    similarity = cosine_similarity(z)
+    x = z @ torch.randn(6, 4, generator=torch.Generator().manual_seed(2))
+    random = random_relu_projections(x, [400] * 20)
+    assert machine_interpretability(random, similarity).mean() > 0.8  # guessing gets 0.5
+    assert intruder_detection(random, similarity).mean() > 0.4  # guessing gets 0.2
 
 
 def test_mis_and_intruder_of_a_latent_that_equals_a_label():
