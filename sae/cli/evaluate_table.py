@@ -17,6 +17,7 @@ WIDTH = 100
 
 CAPTION = (
     f"{DIRECTIONS}. 95%: interval over independent documents, latents or features.\n"
+    "chance: the metric of something untrained, such as random directions or training samples.\n"
     "An empty cell does not apply."
 )
 FEW = f"n = ...: fewer than the {MIN_UNITS} documents, latents or features that an interval needs."

@@ -19,8 +19,12 @@ _HELD_OUT = (
     "ce_clean",
     "ce_sae",
     "ce_zero_ablation",
+    "ce_mean_ablation",
+    "ce_difference",
+    "loss_recovered",
     "dictionary_mcc_signed",
-    "dictionary_mcc_signed_chance",
+    "dictionary_mcc_random",
+    "dictionary_mcc_samples",
 )
 
 

@@ -92,6 +92,11 @@ class EvaluationContext:
         features = self.source.known_features()
         return None if features is None else features.truth
 
+    @property
+    def training_samples(self) -> Tensor | None:
+        """Training activations that the SAE predicts [n, d_out], if true features are known."""
+        return self.samples.training
+
     @cached_property
     def parents(self) -> Tensor | None:
         """The parent of each true feature; see `KnownFeatures.parents`."""

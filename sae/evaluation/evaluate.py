@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from sae.errors import UserError
 from sae.metrics.decoder_directions import (
-    dictionary_mcc_chance,
+    dictionary_mcc_nulls,
     dictionary_mcc_signed,
     mmcs,
     mmcs_uniqueness,
@@ -42,7 +43,8 @@ def evaluate(
 
     Always returns tokens, fvu, l0, cosine, shrinkage, relative_reconstruction_bias and
     never_fired_fraction. With a model on text it adds those of `Downstream`; with a source that
-    knows the true features dictionary_mcc_signed, its chance level, mmcs and mmcs_uniqueness.
+    knows the true features it adds dictionary_mcc_signed, its chance level and the two nulls behind
+    it, mmcs and mmcs_uniqueness.
 
     Args:
         sae: takes raw activations.
@@ -100,11 +102,20 @@ def evaluate(
         if samples is not None:
             samples.downstream = output
     if features is not None:
-        truth = features.truth
+        truth, training = features.truth, training_samples(sae, source, seed)
+        if samples is not None:
+            samples.training = training
         metrics |= {
             "dictionary_mcc_signed": dictionary_mcc_signed(sae.W_dec, truth),
-            "dictionary_mcc_signed_chance": dictionary_mcc_chance(truth, sae.d_sae),
+            **dictionary_mcc_nulls(truth, sae.d_sae, training),
             "mmcs": mmcs(sae.W_dec, truth),
             "mmcs_uniqueness": mmcs_uniqueness(sae.W_dec, truth),
         }
     return metrics
+
+
+def training_samples(sae: SAE, source: Source, seed: int) -> Tensor:
+    """Return training activations that `sae` predicts [n, d_out], at least d_sae rows."""
+    site = sae.site.bind(source.widths)
+    acts = source.block("train", 0, max(_BLOCK, sae.d_sae), seed).acts
+    return site.pair({hook: acts[hook] for hook in site.hooks})[1]

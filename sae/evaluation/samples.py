@@ -39,11 +39,14 @@ class Samples:
     Attributes:
         rows: number of rows seen.
         downstream: the model's output with the SAE in place, for a model on text.
+        training: training activations that the SAE predicts [n, d_out], if the true features are
+            known.
     """
 
     def __init__(self, max_rows: int = 16_384) -> None:
         self.max_rows, self.rows = max_rows, 0
         self.downstream: Downstream | None = None
+        self.training: Tensor | None = None
         self._x: list[Tensor] = []
         self._provenance: list[Provenance] = []
         self._codes: list[Codes] = []

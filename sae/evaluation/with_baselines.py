@@ -10,10 +10,12 @@ import torch
 
 from sae.activations import ActivationData
 from sae.autoencoder import SAE
+from sae.evaluation.baseline_sources import GAUSSIAN
 from sae.evaluation.baselines import list_baselines, train_baselines
 from sae.evaluation.diagnosis import Finding, diagnose
 from sae.evaluation.measure import measure
 from sae.evaluation.similarity import SampleSimilarity
+from sae.metrics.decoder_directions import dictionary_mcc_signed
 from sae.metrics.interval import SHARE
 from sae.metrics.score import mean_score
 from sae.training.train_config import TrainConfig
@@ -82,7 +84,7 @@ def evaluate_with_baselines(
         sys.stdout.write(f"training {len(trained)} baselines: {names}\n")
         sys.stdout.flush()
         train_baselines(trained, data, steps, sae.W_dec.device)
-    baseline_metrics = {}
+    baseline_metrics, features = {}, data.source.known_features()
     for baseline in trained:
         assert baseline.sae is not None
         baseline_metrics[baseline.name] = measure(
@@ -93,6 +95,10 @@ def evaluate_with_baselines(
             similarity=similarity,
             downstream=False,
         )
+        if features is not None and baseline.name == GAUSSIAN:
+            # Noise has no true codes, but directions learned from it can resemble true features.
+            mcc = dictionary_mcc_signed(baseline.sae.W_dec, features.truth)
+            baseline_metrics[GAUSSIAN]["dictionary_mcc_signed"] = mcc
     return Evaluation(
         metrics=metrics,
         baselines=baseline_metrics,

@@ -27,7 +27,7 @@ def dictionary_mcc_signed(W_dec: Tensor, truth: Tensor) -> float:
 
     The assignment is one to one and optimal (Hungarian). With d_sae < features the features left
     over count as 0. A latent that points the other way is no match (Song et al., arXiv
-    2505.20254); tools that take |cos| report higher values. Compare with `dictionary_mcc_chance`.
+    2505.20254); tools that take |cos| report higher values. Compare with `dictionary_mcc_nulls`.
 
     Args:
         W_dec: decoder [d_sae, d_in]; rows need not be normalised.
@@ -50,25 +50,65 @@ def dictionary_chance(
     truth: Tensor,
     d_sae: int,
     *,
+    samples: Tensor | None = None,
     draws: int = 4,
     seed: int = 0,
 ) -> float:
-    """Return the mean of score(W_dec, truth) over `draws` random decoders with d_sae rows."""
+    """Return the mean of score(W_dec, truth) over untrained decoders with d_sae rows.
+
+    Args:
+        score: a metric of a decoder and true directions.
+        truth: true directions [features, d_in].
+        d_sae: number of rows of each decoder; rows that `samples` cannot fill are left out.
+        samples: training activations [n, d_in]. A decoder is then d_sae of them, drawn without
+            replacement and centred by the mean of all. Without samples it is random directions.
+        draws: number of decoders.
+        seed: seed of the draws.
+    """
     # numpy's generator: with torch's, a world or SAE of the same seed would equal one of the draws.
     generator = np.random.default_rng(seed)
-    shape = (d_sae, truth.shape[1])
-    scores = [
-        score(torch.from_numpy(generator.standard_normal(shape)), truth) for _ in range(draws)
-    ]
-    return sum(scores) / draws
+    if samples is None:
+        shape = (d_sae, truth.shape[1])
+        decoders = (torch.from_numpy(generator.standard_normal(shape)) for _ in range(draws))
+    else:
+        rows = samples.detach().double().cpu()
+        rows = rows - rows.mean(0)
+        decoders = (rows[generator.permutation(len(rows))[:d_sae]] for _ in range(draws))
+    return sum(score(decoder, truth) for decoder in decoders) / draws
 
 
-def dictionary_mcc_chance(truth: Tensor, d_sae: int, *, draws: int = 4, seed: int = 0) -> float:
-    """Return the chance level of `dictionary_mcc_signed`.
+def dictionary_mcc_chance(
+    truth: Tensor, d_sae: int, *, samples: Tensor | None = None, draws: int = 4, seed: int = 0
+) -> float:
+    """Return the mean `dictionary_mcc_signed` of untrained decoders, see `dictionary_chance`.
 
     It is far from 0: about 0.52 for 16 features and 16 latents in 8 dimensions.
     """
-    return dictionary_chance(dictionary_mcc_signed, truth, d_sae, draws=draws, seed=seed)
+    return dictionary_chance(
+        dictionary_mcc_signed, truth, d_sae, samples=samples, draws=draws, seed=seed
+    )
+
+
+def dictionary_mcc_nulls(truth: Tensor, d_sae: int, samples: Tensor) -> dict[str, float]:
+    """Return both chance levels of `dictionary_mcc_signed`, and the larger as its chance.
+
+    Samples resemble features if few features are active, so training samples taken as decoder rows
+    are often the stronger null.
+
+    Args:
+        truth: true directions [features, d_in].
+        d_sae: number of latents.
+        samples: training activations [n, d_in], at least d_sae of them.
+    """
+    # Of 1,000 and more features one draw is exact to about 0.001, and matching takes seconds.
+    draws = 4 if len(truth) < 1000 else 1
+    random = dictionary_mcc_chance(truth, d_sae, draws=draws)
+    of_samples = dictionary_mcc_chance(truth, d_sae, samples=samples, draws=draws)
+    return {
+        "dictionary_mcc_signed_chance": max(random, of_samples),
+        "dictionary_mcc_random": random,
+        "dictionary_mcc_samples": of_samples,
+    }
 
 
 def mmcs(W_dec: Tensor, truth: Tensor) -> float:

@@ -89,7 +89,7 @@ class Metric:
             name=f"{self.name}_chance",
             label=f"{self.label}, chance",
             heading="chance",
-            description="The same metric where there is nothing to find.",
+            description="The same metric of something that was not trained.",
             better="none",
             detail=True,
         )

@@ -26,7 +26,7 @@ class Score:
             differ.
         high: upper end of the interval.
         n: number of independent units (documents, samples, latents, features or tasks).
-        chance: value of the metric where there is nothing to find; None if it is not known.
+        chance: value of the metric for something that was not trained; None if it is not known.
     """
 
     value: float

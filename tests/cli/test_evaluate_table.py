@@ -44,6 +44,15 @@ def test_table_with_all_metrics_and_five_baselines_fits_the_terminal():
     assert "compares samples by true codes" in text
 
 
+def test_nulls_stand_beside_the_metrics_they_belong_to():
+    names = [metric.name for _, metrics in SHOWN for metric in metrics]
+    first = names.index("dictionary_mcc_signed")
+    assert names[first + 1 : first + 3] == ["dictionary_mcc_random", "dictionary_mcc_samples"]
+    assert names.index("intruder") + 1 == names.index("mis")
+    first = names.index("ce_mean_ablation")
+    assert names[first + 1 : first + 3] == ["ce_difference", "loss_recovered"]
+
+
 def test_metrics_without_a_value_are_left_out():
     values = {"fvu": 0.25, "fvu_low": 0.125, "fvu_high": 0.5, "c_dec": 0.1}
     text = printed(values, {"noise": {"fvu": 0.75, "l0": 3.0}})

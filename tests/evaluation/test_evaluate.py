@@ -20,10 +20,14 @@ ALWAYS = {"tokens", "fvu", "l0", "cosine", "shrinkage", "never_fired_fraction"} 
 }
 MODEL = {"output_cosine", "output_cosine_mean_ablation", "downstream_tokens"}
 LOSSES = {"ce_tokens", "ce_clean", "ce_sae", "ce_zero_ablation", "ce_mean_ablation"} | {
+    "ce_difference",
     "loss_recovered",
     "kl_sae",
 }
-WORLD = {"dictionary_mcc_signed", "dictionary_mcc_signed_chance", "mmcs", "mmcs_uniqueness"}
+WORLD = {"dictionary_mcc_signed", "dictionary_mcc_signed_chance", "mmcs", "mmcs_uniqueness"} | {
+    "dictionary_mcc_random",
+    "dictionary_mcc_samples",
+}
 
 
 def check(metrics):
@@ -86,7 +90,9 @@ def test_world_adds_dictionary_metrics():
     at_truth = evaluate(sae, world, max_tokens=2000)
     assert at_truth["dictionary_mcc_signed"] == pytest.approx(1, abs=1e-5)
     assert metrics["dictionary_mcc_signed"] < 0.7
-    assert at_truth["dictionary_mcc_signed_chance"] == metrics["dictionary_mcc_signed_chance"] < 0.7
+    assert at_truth["dictionary_mcc_random"] == metrics["dictionary_mcc_random"] < 0.7
+    assert at_truth["dictionary_mcc_samples"] == metrics["dictionary_mcc_samples"] > 0.7
+    assert at_truth["dictionary_mcc_signed_chance"] == metrics["dictionary_mcc_samples"]
 
 
 def test_empty_held_out_split_raises_user_error():

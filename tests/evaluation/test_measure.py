@@ -27,7 +27,9 @@ from sae.metrics.code_matching import (
 from sae.metrics.dci import dci
 from sae.metrics.decoder_directions import (
     c_dec,
+    dictionary_chance,
     dictionary_mcc_chance,
+    dictionary_mcc_nulls,
     dictionary_mcc_signed,
     mmcs,
     mmcs_uniqueness,
@@ -37,6 +39,7 @@ from sae.metrics.interpretability import (
     cosine_similarity,
     intruder_detection,
     machine_interpretability,
+    random_relu_projections,
 )
 from sae.metrics.probing import sparse_probing_balanced_accuracy
 from sae.metrics.registry import all_metrics
@@ -66,7 +69,10 @@ FAULT = {"code_mcc_own", "code_mcc_best", "code_mcc_true"} | {
 }
 SIMILARITY = {"mis", "intruder"}
 OUTPUT = {"output_cosine", "output_cosine_mean_ablation"}
-LOSSES = {"ce_clean", "ce_sae", "ce_zero_ablation", "ce_mean_ablation", "kl_sae", "loss_recovered"}
+LOSSES = {"ce_clean", "ce_sae", "ce_zero_ablation", "ce_mean_ablation", "kl_sae"} | {
+    "ce_difference",
+    "loss_recovered",
+}
 
 
 def context_of(sae, source, tokens=2000, **options):
@@ -141,7 +147,7 @@ def test_each_metric_equals_its_function(world_and_sae, measured):
         "dense_fraction": (density > 0.1).double().mean().item(),
         "never_fired_fraction": (density == 0).double().mean().item(),
         "dictionary_mcc_signed": dictionary_mcc_signed(sae.W_dec, world.truth),
-        "dictionary_mcc_signed_chance": dictionary_mcc_chance(world.truth, 40),
+        "dictionary_mcc_random": dictionary_mcc_chance(world.truth, 40),
         "mmcs": mmcs(sae.W_dec, world.truth),
         "mmcs_uniqueness": mmcs_uniqueness(sae.W_dec, world.truth),
         "code_mcc": code_mcc_signed(z, codes),
@@ -184,11 +190,11 @@ def test_interpretability_draws_latents_that_fire_often_enough(measured):
 
 def test_chance_levels_equal_shuffled_codes(measured):
     context, _, results = measured
-    assert results["mis_chance"] == results["probe_1_latents_chance"] == 0.5
-    assert results["intruder_chance"] == 0.2 and results["fvu_chance"] == 1
+    assert results["probe_1_latents_chance"] == 0.5 and results["fvu_chance"] == 1
     assert results["c_dec_chance"] == pytest.approx(math.sqrt(2 / (math.pi * 24)))
-    for name in ("code_mcc", "support_f1", "support_recall", "dci_disentanglement", "mmcs"):
+    for name in ("code_mcc", "support_f1", "support_recall", "dci_disentanglement"):
         assert 0 < results[f"{name}_chance"] < 0.7 * results[name], name
+    assert 0 < results["mmcs_chance"] < 0.8 * results["mmcs"]
     assert results["dci_error_chance"] == pytest.approx(1, abs=0.1)
     # With a similarity that is unrelated to the latents, the scores are near chance.
     shuffled = context.true_codes.to_dense()
@@ -196,9 +202,38 @@ def test_chance_levels_equal_shuffled_codes(measured):
     often = (context.firing.counts >= 40).nonzero()[:, 0].tolist()
     similarity = cosine_similarity(shuffled)
     mis = machine_interpretability(context.codes, similarity, latents=often, tasks=100)
-    assert mis.mean().item() == pytest.approx(results["mis_chance"], abs=0.03)
+    assert mis.mean().item() == pytest.approx(0.5, abs=0.03)
     intruder = intruder_detection(context.codes, similarity, latents=often, tasks=100)
-    assert intruder.mean().item() == pytest.approx(results["intruder_chance"], abs=0.03)
+    assert intruder.mean().item() == pytest.approx(0.2, abs=0.03)
+
+
+def test_chance_of_interpretability_is_that_of_random_projections(measured):
+    context, _, results = measured
+    similarity = cosine_similarity(context.true_codes.to_dense())
+    fired = (context.codes.to_dense() != 0).sum(0).numpy()
+    order = np.random.default_rng(0).permutation(40)
+    for name, task, least in (
+        ("mis", machine_interpretability, 40),
+        ("intruder", intruder_detection, 16),
+    ):
+        counts = fired[order[fired[order] >= least]].tolist()
+        random = task(random_relu_projections(context.x, counts), similarity).mean().item()
+        assert results[f"{name}_chance"] == pytest.approx(random), name
+        assert random < results[name]
+    assert results["mis_chance"] > 0.6 and results["intruder_chance"] > 0.3
+
+
+def test_chance_of_the_dictionary_is_the_larger_null(world_and_sae, measured):
+    world, _ = world_and_sae
+    context, metrics, results = measured
+    (training,) = world.block("train", 0, 4096, 0).acts.values()
+    assert torch.equal(context.training_samples, training)
+    nulls = dictionary_mcc_nulls(world.truth, 40, training)
+    assert results["dictionary_mcc_samples"] > results["dictionary_mcc_random"]
+    for name, value in nulls.items():
+        assert results[name] == metrics[name] == value, name
+    of_samples = dictionary_chance(mmcs, world.truth, 40, samples=training)
+    assert results["mmcs_chance"] == of_samples > dictionary_chance(mmcs, world.truth, 40)
 
 
 def test_c_dec_interval_equals_resampled_latents(measured):
@@ -255,5 +290,7 @@ def test_metrics_on_text(make_source, sae, kind, more):
         harm = metrics["ce_zero_ablation"] - metrics["ce_clean"]
         of_mean = (metrics["ce_zero_ablation"] - metrics["ce_mean_ablation"]) / harm
         assert results["loss_recovered_chance"] == pytest.approx(of_mean)
+        of_mean = metrics["ce_mean_ablation"] - metrics["ce_clean"]
+        assert results["ce_difference_chance"] == pytest.approx(of_mean)
     context, _ = context_of(sae, make_source(kind), downstream_tokens=0)
     assert with_intervals(measure_context(context)) == EVERYWHERE | GAP | SIMILARITY

@@ -13,6 +13,7 @@ from sae.metrics.decoder_directions import (
     c_dec_of_latents,
     dictionary_chance,
     dictionary_mcc_chance,
+    dictionary_mcc_nulls,
     dictionary_mcc_signed,
     matched_cosines_signed,
     mmcs,
@@ -59,6 +60,26 @@ def test_chance_level(features, width, expected):
     levels = [dictionary_mcc_chance(unit(features, width, s), features, seed=s) for s in range(10)]
     assert sum(levels) / 10 == pytest.approx(expected, abs=0.02)
     assert levels[0] == dictionary_mcc_chance(unit(features, width, 0), features, seed=0)
+
+
+def test_samples_with_one_active_feature_are_features():
+    # The rows have the directions of the unit vectors in equal numbers. Their mean is 1/8 of the
+    # length in each dimension, so a centred row has the cosine (1 - 1/8) / sqrt(1 - 1/8).
+    truth, samples = torch.eye(8), 3 * torch.eye(8).repeat(4, 1)
+    expected = (7 / 8) ** 0.5
+    assert dictionary_mcc_chance(truth, 32, samples=samples) == pytest.approx(expected)
+    assert dictionary_mcc_chance(truth, 32, samples=samples + 5) == pytest.approx(expected)
+    nulls = dictionary_mcc_nulls(truth, 32, samples)
+    assert nulls["dictionary_mcc_samples"] == pytest.approx(expected)
+    assert nulls["dictionary_mcc_random"] == dictionary_mcc_chance(truth, 32)
+    assert nulls["dictionary_mcc_signed_chance"] == nulls["dictionary_mcc_samples"]
+    assert dictionary_mcc_nulls(truth, 32, samples) == nulls
+
+
+def test_random_directions_are_the_chance_level_above_samples():
+    nulls = dictionary_mcc_nulls(torch.eye(8), 32, torch.ones(40, 8))  # all samples are their mean
+    assert nulls["dictionary_mcc_samples"] == 0
+    assert nulls["dictionary_mcc_signed_chance"] == nulls["dictionary_mcc_random"] > 0.5
 
 
 def test_mmcs_lets_features_share_a_latent():
@@ -124,5 +145,11 @@ def test_dictionary_chance_averages_random_decoders():
     assert dictionary_chance(score, truth, 9, draws=3) == 2
     assert [tuple(W_dec.shape) for W_dec in seen] == [(9, 4)] * 3
     assert not torch.equal(seen[0], seen[1])
+    seen.clear()
+    samples = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)).double()
+    dictionary_chance(score, truth, 9, samples=samples, draws=2)
+    centred = (samples - samples.mean(0)).tolist()
+    drawn = [[centred.index(row) for row in W_dec.tolist()] for W_dec in seen]
+    assert [len(set(rows)) for rows in drawn] == [9, 9] and drawn[0] != drawn[1]
     assert dictionary_chance(mmcs, truth, 9) > dictionary_mcc_chance(truth, 9)
     assert c_dec_chance(64) == pytest.approx(c_dec(unit(1000, 64, 0)), rel=0.01)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 
 from torch import Tensor
 
 from sae.autoencoder import SAE
 from sae.metrics.decoder_directions import (
     dictionary_chance,
-    dictionary_mcc_chance,
+    dictionary_mcc_nulls,
     matched_cosines_signed,
     mmcs,
     mmcs_uniqueness,
@@ -21,16 +21,33 @@ from sae.metrics.metric import Measurement, Metric
 from sae.metrics.score import Score, mean_score
 
 
-def measure_dictionary(sae: SAE, true_directions: Tensor) -> dict[str, Score]:
-    """Return MCC and MMCS of the decoder against true directions [features, d_in]."""
+def measure_dictionary(
+    sae: SAE, true_directions: Tensor, training_samples: Tensor
+) -> dict[str, Score | float]:
+    """Return MCC and MMCS of the decoder against true directions, and their chance levels.
+
+    Each chance level is the larger one of random directions and of training samples as latents.
+
+    Args:
+        sae: the SAE.
+        true_directions: [features, d_out].
+        training_samples: training activations [n, d_out].
+    """
     W_dec, truth = sae.W_dec, true_directions
-    chance = partial(dictionary_chance, truth=truth, d_sae=sae.d_sae)
+
+    def chance(score: Callable[[Tensor, Tensor], float]) -> float:
+        return max(
+            dictionary_chance(score, truth, sae.d_sae, samples=samples)
+            for samples in (None, training_samples)
+        )
+
+    mcc_nulls = dictionary_mcc_nulls(truth, sae.d_sae, training_samples)
+    mcc_chance = mcc_nulls.pop("dictionary_mcc_signed_chance")
     return {
         "dictionary_mcc_signed": mean_score(
-            matched_cosines_signed(W_dec, truth),
-            bounds=COSINE,
-            chance=dictionary_mcc_chance(truth, sae.d_sae),
+            matched_cosines_signed(W_dec, truth), bounds=COSINE, chance=mcc_chance
         ),
+        **mcc_nulls,
         "mmcs": mean_score(
             signed_cosines(W_dec, truth).amax(1), bounds=COSINE, chance=chance(mmcs)
         ),
@@ -42,15 +59,29 @@ def measure_dictionary(sae: SAE, true_directions: Tensor) -> dict[str, Score]:
 
 MEASUREMENT = Measurement(
     compute=measure_dictionary,
-    needs=("sae", "true_directions"),
+    needs=("sae", "true_directions", "training_samples"),
     section="Ground truth",
     metrics=(
         Metric(
             "dictionary_mcc_signed",
             "dictionary MCC",
-            "Mean cosine between each true feature and the latent matched to it one to one.",
+            "Mean cosine between each true feature and the latent matched to it one to one. Its "
+            "chance level is the larger of the two below.",
             "higher",
             heading="MCC",
+        ),
+        Metric(
+            "dictionary_mcc_random",
+            "MCC, random directions",
+            "Null: dictionary MCC of as many random directions as latents.",
+            detail=True,
+        ),
+        Metric(
+            "dictionary_mcc_samples",
+            "MCC, samples as latents",
+            "Null: dictionary MCC of as many training samples as latents, centred. Samples "
+            "resemble features if few features are active.",
+            detail=True,
         ),
         Metric(
             "mmcs",
