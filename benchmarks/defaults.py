@@ -15,7 +15,7 @@ knobs: `lr` and `dead` (tokens until a latent counts as dead), in multiples of t
 FVU: on held-out activations. loss: FVU above the lowest of its cell and knob, relative to it.
 dead: share of latents that are dead by the counters of the run.
 silent: share of latents that do not fire on any held-out activation.
-MCC: with the true features, where they are known; see `benchmarks.recovery`.
+MCC, chance: with the true features, where they are known; see `benchmarks.recovery`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import TopK
 from sae.errors import UserError
 from sae.files import write_text
-from sae.metrics.decoder_directions import dictionary_mcc_signed
+from sae.metrics.decoder_directions import dictionary_mcc_nulls, dictionary_mcc_signed
 from sae.metrics.firing import Firing
 from sae.metrics.fvu import FVU as HeldOutFVU
 from sae.training import Learner, OptimConfig, defaults
@@ -125,6 +125,7 @@ class Row:
     dead: float
     silent: float
     mcc: float
+    chance: float
     lr: float
     dead_after: int
     coefficient: float
@@ -195,7 +196,13 @@ def run(cell: Cell, knob: str, value: tuple[float, ...], argv: list[str]) -> Row
         y, y_hat, codes = learner.predict({"x": part})
         held_out_fvu.update(y, y_hat)
         firing.update(codes)
-    truth = getattr(source, "truth", None)
+    mcc = chance = float("nan")
+    features = source.known_features()
+    if features is not None:
+        mcc = dictionary_mcc_signed(sae.W_dec.detach(), features.truth)
+        samples = source.block("train", 0, max(4096, d_sae), 0).acts[hook]
+        nulls = dictionary_mcc_nulls(features.truth, d_sae, samples)
+        chance = nulls["dictionary_mcc_signed_chance"]
     return Row(
         **asdict(cell),
         knob=knob,
@@ -204,7 +211,8 @@ def run(cell: Cell, knob: str, value: tuple[float, ...], argv: list[str]) -> Row
         l0=firing.l0(),
         dead=learner.dead.dead_fraction().item(),
         silent=firing.never_fired_fraction(),
-        mcc=float("nan") if truth is None else dictionary_mcc_signed(sae.W_dec.detach(), truth),
+        mcc=mcc,
+        chance=chance,
         lr=lr,
         dead_after=dead_after,
         coefficient=auxk.coefficient,
@@ -265,11 +273,11 @@ def write(folder: Path, row: Row) -> None:
 
 def line(row: Row) -> str:
     """Return the line of a row in a Markdown table."""
-    mcc = "" if row.mcc != row.mcc else f"{row.mcc:.3f}"
+    mcc, chance = ("" if x != x else f"{x:.3f}" for x in (row.mcc, row.chance))
     cells = (row.data, row.size, row.steps, row.batch, row.value, f"{row.lr:.2e}")
     return (
         "| " + " | ".join(str(cell) for cell in cells) + f" | {row.fvu:.4f} | {row.dead:.1%} | "
-        f"{row.silent:.1%} | {mcc} |"
+        f"{row.silent:.1%} | {mcc} | {chance} |"
     )
 
 
@@ -279,8 +287,10 @@ def page(rows: list[Row]) -> list[str]:
     for knob in dict.fromkeys(row.knob for row in rows):
         lines += [f"## {knob}", ""]
         lines += [*summary([row for row in rows if row.knob == knob]), ""]
-        lines += ["| data | size | steps | batch | value | lr | FVU | dead | silent | MCC |"]
-        lines += ["|---|---|--:|--:|---|--:|--:|--:|--:|--:|"]
+        lines += [
+            "| data | size | steps | batch | value | lr | FVU | dead | silent | MCC | chance |"
+        ]
+        lines += ["|---|---|--:|--:|---|--:|--:|--:|--:|--:|--:|"]
         lines += [*[line(row) for row in rows if row.knob == knob], ""]
     return [*lines[:-1], *results_io.provenance_lines(rows)]
 

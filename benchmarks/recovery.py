@@ -6,7 +6,8 @@ schedule and AuxK of that file. The target L0, for rules that need one, is the k
 
 FVU, L0: on held-out samples, with the rule used after training (for BatchTopK its threshold).
 MCC: mean signed cosine of true features and the decoder rows matched to them one to one
-    (Hungarian); `chance` is the same for as many random rows.
+    (Hungarian); `chance` is the larger of the same for as many random rows and for as many
+    training samples, centred.
 dead: share of latents that were silent on the last `dead_after` samples of training.
 silent: share of latents that are silent on every held-out sample.
 
@@ -36,12 +37,13 @@ from sae.autoencoder.losses import FVU, L0, L1, GateReconstruction, LossTerm, Ma
 from sae.autoencoder.sparsity import BatchTopK, Gated, JumpReLU, ReLU, Sparsity, TopK
 from sae.errors import UserError
 from sae.files import write_text
-from sae.metrics.decoder_directions import dictionary_mcc_chance, dictionary_mcc_signed
+from sae.metrics.decoder_directions import dictionary_mcc_nulls, dictionary_mcc_signed
 from sae.metrics.firing import Firing
 from sae.metrics.fvu import FVU as HeldOutFVU
 from sae.training import Learner
 
 CONFIG = results_io.REPO / "configs" / "worlds" / "power-law.yaml"
+NULL_ROWS = 4096  # training samples among which those of `chance` are drawn
 HELD_OUT_ROWS = 4096
 
 
@@ -224,13 +226,15 @@ def run(
         "mcc": mcc,
         "dead": dead,
     }
+    samples = source.block("train", 0, NULL_ROWS, seed).acts[hook]
+    nulls = dictionary_mcc_nulls(source.truth, config.sparsity.d_sae, samples)
     row = Row(
         recipe=name,
         trainer=trainer,
         variant=variant,
         seed=seed,
         **metrics,
-        chance=dictionary_mcc_chance(source.truth, config.sparsity.d_sae),
+        chance=nulls["dictionary_mcc_signed_chance"],
         silent=held_out_firing.never_fired_fraction(),
         cpu_ms=1e3 * cpu_seconds / steps,
         lr=trainee.lr,

@@ -30,7 +30,7 @@ def test_run_writes_its_results_and_repeats_to_the_bit(tmp_path):
     jump, matryoshka = results_io.read_rows(file, recovery.Row)
     assert (jump.recipe, matryoshka.recipe) == ("JumpReLU", "Matryoshka")
     assert "MCC < 0.9" in jump.verdict, "40 steps are too few"
-    assert 0.2 < jump.chance < 0.5 and 0 < jump.fvu < 2 and jump.cpu_ms > 0
+    assert 0.4 < jump.chance < 0.7 and 0 < jump.fvu < 2 and jump.cpu_ms > 0
     assert jump.command.startswith("python -m benchmarks.recovery")
     recovery.main([*command, "--out", str(tmp_path)])  # replaces the rows, with the same bits
     again = results_io.read_rows(file, recovery.Row)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.science.nulls import mcc_nulls
 from benchmarks.science.target import Measurement, Target
 from sae import SAE
 from sae.activations import Source, Stream
@@ -21,9 +22,13 @@ from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import TopK
 from sae.evaluation.baseline_sources import MatchedGaussian, frozen_decoder
 from sae.metrics.code_matching import code_mcc_signed
-from sae.metrics.decoder_directions import dictionary_mcc_chance, dictionary_mcc_signed
+from sae.metrics.decoder_directions import dictionary_mcc_nulls, dictionary_mcc_signed
 from sae.metrics.fvu import FVU as HeldOutFVU
-from sae.metrics.interpretability import cosine_similarity, machine_interpretability
+from sae.metrics.interpretability import (
+    cosine_similarity,
+    machine_interpretability,
+    random_relu_projections,
+)
 from sae.training import Learner, OptimConfig, defaults
 from sae.worlds import SparseSuperposition
 
@@ -80,10 +85,18 @@ def evaluate(sae: SAE, world: SparseSuperposition) -> Metrics:
     )
 
 
+def mis_of_random_projections(world: SparseSuperposition, seed: int) -> float:
+    """Return the MIS of random ReLU projections that fire as often as the mean latent."""
+    (x,) = world.block("held_out", 0, HELD_OUT, 0).acts.values()
+    codes = random_relu_projections(x, [HELD_OUT * K // FEATURES] * LATENTS, seed=seed)
+    similarity = cosine_similarity(world.codes("held_out", 0, HELD_OUT, 0).to_dense())
+    return machine_interpretability(codes, similarity).nanmean().item()
+
+
 def controls() -> Iterator[Measurement]:
     """Yield the metrics of trained SAEs and of the baselines."""
     metrics: dict[str, list[Metrics]] = {"trained": [], "frozen decoder": [], "Gaussian": []}
-    gaussian_fvus, chance = [], []
+    gaussian_fvus, nulls, random_mis = [], [], []
     for seed in SEEDS:
         world = SparseSuperposition(D_IN, FEATURES, K, active="exact", dictionary_seed=seed)
         gaussian = MatchedGaussian(world)
@@ -98,7 +111,9 @@ def controls() -> Iterator[Measurement]:
             metrics[name].append(evaluate(sae, world))
         (noise,) = gaussian.block("held_out", 0, HELD_OUT, 0).acts.values()
         gaussian_fvus.append(held_out_fvu(sae, noise))
-        chance.append(dictionary_mcc_chance(world.truth, FEATURES, seed=seed))
+        (x,) = world.block("train", 0, HELD_OUT, 0).acts.values()
+        nulls.append(dictionary_mcc_nulls(world.truth, FEATURES, x))
+        random_mis.append(mis_of_random_projections(world, seed))
 
     def values(name: str, what: str) -> tuple[float, ...]:
         return tuple(getattr(run, what) for run in metrics[name])
@@ -113,7 +128,7 @@ def controls() -> Iterator[Measurement]:
     yield Measurement(
         "dictionary MCC, trained on matched Gaussian", values("Gaussian", "dictionary")
     )
-    yield Measurement("dictionary MCC, chance", tuple(chance))
+    yield from mcc_nulls(nulls)
     for name in ("frozen decoder", "Gaussian"):
         what = f"dictionary MCC, trained less {name}"
         yield Measurement(what, difference(name, "dictionary"), "above 0", low=0.3)
@@ -122,9 +137,8 @@ def controls() -> Iterator[Measurement]:
     yield Measurement("FVU, trained", values("trained", "fvu"))
     yield Measurement("FVU, frozen decoder", values("frozen decoder", "fvu"), high=0.9)
     yield Measurement("FVU of matched Gaussian, trained on it", tuple(gaussian_fvus), high=0.9)
-    yield Measurement(
-        "MIS by true codes (chance .5), trained", values("trained", "interpretability")
-    )
+    yield Measurement("MIS by true codes, trained", values("trained", "interpretability"))
+    yield Measurement("MIS by true codes, random ReLU projections", tuple(random_mis))
     yield Measurement(
         "MIS by true codes, frozen decoder", values("frozen decoder", "interpretability")
     )

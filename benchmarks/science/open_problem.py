@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from benchmarks.science.nulls import mcc_nulls
 from benchmarks.science.target import Measurement, Target
 from benchmarks.science.unknown_dictionary import compositional_world
 from sae.autoencoder import SAE
@@ -25,7 +26,7 @@ from sae.autoencoder.sparsity import Sparsity, TopK, Unrolled
 from sae.inference.active_set import active_set_codes
 from sae.inference.result import ragged_codes, sparse_rows
 from sae.metrics.code_matching import code_mcc_absolute
-from sae.metrics.decoder_directions import dictionary_mcc_chance, dictionary_mcc_signed
+from sae.metrics.decoder_directions import dictionary_mcc_nulls, dictionary_mcc_signed
 from sae.training import OptimConfig, SparseCoding, SparseCodingLearner
 from sae.worlds import World
 from sae_kernels.codes import Codes
@@ -139,9 +140,8 @@ def run(
             yield Measurement("samples for the dictionary", (float(steps[0] * BATCH),))
             yield Measurement("CPU seconds for the dictionary", (time.process_time() - clock,))
             yield Measurement("dictionary MCC", (mcc,))
-            yield Measurement(
-                "dictionary MCC, chance", (dictionary_mcc_chance(world.truth, len(W)),)
-            )
+            (samples,) = world.block("train", 0, max(BATCH, len(W)), 0).acts.values()
+            yield from mcc_nulls([dictionary_mcc_nulls(world.truth, len(W), samples)])
             places = ("", ", out of distribution")
             (scale,) = learner.scale.values()
             penalty = learner.coder.penalty / scale  # the final penalty, in the unit of the samples
