@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from scipy.stats import spearmanr
 
+from benchmarks.science.nulls import mcc_nulls
 from benchmarks.science.target import Measurement, Target
 from sae import SAE
 from sae.activations import Stream
@@ -20,7 +21,7 @@ from sae.autoencoder.losses import FVU, AuxK
 from sae.autoencoder.sites import Autoencoder
 from sae.autoencoder.sparsity import TopK
 from sae.metrics.capacity import capacity
-from sae.metrics.decoder_directions import dictionary_mcc_signed
+from sae.metrics.decoder_directions import dictionary_mcc_nulls, dictionary_mcc_signed
 from sae.metrics.inference_or_dictionary import InferenceOrDictionary, inference_or_dictionary
 from sae.training import Learner, OptimConfig, defaults
 from sae.worlds import SparseSuperposition
@@ -80,14 +81,19 @@ def run() -> Iterator[Measurement]:
     shares: dict[int, list[float]] = {seed: [] for seed in SEEDS}
     own_codes: dict[int, list[float]] = {seed: [] for seed in SEEDS}
     for (features, d, k), margin in zip(WORLDS, margins, strict=True):
+        nulls = []
         for seed in SEEDS:
             mcc, split = measure((features, d, k), seed)
             mccs[seed].append(mcc)
             shares[seed].append(encoder_share(split))
             own_codes[seed].append(split.code_mcc_own)
+            world = SparseSuperposition(d, features, k, active="exact", dictionary_seed=seed)
+            (x,) = world.block("train", 0, HELD_OUT, 0).acts.values()
+            nulls.append(dictionary_mcc_nulls(world.truth, features, x))
         prefix = f"{features} features, d {d}, k {k}, margin {margin:.2f}: "
         last = lambda by_seed: tuple(values[-1] for values in by_seed.values())
         yield Measurement(prefix + "dictionary MCC", last(mccs))
+        yield from mcc_nulls(nulls, prefix)
         yield Measurement(prefix + "share of the loss that is the encoder's", last(shares))
 
     def rank_correlations(by: list[float], by_seed: dict[int, list[float]]) -> tuple[float, ...]:

@@ -28,6 +28,7 @@ _COLUMNS = (
     "output_cosine",
     "kl_sae",
     "dictionary_mcc_signed",
+    "dictionary_mcc_signed_chance",
 )
 # Metrics that judge an SAE by more than its error; the first that was measured is plotted.
 _DOWNSTREAM = ("kl_sae", "output_cosine", "dictionary_mcc_signed")
