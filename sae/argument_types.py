@@ -34,8 +34,15 @@ _WORDS = {
     float: _Words("a number", "numbers"),
     bool: _Words("True or False", "True or False"),
     str: _Words("a string", "strings"),
+    list: _Words("a list", "lists"),
+    tuple: _Words("a list", "lists"),
+    abc.Sequence: _Words("a list", "lists"),
+    dict: _Words("a dict", "dicts"),
+    abc.Mapping: _Words("a dict", "dicts"),
+    abc.Callable: _Words("a function", "functions"),
     Path: _Words("a path", "paths"),
 }
+_UNSET = object()
 _EXACT: dict[Any, frozenset[type]] = {
     int: frozenset({int}),
     float: frozenset({float, int}),
@@ -55,7 +62,8 @@ def checked_arguments(
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Return a decorator that checks the arguments of a function against its annotations.
 
-    Numbers of numpy are passed on as Python's, and a tuple as a list where a list is annotated.
+    Numbers of numpy are passed on as Python's, and an array of one dimension and a tuple as a list
+    where a list is annotated.
 
     Args:
         setting: Put before the names of arguments in messages: "model." for `model.lr=...`.
@@ -77,8 +85,7 @@ def checked_arguments(
             for name, parameter in signature.parameters.items():
                 if name not in bound.arguments and _is_required(parameter):
                     raise UserError(f"{setting}{name} is missing; {function_name} needs it")
-            values = check_values(hints_of(function, names), bound.arguments, setting)
-            bound.arguments.update(values)
+            check_arguments(bound, hints_of(function, names), setting)
             return function(*bound.args, **bound.kwargs)
 
         return wrapper
@@ -112,9 +119,29 @@ def bind(
                 else:
                     remedy = f"help({function_name}) lists them"
                 raise UserError(f"{function_name} has no argument {name}=; {remedy}") from None
+        by_name = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+        name = (by_name or known or ["name"])[0]
         raise UserError(
-            f"{function_name}: {error}; give arguments by name, such as {known[0]}="
+            f"{function_name}: {error}; give arguments by name, such as {name}="
         ) from None
+
+
+def check_arguments(bound: inspect.BoundArguments, hints: Hints, setting: str = "") -> None:
+    """Check the arguments of a call as `check_values` does, and put the checked values in `bound`.
+
+    Each argument in `*args` and `**kwargs` is checked against the annotation of these.
+    """
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if name not in hints:
+            continue
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            items = check_values({name: tuple[hints[name], ...]}, {name: value}, setting)[name]
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            items = check_values(dict.fromkeys(value, hints[name]), value, setting)
+        else:
+            items = check_values(hints, {name: value}, setting)[name]
+        bound.arguments[name] = items
 
 
 def check_fields(instance: Any, setting: str) -> None:
@@ -126,7 +153,9 @@ def check_fields(instance: Any, setting: str) -> None:
         UserError: A field has a value of a wrong type; the message calls it `setting` + its name.
     """
     for name, hint, exact in _field_hints(type(instance)):
-        value = instance.__dict__[name]
+        value = getattr(instance, name, _UNSET)
+        if value is _UNSET:  # a field with init=False, which the class's `__post_init__` will set
+            continue
         if type(value) not in exact:  # most values end here, as objects are made in training too
             checked = check_values({name: hint}, {name: value}, setting)[name]
             if checked is not value:
@@ -160,7 +189,8 @@ class _Mismatch(Exception):
 
     def __init__(self, path: str, value: Any, hint: Any, wanted: str) -> None:
         super().__init__(path)
-        self.path, self.value, self.hint, self.wanted = path, value, hint, wanted
+        self.path, self.hint, self.wanted = path, hint, wanted
+        self.value = value.item() if isinstance(value, np.generic) else value
 
     def message(self, name: str) -> str:
         value, wanted = self.value, self.wanted
@@ -178,12 +208,15 @@ class _Mismatch(Exception):
 
 def shown(value: Any) -> str:
     """Return a value in one short line, as error messages show it."""
-    shape = getattr(value, "shape", None)  # of tensors, arrays and tables of any library
-    if shape is not None and not isinstance(value, type | np.generic):
-        return f"<{type(value).__name__} of shape {tuple(shape)}>"
     if isinstance(value, type):
         return value.__name__
-    text = " ".join(repr(value).split())
+    shape = getattr(value, "shape", None)  # of tensors, arrays and tables of any library
+    if isinstance(shape, tuple) and not isinstance(value, np.generic):
+        return f"<{type(value).__name__} of shape {tuple(shape)}>"
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a class of the user's with a faulty `__repr__`
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -194,8 +227,6 @@ def _kind(value: Any) -> str:
 
 def _fit(hint: Any, value: Any, path: str) -> Any:
     """Return a value as an annotation has it; raises _Mismatch."""
-    if isinstance(value, np.generic):
-        value = value.item()
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         try:
@@ -207,16 +238,20 @@ def _fit(hint: Any, value: Any, path: str) -> Any:
             raise
     if origin in (Union, types.UnionType):
         return _fit_union(hint, args, value, path)
+    if isinstance(value, np.generic) and not _is_numpy_type(hint):
+        value = value.item()
     if origin is Literal:
-        if not any(value == choice and type(value) is type(choice) for choice in args):
+        if not any(type(value) is type(choice) and value == choice for choice in args):
             raise _Mismatch(path, value, hint, _in_words(hint).one)
         return value
-    if origin is None and not isinstance(hint, type):
-        return value  # Any, a type variable, or a name that is not known
     cls = origin or hint
+    if cls in (list, tuple, abc.Sequence) and isinstance(value, np.ndarray) and value.ndim == 1:
+        value = value.tolist()
+    if not isinstance(cls, type):
+        return value  # Any, a type variable, Final, or a name that is not known
     if not _is_instance(value, cls):
         raise _Mismatch(path, value, hint, _in_words(hint).one)
-    if issubclass(cls, abc.Mapping) and args:
+    if issubclass(cls, abc.Mapping) and len(args) == 2:
         items = {key: _fit(args[1], item, f"{path}[{key!r}]") for key, item in value.items()}
         return value if all(items[key] is item for key, item in value.items()) else items
     if cls in (list, tuple, abc.Sequence):
@@ -240,8 +275,10 @@ def _fit_sequence(hint: Any, cls: type, args: tuple[Any, ...], value: Any, path:
     if fixed and len(args) != len(value):
         raise _Mismatch(path, value, hint, _in_words(hint).one)
     hints = args if fixed else [args[0] if args else Any] * len(value)
+    exact = frozenset() if fixed or not args else _exact_types(args[0])
     items = [
-        _fit(h, item, f"{path}[{i}]") for i, (h, item) in enumerate(zip(hints, value, strict=True))
+        item if type(item) in exact else _fit(h, item, f"{path}[{i}]")
+        for i, (h, item) in enumerate(zip(hints, value, strict=True))
     ]
     if isinstance(value, cls) and all(a is b for a, b in zip(items, value, strict=True)):
         return value
@@ -261,12 +298,16 @@ def _is_instance(value: Any, cls: type) -> bool:
         return isinstance(value, abc.Mapping)
     if cls is abc.Iterable and isinstance(value, str | bytes | abc.Mapping | type):
         return False
-    if cls is abc.Callable:
-        return callable(value) and not isinstance(value, type)
+    if cls is complex:
+        return isinstance(value, complex | float | int)
     try:
         return isinstance(value, cls)
     except TypeError:  # a Protocol that is not for use at run time
         return True
+
+
+def _is_numpy_type(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, np.generic)
 
 
 def _fits_an_item(hint: Any, value: Any) -> bool:
@@ -305,11 +346,11 @@ def _in_words(hint: Any) -> _Words:
     if origin is Literal:
         words = _either(map(repr, args))
         return _Words(words, words)
-    if origin is tuple and args[-1] is not Ellipsis:
+    if origin is tuple and args and args[-1] is not Ellipsis:
         return _Words(f"{len(args)} {_in_words(args[0]).several}", "tuples")
-    if origin in (list, tuple, abc.Sequence):
+    if origin in (list, tuple, abc.Sequence) and args:
         return _Words(f"a list of {_in_words(args[0]).several}", "lists")
-    if origin in (dict, abc.Mapping):
+    if origin in (dict, abc.Mapping) and args:
         return _Words(f"a dict of {_in_words(args[1]).several}", "dicts")
     cls = origin or hint
     if hint is Any:
@@ -340,7 +381,7 @@ def hints_of(function: Callable[..., Any], names: Callable[[], Mapping[str, Any]
     """
     try:
         return typing.get_type_hints(function, localns=dict(names()), include_extras=True)
-    except (NameError, AttributeError, TypeError):
+    except (NameError, AttributeError, TypeError, SyntaxError):
         return {}
 
 
@@ -349,7 +390,7 @@ def _field_hints(cls: Any) -> list[tuple[str, Any, frozenset[type]]]:
     """Return the name and annotation of each field, and types that fit it without conversion."""
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
-    except (NameError, AttributeError, TypeError):
+    except (NameError, AttributeError, TypeError, SyntaxError):
         return []
     names = [field.name for field in dataclasses.fields(cls)]
     return [(name, hints[name], _exact_types(hints[name])) for name in names]

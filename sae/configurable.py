@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from sae.argument_types import bind, check_values, hints_of
+from sae.argument_types import bind, check_arguments, hints_of
 
 
 class Configurable:
@@ -24,9 +24,8 @@ class Configurable:
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        function = cls.__init__
-        arguments = bind(_signature(cls), args, kwargs, cls.__qualname__).arguments
-        check_values(hints_of(function), arguments)
+        bound = bind(_signature(cls), args, kwargs, cls.__qualname__)
+        check_arguments(bound, hints_of(cls.__init__))
         instance = super().__new__(cls)
         instance._arguments = (args, kwargs)
         return instance

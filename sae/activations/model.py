@@ -73,8 +73,8 @@ class ActivationModel:
     @classmethod
     def load(
         cls,
-        model: str,
-        hooks: list[str],
+        model: str | Path,
+        hooks: str | Sequence[str],
         *,
         dtype: DType = "float32",
         device: torch.device | str = "cpu",
@@ -85,7 +85,7 @@ class ActivationModel:
 
         Args:
             model: Hub id, local folder, or `pypi:<distribution>` (see `loading.locate`).
-            hooks: Module names, full or short, ending with `.in` for a module's input (see
+            hooks: Module names (or the name of one), full or short, ending with `.in` for a module's input (see
                 `hooks.resolve`); may be empty.
             dtype: The dtype that the model computes in.
             device: The device of the weights.
@@ -95,6 +95,8 @@ class ActivationModel:
         Raises:
             UserError: The model is missing, damaged or incomplete, or has no such hook.
         """
+        model = str(model)
+        hooks = [hooks] if isinstance(hooks, str) else list(hooks)
         loaded, tokenizer = load(model, dtype, attention, random_weights)
         return cls(model, loaded.to(device), tokenizer, hooks)
 

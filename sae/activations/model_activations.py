@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class ModelActivations(Source):
 
     def __init__(
         self,
-        model: str,
+        model: str | Path,
         hooks: list[str],
         text: Text,
         context_size: int = 128,
@@ -80,7 +81,7 @@ class ModelActivations(Source):
         outlier_norm: float | None = None,
         random_weights: int | None = None,
     ) -> None:
-        self.model_name = model
+        self.model_name = str(model)
         self.hooks = list(hooks)
         self.text = text
         self.context_size = context_size

@@ -20,6 +20,8 @@ from sae.errors import UserError
 HOOK = "activations"
 """Name of the hook if activations come without names."""
 
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 Acts = Tensor | np.ndarray | Mapping[str, Tensor | np.ndarray]
 """Activations of one hook [..., d_in], or of several hooks by name with the same number of rows."""
 
@@ -206,7 +208,7 @@ class IterableActivations(Source):
 
     def _open(self) -> Iterator[dict[str, Tensor]]:
         source = self.activations
-        if callable(source):
+        if callable(source) and not isinstance(source, Iterable):
             stream = source()
             if not isinstance(stream, Iterable) or isinstance(stream, str):
                 raise UserError(
@@ -271,6 +273,19 @@ class IterableActivations(Source):
         return {hook: torch.cat([part[hook] for part in parts]) for hook in parts[0]}
 
 
+def _as_tensor(acts: Any, name: str) -> Tensor:
+    """Return activations of one hook as a tensor; `name` stands for them in messages."""
+    try:
+        if isinstance(acts, np.ndarray) and acts.dtype.kind == "f":
+            # torch refuses strides below 0 and numbers of another byte order than the machine's.
+            wanted = acts.dtype.newbyteorder("=")
+            if acts.dtype != wanted or any(stride < 0 for stride in acts.strides):
+                acts = np.ascontiguousarray(acts, dtype=wanted)
+        return torch.as_tensor(acts)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{name}={shown(acts)} is not a tensor; give one [..., d_in]") from None
+
+
 def _by_hook(activations: Acts, item: str = "") -> dict[str, Tensor]:
     """Return activations as float tensors [rows, d_in] by hook.
 
@@ -278,19 +293,20 @@ def _by_hook(activations: Acts, item: str = "") -> dict[str, Tensor]:
         activations: A tensor, or tensors by hook.
         item: " item" in messages if these are one of many.
     """
+    if isinstance(activations, tuple | list) and [*map(type, activations)] == [Tensor]:
+        activations = activations[0]  # an item of a DataLoader of a TensorDataset
     named = activations if isinstance(activations, Mapping) else {HOOK: activations}
     flat: dict[str, Tensor] = {}
     for hook, acts in named.items():
         name = f"activations{item}" if hook == HOOK else f"activations{item}[{hook!r}]"
-        try:
-            acts = torch.as_tensor(acts)
-        except (TypeError, ValueError, RuntimeError):
-            raise UserError(f"{name}={shown(acts)} is not a tensor; give one [..., d_in]") from None
-        if acts.dim() < 2 or not acts.is_floating_point():
+        acts = _as_tensor(acts, name)
+        if acts.dim() < 2 or acts.dtype not in _DTYPES or acts.shape[-1] == 0:
             raise UserError(
                 f"{name} has shape {list(acts.shape)} and dtype {acts.dtype}; give floating-point "
                 "numbers [rows, d_in], or with more dimensions before d_in"
             )
+        if acts.layout != torch.strided or acts.is_meta:
+            raise UserError(f"{name} is a sparse or meta tensor; give a dense one with values")
         acts = acts.float() if acts.dtype == torch.float64 else acts
         flat[hook] = acts.detach().reshape(-1, acts.shape[-1])
         if broken := int((~flat[hook].isfinite().all(dim=1)).sum()):

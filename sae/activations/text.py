@@ -65,11 +65,12 @@ class FileText(Text):
 
     def __init__(
         self,
-        paths: list[str] | str,
+        paths: list[str | Path] | str | Path,
         separator: str = "<|endoftext|>",
         field: str = "text",
     ) -> None:
-        self.paths = [paths] if isinstance(paths, str) else list(paths)
+        given = [paths] if isinstance(paths, str | Path) else paths
+        self.paths = [str(path) for path in given]
         self.separator = separator
         self.field = field
         if not self.paths:

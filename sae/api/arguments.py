@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Required, TypedDict, TypeVar, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sae.activations import BuiltinText, FileText, ModelActivations, Source, Text
@@ -48,7 +49,11 @@ Rules = Annotated[
     "a sparsity rule such as TopK(d_sae=4096, k=32), or a list or dict of rules",
 ]
 """One rule, or several to train on the same activations."""
-Devices = Annotated[int | list[int], "1, or the number of a device in a list, such as [0]"]
+Dtype = Annotated[Literal["float32", "bfloat16"] | torch.dtype, "'float32' or 'bfloat16'"]
+Devices = Annotated[
+    int | list[int],
+    "1, or the number of a device in a list, such as [0]; accelerator= chooses the CPU or a GPU",
+]
 
 
 class TrainArguments(TypedDict, total=False):
@@ -73,7 +78,7 @@ class TrainArguments(TypedDict, total=False):
     refresh_steps: int | None
     cuda_graph: bool
     accumulate: int
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Dtype
     ema: float | None
     resample_every: int | None
     sparse_coding: SparseCoding | None
@@ -90,7 +95,7 @@ class TrainArguments(TypedDict, total=False):
     deterministic: bool
     profiler: str | None
     logger: Logger | Sequence[Logger] | None
-    callbacks: Sequence[Callback]
+    callbacks: Sequence[Callback] | None
     progress: bool
 
 
@@ -194,9 +199,16 @@ def in_member(name: str, make: Callable[[], T]) -> T:
         raise UserError(f"sae[{name!r}]: {error.message}") from None
 
 
+def dtype_name(dtype: Dtype) -> str:
+    """Return the name of a dtype, such as "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _member(own: Mapping[str, Any], shared: Mapping[str, Any], lr: float | None) -> dict[str, Any]:
     hints = {**hints_of(TrainConfig.__init__), "lr": float}
     given = {name: value for name, value in own.items() if value is not None}
+    if isinstance(given.get("dtype"), torch.dtype):
+        given["dtype"] = dtype_name(given["dtype"])
     arguments = {"sae": own["sae"], **shared, **own, **check_values(hints, given)}
     lr = arguments.pop("lr", lr)
     optim = arguments["optim"] or OptimConfig()

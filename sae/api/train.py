@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import yaml
 
@@ -12,9 +12,11 @@ from sae.activations import ActivationData, Source
 from sae.api.arguments import (
     Activations,
     Devices,
+    Dtype,
     Rules,
     TextLike,
     TrainArguments,
+    dtype_name,
     in_member,
     members_from,
     source_from,
@@ -80,7 +82,7 @@ def train(
     refresh_steps: int | None = None,
     cuda_graph: bool = False,
     accumulate: int = 1,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Dtype = "float32",
     ema: float | None = None,
     resample_every: int | None = None,
     sparse_coding: SparseCoding | None = None,
@@ -97,7 +99,7 @@ def train(
     deterministic: bool = False,
     profiler: str | None = None,
     logger: Logger | Sequence[Logger] | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] | None = None,
     progress: bool = True,
 ) -> Run | Runs:
     """Train one or several SAEs on a stream of activations.
@@ -148,7 +150,7 @@ def train(
         refresh_steps: Steps between two updates of the list of dead latents.
         cuda_graph: Record the step once and replay it (GPU only).
         accumulate: Micro-batches of `batch_size` per step.
-        dtype: Dtype of the parameters.
+        dtype: Dtype of the parameters: "float32", "bfloat16", or that of torch.
         ema: Decay of a moving average of the weights, which is saved too.
         resample_every: Steps between two resamplings of dead latents.
         sparse_coding: Learn the dictionary without gradients first, then train the encoder.
@@ -201,7 +203,7 @@ def train(
         "refresh_steps": refresh_steps,
         "cuda_graph": cuda_graph,
         "accumulate": accumulate,
-        "dtype": dtype,
+        "dtype": dtype_name(dtype),
         "ema": ema,
         "resample_every": resample_every,
         "sparse_coding": sparse_coding,
@@ -239,7 +241,7 @@ def train(
     if resume:
         _refuse_other_settings(settings)
     loggers = [] if logger is None else list(logger) if isinstance(logger, Sequence) else [logger]
-    arguments = {"overwrite": overwrite, "callbacks": callbacks, "loggers": loggers}
+    arguments = {"overwrite": overwrite, "callbacks": callbacks or (), "loggers": loggers}
     try:
         if progress:
             finished = train_run(settings, resume=resume, progress=True, **arguments)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,7 +25,28 @@ def write(folder: str | Path, config: dict[str, Any], tensors: dict[str, Tensor]
     with atomic_folder(folder, {WEIGHTS, CONFIG}) as staging:
         save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, staging / WEIGHTS)
         config = {"format": FORMAT, "sha256": _sha256(staging / WEIGHTS), **config}
-        (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (staging / CONFIG).write_text(json_text(config, "an SAE") + "\n", encoding="utf-8")
+
+
+def json_text(value: Any, name: str) -> str:
+    """Return a value as JSON: numpy numbers and arrays as Python's, paths as strings.
+
+    Raises UserError, with the name of the value, if it holds another object, such as a function.
+    """
+    try:
+        return json.dumps(value, indent=2, default=_json_value)
+    except TypeError as error:
+        raise UserError(
+            f"{name} cannot be saved: {error}; use numbers, strings, lists and dicts"
+        ) from None
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"it has an object of type {type(value).__name__}")
 
 
 def find(folder: str | Path) -> Path:

@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 
+from sae.autoencoder import io
 from sae.errors import UserError
 from sae.files import write_text
 from sae.lightning.artifacts import write_artifacts
@@ -115,6 +116,10 @@ def _train(
     # The model is loaded before Lightning starts: a Ctrl-C is an ordinary KeyboardInterrupt here,
     # while Lightning would turn it into a SystemExit.
     settings.data.source.setup(trainer.strategy.root_device)
+    # Metadata that cannot be saved, and hooks that do not exist, are refused before training.
+    io.json_text(settings.data.source.metadata(), "the metadata of data.source")
+    for config in settings.members.values():
+        config.site.bind(settings.data.source.widths)
     if not resume:
         _write_configs(run, member_dirs, settings)
     members = [
@@ -187,6 +192,11 @@ def build_trainer(
             raise UserError(
                 f"trainer.accelerator={settings.accelerator!r} needs a CUDA device, and this "
                 "machine has none that torch can use; leave it out"
+            ) from error
+        if isinstance(settings.devices, list) and "CPUAccelerator" in str(error):
+            raise UserError(
+                f"trainer.devices={settings.devices} is the number of a GPU, but the run is on the "
+                "CPU; leave it out"
             ) from error
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 

@@ -54,6 +54,10 @@ class OptimConfig:
         for name, value in {**factors, "weight_decay": self.weight_decay}.items():
             if not (value >= 0 and math.isfinite(value)):
                 raise UserError(f"model.optim.{name}={value} must not be negative")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(
+                f"model.optim.betas={self.betas} are decay rates; give two from 0 to below 1"
+            )
         for name in ("warmup", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sae.autoencoder import SAE
 from sae.autoencoder.losses import ForwardOutput, LossTerm, ModelPass, total_variance
 from sae.autoencoder.sparsity import Sparsity
+from sae.errors import UserError
 from sae.training.ema import WeightAverage
 from sae.training.l0_controller import L0Controller
 from sae.training.optim_config import OptimConfig
@@ -102,6 +103,11 @@ class TrainStep(nn.Module):
             output = self.encode_decode(acts, model_pass)
             weighted = self.loss_terms(output)
             loss = add_all(weighted) / count if count > 1 else add_all(weighted)
+            if not loss.requires_grad:
+                names = ", ".join(type(term).__name__ for term in self.losses)
+                raise UserError(
+                    f"model.losses={names} gives no gradient to learn from; add FVU or MSE"
+                )
             loss.backward()
             outputs.append(output)
             losses.append(loss.detach())

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from sae.argument_types import checked_arguments
-from sae.autoencoder import SAE
+from sae.autoencoder import SAE, io
 from sae.autoencoder.losses import FVU, AuxK, LossTerm
 from sae.autoencoder.sites import Autoencoder, Site
 from sae.autoencoder.sparsity import Sparsity
@@ -82,6 +82,8 @@ class TrainConfig:
             )
         self.sparsity, self.sparse_coding = sae, sparse_coding
         self.site = site or Autoencoder()
+        for name, part in (("model.sae", sae), ("model.site", self.site)):
+            io.json_text(part.to_dict(), f"{name}={type(part).__name__}")  # before the training
         sae.check_per_group(self.site.groups)
         grouped = self.site.groups > 1  # AuxK does not apply to groups of latents
         self.losses = losses or ([FVU()] if grouped else [FVU(), AuxK()])

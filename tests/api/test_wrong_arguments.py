@@ -126,6 +126,7 @@ WRONG = {
     "no such accelerator": ({"accelerator": "gpuu"}, "accelerator='gpuu' is not one of"),
     "two devices": ({"devices": 2}, "devices=2; a run uses one device"),
     "devices as text": ({"devices": "a"}, "devices='a' is a string; give 1, or the number of a"),
+    "the number of a GPU on the CPU": ({"devices": [0]}, "devices=[0] is the number of a GPU, but"),
     "unknown profiler": ({"profiler": "x"}, "profiler='x' is not"),
     "a flag as text": ({"cuda_graph": "yes"}, "cuda_graph='yes' is a string; give True or False"),
     "a callback without a list": ({"callbacks": 3}, "callbacks=3 is an int; give a list of"),
@@ -285,6 +286,20 @@ WRONG_SETTINGS = {
         {"d_in": 3, "sparsity": sae.TopK},
         "sparsity=TopK is a class",
     ),
+    "rates above 1": (sae.OptimConfig, {"betas": (2, 3)}, "optim.betas=(2, 3) are decay rates"),
+    "no hook": (sae.Crosscoder, {"read": []}, "read=[] names no hook, or one twice; give each"),
+    "a hook twice": (sae.Crosscoder, {"read": ["a", "a"]}, "read=['a', 'a'] names no hook, or one"),
+    "no width": (sae.SAE, {"d_in": 0, "sparsity": RULE}, "d_in=0; give at least 1"),
+    "a dtype as text": (
+        sae.SAE,
+        {"d_in": 3, "sparsity": RULE, "dtype": "float32"},
+        "dtype='float32' is a string; give a dtype such as torch.float32",
+    ),
+    "a dtype of integers": (
+        sae.SAE,
+        {"d_in": 3, "sparsity": RULE, "dtype": torch.int32},
+        "dtype=torch.int32 has no fractions; give one such as torch.float32",
+    ),
     "a folder": (sae.Run, {"folder": 3}, "folder=3 is an int; give a string or a path"),
     "a folder of an SAE": (
         sae.SAE.load,
@@ -352,3 +367,17 @@ def test_load_refuses_a_folder_without_an_sae_and_a_device_that_does_not_exist(t
     assert "does not exist; give a folder that SAE.save wrote" in refused(sae.SAE.load, tmp_path)
     message = refused(sae.SAE.load, tmp_path, device="gpuu")
     assert message.startswith("device='gpuu' is not on this machine; give 'cpu'")
+
+
+def test_load_names_the_argument_that_goes_by_name(tmp_path):
+    message = refused(sae.SAE.load, tmp_path, "cpu")
+    assert (
+        message
+        == "SAE.load: too many positional arguments; give arguments by name, such as device="
+    )
+
+
+def test_refine_must_be_a_whole_number(autoencoder):
+    assert (
+        refused(autoencoder.encode, X, refine=1.5) == "refine=1.5 is a float; give a whole number"
+    )

@@ -12,9 +12,20 @@ class Crosscoder(Site):
 
     Args:
         read: The hooks; all that are harvested by default.
+
+    Raises:
+        UserError: `read` is empty, or names a hook twice.
     """
 
     read: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        read = self.read
+        if read is not None and (not read or len(set(read)) < len(read)):
+            raise UserError(
+                f"model.site.read={list(read)} names no hook, or one twice; give each hook once"
+            )
 
     def named(self, harvested: tuple[str, ...]) -> "Crosscoder":
         return replace(self, read=harvested) if self.read is None else self
