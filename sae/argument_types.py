@@ -34,11 +34,8 @@ _WORDS = {
     float: _Words("a number", "numbers"),
     bool: _Words("True or False", "True or False"),
     str: _Words("a string", "strings"),
-    list: _Words("a list", "lists"),
-    tuple: _Words("a list", "lists"),
-    abc.Sequence: _Words("a list", "lists"),
-    dict: _Words("a dict", "dicts"),
-    abc.Mapping: _Words("a dict", "dicts"),
+    **dict.fromkeys((list, tuple, abc.Sequence), _Words("a list", "lists")),
+    **dict.fromkeys((dict, abc.Mapping), _Words("a dict", "dicts")),
     abc.Callable: _Words("a function", "functions"),
     Path: _Words("a path", "paths"),
 }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ class ActivationModel:
 
         Args:
             model: Hub id, local folder, or `pypi:<distribution>` (see `loading.locate`).
-            hooks: Module names (or the name of one), full or short, ending with `.in` for a module's input (see
+            hooks: Module names, or one, full or short, ending with `.in` for a module's input (see
                 `hooks.resolve`); may be empty.
             dtype: The dtype that the model computes in.
             device: The device of the weights.

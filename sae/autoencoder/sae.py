@@ -10,18 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from sae import inference
-from sae.argument_types import check_values, checked_arguments, describe
+from sae.argument_types import check_values, checked_arguments
 from sae.autoencoder import io
 from sae.autoencoder.cross_layer import join_groups
 from sae.autoencoder.init import unit_rows
-from sae.autoencoder.inputs import check_device, check_floats
+from sae.autoencoder.inputs import check_device, check_floats, check_parameters
 from sae.autoencoder.sites import Autoencoder, Site
 from sae.autoencoder.sparsity import EncoderOutput, EncoderWeights, Sparsity
 from sae.errors import UserError
 from sae_kernels.codes import Codes
 from sae_kernels.decode import decode
-
-describe(torch.dtype, "a dtype such as torch.float32", "dtypes")
 
 
 class SAE(nn.Module):
@@ -69,11 +67,7 @@ class SAE(nn.Module):
         metadata: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        for name, width in (("d_in", d_in), ("d_out", d_out)):
-            if width is not None and width < 1:
-                raise UserError(f"{name}={width}; give at least 1")
-        if not dtype.is_floating_point:
-            raise UserError(f"dtype={dtype} has no fractions; give one such as torch.float32")
+        check_parameters(d_in, d_out, dtype)
         self.d_in, self.d_sae = d_in, sparsity.d_sae
         self.d_out = d_in if d_out is None else d_out
         self.sparsity = sparsity

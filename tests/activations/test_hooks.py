@@ -146,6 +146,6 @@ def test_module_named_in_is_not_an_input_suffix() -> None:
 def test_call_concatenates_several_hooks(folders: dict[str, Path]) -> None:
     hooks = ["layers.1.mlp.in", "layers.0"]
     both = ActivationModel.load(str(folders["llama"]), hooks)("w3 w4 w5")
-    each = [ActivationModel.load(str(folders["llama"]), [hook])("w3 w4 w5") for hook in hooks]
+    each = [ActivationModel.load(folders["llama"], hook)("w3 w4 w5") for hook in hooks]
     torch.testing.assert_close(both, torch.cat(each, dim=1), rtol=0, atol=0)
     assert both.shape == (3, 32)

@@ -86,7 +86,7 @@ def test_save_replaces_an_older_sae(sae, tmp_path):
 def test_failed_save_leaves_the_older_sae(sae, tmp_path, monkeypatch):
     sae.save(tmp_path / "sae")
     other = SAE(12, TopK(d_sae=8, k=2), metadata={"not json": object()})
-    with pytest.raises(TypeError):
+    with pytest.raises(UserError, match="an SAE cannot be saved: it has an object of type object"):
         other.save(tmp_path / "sae")
     assert SAE.load(tmp_path / "sae").d_sae == 40
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sae"]
