@@ -1,4 +1,4 @@
-"""Checks of what an SAE is made with and what its methods of an SAE are called with."""
+"""Checks of what an SAE is made with, and of what its methods are called with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sae.argument_types import describe, shown
 from sae.errors import UserError
-
 
 describe(torch.dtype, "a dtype such as torch.float32", "dtypes")
 
