@@ -248,7 +248,7 @@ def _fit(hint: Any, value: Any, path: str) -> Any:
         return value  # Any, a type variable, Final, or a name that is not known
     if not _is_instance(value, cls):
         raise _Mismatch(path, value, hint, _in_words(hint).one)
-    if issubclass(cls, abc.Mapping) and len(args) == 2:
+    if isinstance(value, abc.Mapping) and issubclass(cls, abc.Mapping) and len(args) == 2:
         items = {key: _fit(args[1], item, f"{path}[{key!r}]") for key, item in value.items()}
         return value if all(items[key] is item for key, item in value.items()) else items
     if cls in (list, tuple, abc.Sequence):

@@ -286,7 +286,7 @@ def _as_tensor(acts: Any, name: str) -> Tensor:
         raise UserError(f"{name}={shown(acts)} is not a tensor; give one [..., d_in]") from None
 
 
-def _by_hook(activations: Acts, item: str = "") -> dict[str, Tensor]:
+def _by_hook(activations: Acts | Sequence[Tensor], item: str = "") -> dict[str, Tensor]:
     """Return activations as float tensors [rows, d_in] by hook.
 
     Args:
@@ -294,7 +294,7 @@ def _by_hook(activations: Acts, item: str = "") -> dict[str, Tensor]:
         item: " item" in messages if these are one of many.
     """
     if isinstance(activations, tuple | list) and [*map(type, activations)] == [Tensor]:
-        activations = activations[0]  # an item of a DataLoader of a TensorDataset
+        (activations,) = activations  # an item of a DataLoader of a TensorDataset
     named = activations if isinstance(activations, Mapping) else {HOOK: activations}
     flat: dict[str, Tensor] = {}
     for hook, acts in named.items():
