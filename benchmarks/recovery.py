@@ -23,7 +23,7 @@ import argparse
 import math
 import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,57 @@ def run(
     make: Any,
 ) -> None:
     """Train, measure, and add a row to the files."""
-    source, data = config.source(), config.data
+    source = config.source()
+    result = train_and_measure(config, source, make, seed, ours=trainer == "ours")
+    (samples,) = source.block("train", 0, NULL_ROWS, seed).acts.values()
+    nulls = dictionary_mcc_nulls(source.truth, config.sparsity.d_sae, samples)
+    bounds = {name: getattr(result, name) for name in ("fvu", "l0", "mcc", "dead")}
+    row = Row(
+        recipe=name,
+        trainer=trainer,
+        variant=variant,
+        seed=seed,
+        **asdict(result),
+        chance=nulls["dictionary_mcc_signed_chance"],
+        verdict=verdict(RECIPES[name], config.sparsity.k, **bounds) if trainer == "ours" else "",
+        threads=args.threads,
+        device=results_io.cpu_name(),
+        versions=results_io.versions(["numpy", *recovery_peers.distributions(trainer)]),
+        commit=results_io.commit(),
+        date=results_io.today(),
+        command=results_io.command_line("benchmarks.recovery", argv),
+    )
+    write(args.out, row)
+    sys.stdout.write(line(row) + "\n")
+    sys.stdout.flush()
+
+
+@dataclass(frozen=True)
+class Result:
+    """The metrics of a trained SAE, as the module's docstring defines them."""
+
+    fvu: float
+    l0: float
+    mcc: float
+    dead: float
+    silent: float
+    cpu_ms: float
+    lr: float
+
+
+def train_and_measure(
+    config: BenchConfig, source: Any, make: Any, seed: int, *, ours: bool = True
+) -> Result:
+    """Train on the samples of a world, and measure on held-out ones.
+
+    Args:
+        config: Sizes and length of the run.
+        source: The world.
+        make: Function of (samples, seed) that returns what is trained, such as `Ours`.
+        seed: Seed of weights and samples.
+        ours: Whether what is trained counts dead latents itself.
+    """
+    data = config.data
     (hook,) = source.widths
     steps = config.tokens // data["batch_size"]
     stream = Stream(
@@ -208,7 +258,7 @@ def run(
         start = time.process_time()
         trainee.step(acts)
         cpu_seconds += time.process_time() - start
-        if trainer != "ours" and number >= steps - window:
+        if not ours and number >= steps - window:
             train_firing.update(trainee.predict(acts)[2])
     held_out_fvu = HeldOutFVU(source.d_in)
     held_out_firing = Firing(config.sparsity.d_sae)
@@ -219,36 +269,15 @@ def run(
             held_out_fvu.update(y, y_hat)
             held_out_firing.update(codes)
         mcc = dictionary_mcc_signed(trainee.decoder().detach(), source.truth)
-    dead = trainee.dead() if trainer == "ours" else train_firing.never_fired_fraction()
-    metrics = {
-        "fvu": held_out_fvu.compute(),
-        "l0": held_out_firing.l0(),
-        "mcc": mcc,
-        "dead": dead,
-    }
-    samples = source.block("train", 0, NULL_ROWS, seed).acts[hook]
-    nulls = dictionary_mcc_nulls(source.truth, config.sparsity.d_sae, samples)
-    row = Row(
-        recipe=name,
-        trainer=trainer,
-        variant=variant,
-        seed=seed,
-        **metrics,
-        chance=nulls["dictionary_mcc_signed_chance"],
+    return Result(
+        fvu=held_out_fvu.compute(),
+        l0=held_out_firing.l0(),
+        mcc=mcc,
+        dead=trainee.dead() if ours else train_firing.never_fired_fraction(),
         silent=held_out_firing.never_fired_fraction(),
         cpu_ms=1e3 * cpu_seconds / steps,
         lr=trainee.lr,
-        verdict=verdict(RECIPES[name], config.sparsity.k, **metrics) if trainer == "ours" else "",
-        threads=args.threads,
-        device=results_io.cpu_name(),
-        versions=results_io.versions(["numpy", *recovery_peers.distributions(trainer)]),
-        commit=results_io.commit(),
-        date=results_io.today(),
-        command=results_io.command_line("benchmarks.recovery", argv),
     )
-    write(args.out, row)
-    sys.stdout.write(line(row) + "\n")
-    sys.stdout.flush()
 
 
 def verdict(recipe: Recipe, k: int, *, fvu: float, l0: float, mcc: float, dead: float) -> str:

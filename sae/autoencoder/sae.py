@@ -293,15 +293,19 @@ class SAE(nn.Module):
         return self.decode(self.encode(x), x)
 
     @torch.no_grad()
-    def fold_scale(self, scale: Mapping[str, float] | float) -> SAE:
+    def fold_scale(
+        self, scale: Mapping[str, float] | float, shift: Mapping[str, Tensor] | None = None
+    ) -> SAE:
         """Return a copy for raw activations of this SAE, which was trained on scaled ones.
 
-        The same latents fire. If all hooks that are read have one scale, codes and thresholds are
-        divided by it. Decoder rows keep their norm if the predicted hooks have that scale too.
+        It was trained on `scale * activation + shift`. The same latents fire. If all hooks that are
+        read have one scale, codes and thresholds are divided by it. Decoder rows keep their norm if
+        the predicted hooks have that scale too.
 
         Args:
             scale: The factor that activations were multiplied by; one for all hooks, or one per
                 hook.
+            shift: What was then added to the activations of each hook, [width]; None for nothing.
         """
         copy = SAE(
             self.d_in,
@@ -313,6 +317,8 @@ class SAE(nn.Module):
         ).to(self.b_dec.device)
         copy.load_state_dict(self.state_dict())
         copy.stability = self.stability
+        if shift is not None:
+            copy._fold_shift(shift)
         in_scale, out_scale = self._column_scales(scale)
         # Every rule is homogeneous: if x, and all that is added to or compared with
         # pre-activations, is divided by `unit`, then so are the codes.
@@ -329,6 +335,20 @@ class SAE(nn.Module):
         if self.site.skip:
             copy.W_skip *= (in_scale[:, None] / out_scale).to(copy.W_skip)
         return copy
+
+    def _fold_shift(self, shift: Mapping[str, Tensor]) -> None:
+        """Change the biases so that this SAE takes activations before `shift` is added to them."""
+        # In float64, because a shift may be far larger than what varies.
+        x_shift, y_shift = self.site.pair({h: part[None].double() for h, part in shift.items()})
+        b_dec = self.b_dec.double() - y_shift[0]
+        if self.site.skip:
+            b_dec += x_shift[0] @ self.W_skip.double()
+        self.b_dec.copy_(b_dec)
+        if self.site.predicts_input:
+            return  # b_dec is subtracted from x
+        for latents, part in zip(self.groups(), x_shift[0].split(self.d_in), strict=True):
+            moved = part @ self.W_enc[:, latents].double()
+            self.sparsity.shift_pre_acts(self.weights().latents(latents), moved.to(self.b_enc))
 
     def _column_scales(self, scale: Mapping[str, float] | float) -> tuple[Tensor, Tensor]:
         """Return the scale of every column of x and of y, float64."""

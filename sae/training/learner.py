@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sae.autoencoder import SAE
-from sae.autoencoder.init import geometric_median
+from sae.autoencoder.init import center_and_scale
 from sae.autoencoder.losses import ForwardOutput, LossTerm, ModelPass
 from sae.errors import UserError
 from sae.training.defaults import learning_rate
@@ -27,9 +27,9 @@ from sae_kernels.codes import Codes
 class Learner(TrainStep):
     """An SAE, its optimizer and its counters; `step` trains it on a batch.
 
-    The activations of each hook are multiplied by a factor, `scale`, which is estimated once so
-    that the mean norm of an activation is sqrt(width). The SAE is trained in that unit, and
-    `export` folds the factors into its weights.
+    The SAE is trained on `scale * activation + shift`, with one `scale` and `shift` for each hook.
+    They are estimated once, so that the center of the activations becomes 0 and their mean distance
+    to it sqrt(width). `export` folds both into the weights.
 
     Args:
         sae: The SAE, trained in place.
@@ -112,46 +112,46 @@ class Learner(TrainStep):
         self.tokens = 0
         self.rule = sae.sparsity
         self.scale = None
+        # A buffer that `get_extra_state` saves, because checkpoints from before it have none.
+        self.register_buffer("shift", None, persistent=False)
+        self.shift_widths = []
         self.optimizer = build_optimizer(sae, optim, self.lr)
         if ema is not None and optim.name == "signum":
             raise UserError("model.ema: signum averages its weights itself; leave model.ema out")
         self.average = None if ema is None else WeightAverage(sae, ema)
 
     @torch.no_grad()
-    def initialise(self, acts: dict[str, Tensor]) -> None:
-        """Set the scales and the biases from sample activations {hook: [n, width]}.
+    def initialise(self, acts: dict[str, Tensor], *, center: bool = True) -> None:
+        """Set the scales and shifts from sample activations {hook: [n, width]}.
 
-        b_dec becomes the geometric median of what is predicted. If the SAE reads something else
-        than it predicts, b_enc subtracts the median of what is read instead.
+        The center of the activations is their geometric median. All biases start at 0, so the
+        prediction of no latent is the center.
+
+        Args:
+            acts: The sample.
+            center: False leaves the activations where they are, and scales them to a mean norm of
+                sqrt(width).
 
         Raises:
             UserError: All activations of a hook are zero, or all that are predicted are the same.
         """
-        sae, site = self.sae, self.sae.site
-        self.scale = {}
-        for hook in site.hooks:
-            mean_norm = acts[hook].double().norm(dim=1).mean().item()
-            if mean_norm == 0:
+        self.scale, shifts = {}, {}
+        for hook in self.sae.site.hooks:
+            middle, scale = center_and_scale(acts[hook], center=center)
+            if math.isinf(scale):
                 raise UserError(
                     "the activations of the first block are all zero, so nothing can be learned "
                     f"from {hook}; choose another hook"
                 )
-            self.scale[hook] = math.sqrt(acts[hook].shape[1]) / mean_norm
-        if all(_is_constant(acts[hook]) for hook in site.predicts):
+            self.scale[hook], shifts[hook] = scale, -scale * middle
+        predicted = self.sae.site.predicts
+        if all(_is_constant(acts[hook]) for hook in predicted):
             raise UserError(
-                f"all rows of the first block of {', '.join(site.predicts)} are the same, so FVU, "
+                f"all rows of the first block of {', '.join(predicted)} are the same, so FVU, "
                 "which divides by their variance, does not exist; give activations that vary, or "
                 "choose another hook"
             )
-        # About 8,192 rows from all over the sample, because neighbours are of the same documents.
-        count = len(next(iter(acts.values())))
-        rows = slice(None, None, max(1, count // 8192))
-        x, target = site.pair({h: acts[h][rows].double() * self.scale[h] for h in site.hooks})
-        sae.b_dec.copy_(geometric_median(target))
-        if x is not target:
-            centres = geometric_median(x).split(sae.d_in)
-            for group, centre in zip(sae.groups(), centres, strict=True):
-                sae.b_enc[group] = -(centre.to(sae.W_enc) @ sae.W_enc[:, group])
+        self.set_shifts(shifts if center else None)
 
     def forward(
         self, acts: dict[str, Tensor], model_pass: ModelPass | None = None
@@ -217,7 +217,7 @@ class Learner(TrainStep):
         return metrics
 
     def export(self, *, ema: bool = False) -> SAE:
-        """Return a copy of the SAE that takes raw activations, with the scales folded in.
+        """Return a copy of the SAE that takes raw activations, with scales and shifts folded in.
 
         Args:
             ema: Use the moving average of the weights.
@@ -230,13 +230,15 @@ class Learner(TrainStep):
             sae = self.average.averaged(self.sae)
         else:
             sae = self.eval_model()
-        return sae.fold_scale(self.scale if others else factor)
+        return sae.fold_scale(self.scale if others else factor, self.shifts())
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "tokens": self.tokens, "scale": self.scale}
+        state = {"steps": self.steps, "tokens": self.tokens, "scale": self.scale}
+        return state | {"shift": self.shifts()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.steps, self.tokens, self.scale = state["steps"], state["tokens"], state["scale"]
+        self.set_shifts(state.get("shift"))  # absent from checkpoints of older versions
         # Use the k of the last step until the next one, because `predict` may be called in between.
         self.sae.sparsity = self.rule.at_progress(
             max(self.steps - self.start_step - 1, 0) / self.total_steps

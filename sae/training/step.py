@@ -7,7 +7,7 @@ happens every so many steps). `docs/explanation/one-step.md` follows a step thro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -40,6 +40,8 @@ class TrainStep(nn.Module):
     running_means: RunningMeans
     rule: Sparsity
     scale: dict[str, float] | None
+    shift: Tensor | None
+    shift_widths: list[int]
     loss_names: tuple[str, ...]
     step_number: Tensor
     warmup_weights: Tensor
@@ -64,7 +66,7 @@ class TrainStep(nn.Module):
         where `DeadLatents.refresh` or resampling is due.
 
         Args:
-            micro_batches: Activations {hook: [batch, width]}, not scaled.
+            micro_batches: Activations {hook: [batch, width]}, as the model gives them.
             model_passes: The forward pass of the model that gave each micro-batch, for terms that
                 run the model again.
         """
@@ -147,10 +149,33 @@ class TrainStep(nn.Module):
 
     def scaled_pair(self, acts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return what the SAE reads and what it predicts, x [batch, d_in] and y [batch, d_out], of
-        activations {hook: [batch, width]}, in the unit in which the SAE is trained."""
+        activations {hook: [batch, width]}, scaled and shifted as the SAE is trained on them."""
         assert self.scale is not None
-        dtype, site = self.sae.b_dec.dtype, self.sae.site
-        return site.pair({h: acts[h].to(dtype) * self.scale[h] for h in site.hooks})
+        dtype, site, shifts = self.sae.b_dec.dtype, self.sae.site, self.shifts()
+        if shifts is None:
+            return site.pair({h: acts[h].to(dtype) * self.scale[h] for h in site.hooks})
+        # One pass, at least in float32: 16-bit activations would lose digits in the sum.
+        moved = {h: torch.add(shifts[h], acts[h], alpha=self.scale[h]) for h in site.hooks}
+        return site.pair({h: x.to(dtype) for h, x in moved.items()})
+
+    def shifts(self) -> dict[str, Tensor] | None:
+        """Return what is added to the scaled activations of each hook, {hook: [width]}.
+
+        None if nothing is added.
+        """
+        if self.shift is None:
+            return None
+        return dict(zip(self.sae.site.hooks, self.shift.split(self.shift_widths), strict=True))
+
+    def set_shifts(self, shifts: Mapping[str, Tensor] | None) -> None:
+        """Set what `shifts` returns, on the device of the SAE and at least in float32."""
+        if shifts is None:
+            self.shift = None
+            return
+        b_dec, parts = self.sae.b_dec, [shifts[hook] for hook in self.sae.site.hooks]
+        wide = torch.promote_types(b_dec.dtype, torch.float32)
+        self.shift_widths = [len(part) for part in parts]
+        self.shift = torch.cat(parts).to(b_dec.device, wide)
 
     def encode_decode(
         self, acts: dict[str, Tensor], model_pass: ModelPass | None = None
@@ -176,6 +201,7 @@ class TrainStep(nn.Module):
             backend=self.backend,
             model_pass=model_pass,
             scale=self.scale,
+            shift=self.shifts(),
         )
 
     def loss_terms(self, output: ForwardOutput) -> list[Tensor]:

@@ -101,7 +101,8 @@ def run_by_hand(model, run, predictions: dict[str, Tensor]) -> tuple[Tensor, lis
 
 def by_hand(learner: Learner, source, batch, term, behind) -> tuple[Tensor, dict[str, Tensor]]:
     model, run, site = source.model.model, batch.model_pass, learner.sae.site
-    scaled = {hook: batch.acts[hook] * learner.scale[hook] for hook in site.hooks}
+    shifts = learner.shifts()
+    scaled = {h: batch.acts[h] * learner.scale[h] + shifts[h] for h in site.hooks}
     p = {name: t.detach().clone().requires_grad_() for name, t in learner.sae.named_parameters()}
     x = torch.cat([scaled[hook] for hook in site.reads], dim=1)
     pre = (x if site.skip else x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
@@ -109,7 +110,7 @@ def by_hand(learner: Learner, source, batch, term, behind) -> tuple[Tensor, dict
     if site.skip:
         y_hat = y_hat + x @ p["W_skip"]
     parts = {hook: y_hat[:, 16 * i : 16 * i + 16] for i, hook in enumerate(site.predicts)}
-    parts = {hook: part / learner.scale[hook] for hook, part in parts.items()}
+    parts = {hook: (y - shifts[hook]) / learner.scale[hook] for hook, y in parts.items()}
     clean, clean_layers = run_by_hand(model, run, {})
     spliced, layers = run_by_hand(model, run, parts)
     losses = []

@@ -95,18 +95,19 @@ def width_read(site: str) -> int:
 @each_site
 @each_rule
 def test_saved_and_loaded_gives_the_same_bits(rule, site, tmp_path: Path):
-    learner = trained(rule, site).sae
-    learner.save(tmp_path / "sae")
+    learner = trained(rule, site)
+    sae = learner.sae
+    sae.save(tmp_path / "sae")
     loaded = SAE.load(tmp_path / "sae")
-    x, _ = learner.site.pair(activations(60))
-    before, after = learner.encode(x), loaded.encode(x)
+    x, _ = learner.scaled_pair(activations(60))
+    before, after = sae.encode(x), loaded.encode(x)
     assert torch.equal(before.to_dense(), after.to_dense()) and before.fired().any()
-    assert torch.equal(learner.decode(before, x), loaded.decode(after, x))
-    assert loaded.sparsity == learner.sparsity and loaded.site == learner.site
-    for name, tensor in learner.state_dict().items():
+    assert torch.equal(sae.decode(before, x), loaded.decode(after, x))
+    assert loaded.sparsity == sae.sparsity and loaded.site == sae.site
+    for name, tensor in sae.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
-    for name in learner.sparsity.extra_params():
-        start = learner.sparsity.extra_params()[name].start
+    for name in sae.sparsity.extra_params():
+        start = sae.sparsity.extra_params()[name].start
         assert (getattr(loaded, name) != start).any(), f"{name} was never trained"
 
 
@@ -130,12 +131,21 @@ def test_folding_keeps_active_latents_and_divides_codes(rule, site):
     exported = learner.export()
     inside, outside = learner.sae.encode(x), exported.encode(raw)
     assert_folded(inside, outside, unit)
-    factor = torch.cat(
-        [raw_y.new_full((WIDTHS[h],), learner.scale[h]) for h in learner.sae.site.predicts]
-    )
-    expected = learner.sae.decode(inside, x) / factor
+    predicts, shifts = learner.sae.site.predicts, learner.shifts()
+    factor = torch.cat([raw_y.new_full((WIDTHS[h],), learner.scale[h]) for h in predicts])
+    expected = learner.sae.decode(inside, x)
     actual = exported.decode(outside, raw)
-    torch.testing.assert_close(actual * factor, expected * factor, rtol=1e-9, atol=1e-9)
+    shift = torch.cat([shifts[h] for h in predicts])
+    torch.testing.assert_close(actual * factor + shift, expected, rtol=1e-9, atol=1e-9)
+    # The bits of the old way, for checkpoints without a shift.
+    learner.set_shifts(None)
+    x, _ = learner.scaled_pair(acts)
+    exported = learner.export()
+    codes = learner.sae.encode(x)
+    assert_folded(codes, exported.encode(raw), unit)
+    y_hat = exported.decode(exported.encode(raw), raw)
+    expected = learner.sae.decode(codes, x)
+    torch.testing.assert_close(y_hat * factor, expected, rtol=1e-9, atol=1e-9)
 
 
 @each_site

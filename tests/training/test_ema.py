@@ -48,8 +48,10 @@ def test_average_weights_steps_by_age_and_excludes_the_start(unit_norm):
         average.b_enc, trained.sae.b_enc
     )
     exported = trained.export(ema=True)
-    x, scale = random_batch(9)["a"], trained.scale["a"]
-    torch.testing.assert_close(exported(x) * scale, average(x * scale))
+    acts = random_batch(9)
+    x, _ = trained.scaled_pair(acts)
+    y_hat = exported(acts["a"]) * trained.scale["a"] + trained.shifts()["a"]
+    torch.testing.assert_close(y_hat, average(x))
 
 
 def test_average_does_not_change_training():

@@ -45,8 +45,8 @@ def batches(n: int, dtype=torch.float64) -> list[dict[str, torch.Tensor]]:
 class DenseTwin:
     """The same training with dense autograd over [batch, d_sae] and torch.optim.Adam."""
 
-    def __init__(self, sae: SAE, scale: float) -> None:
-        self.scale = scale
+    def __init__(self, sae: SAE, scale: float, shift: torch.Tensor) -> None:
+        self.scale, self.shift = scale, shift
         self.p = {n: v.detach().clone().requires_grad_() for n, v in sae.named_parameters()}
         self.adam = torch.optim.Adam(self.p.values(), lr=OPTIM.lr)
         self.silent_for = torch.zeros(D_SAE, dtype=torch.int64)
@@ -71,7 +71,7 @@ class DenseTwin:
         return loss
 
     def step(self, x: torch.Tensor, lr: float, clip_norm: float | None, **kw) -> float:
-        x = x * self.scale
+        x = x * self.scale + self.shift
         loss = self.loss(x, **kw)
         self.adam.zero_grad()
         loss.backward()
@@ -96,7 +96,7 @@ def test_step_equals_dense_training(k_aux, clip_norm):
     ours.optimizer.clip_norm = clip_norm
     data = batches(12)
     ours.initialise(data[0])
-    twin = DenseTwin(ours.sae, ours.scale["h"])
+    twin = DenseTwin(ours.sae, ours.scale["h"], ours.shifts()["h"])
     deaths = []
     for batch in data:
         loss = twin.step(batch["h"], _lr(ours), clip_norm, dead_after=96, k_aux=k_aux)
@@ -142,20 +142,35 @@ def test_decoder_rows_keep_norm_one():
     torch.testing.assert_close(ours.sae.W_dec.norm(dim=1), torch.ones(D_SAE), rtol=1e-6, atol=1e-6)
 
 
-def test_scaled_activations_have_mean_norm_sqrt_width():
+def test_scaled_activations_have_their_center_at_zero_and_mean_norm_sqrt_width():
     ours = learner()
     data = batches(1)[0]
     ours.initialise(data)
-    norms = (data["h"] * ours.scale["h"]).norm(dim=1)
-    assert norms.mean().item() == pytest.approx(math.sqrt(D_IN))
-    # b_dec is near the center of the data, not at the origin.
-    centred = data["h"] * ours.scale["h"] - ours.sae.b_dec.detach()
-    assert centred.norm(dim=1).mean() < norms.mean()
+    x, _ = ours.scaled_pair(data)
+    assert x.norm(dim=1).mean().item() == pytest.approx(math.sqrt(D_IN))
+    # At the geometric median the directions to all rows add up to 0.
+    assert (x / x.norm(dim=1, keepdim=True)).mean(0).norm() < 1e-5
+    assert not ours.sae.b_dec.any() and not ours.sae.b_enc.any()
 
 
-def test_initialise_refuses_activations_that_are_all_zero():
-    with pytest.raises(UserError, match="all zero.*h"):
-        learner().initialise({"h": torch.zeros(8, D_IN, dtype=torch.float64)})
+@pytest.mark.parametrize("offset", [0.0, 5.0, 1e4])
+def test_scale_and_shift_by_hand(offset):
+    rows = torch.full((1, D_IN), offset, dtype=torch.float64).repeat(4, 1)
+    rows[0, 0] += 3
+    rows[1, 0] -= 3
+    rows[2, 1] += 5
+    rows[3, 1] -= 5  # the center is `offset`, and the distances to it are 3, 3, 5, 5
+    ours = learner()
+    ours.initialise({"h": rows})
+    assert ours.scale["h"] == pytest.approx(math.sqrt(D_IN) / 4, rel=1e-12)
+    expected = torch.full((D_IN,), -offset * math.sqrt(D_IN) / 4, dtype=torch.float64)
+    torch.testing.assert_close(ours.shifts()["h"], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("value", "message"), [(0.0, "all zero.*h"), (0.3, "all the same.*h")])
+def test_initialise_refuses_activations_that_do_not_differ(value, message):
+    with pytest.raises(UserError, match=message):
+        learner().initialise({"h": torch.full((9, D_IN), value, dtype=torch.float64)})
 
 
 def test_export_reconstructs_raw_activations():
@@ -165,7 +180,8 @@ def test_export_reconstructs_raw_activations():
     for batch in data:
         ours.step(batch)
     x = data[0]["h"]
-    torch.testing.assert_close(ours.export()(x), ours.sae(x * ours.scale["h"]) / ours.scale["h"])
+    scale, shift = ours.scale["h"], ours.shifts()["h"]
+    torch.testing.assert_close(ours.export()(x), (ours.sae(x * scale + shift) - shift) / scale)
 
 
 def test_resumed_learner_continues_with_the_same_bits():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from sae.autoencoder import SAE
+from sae.autoencoder.init import geometric_median
 from sae.autoencoder.losses import FVU, L1
 from sae.autoencoder.sites import Autoencoder, Transcoder
 from sae.autoencoder.sparsity import MatchingPursuit, TopK, Unrolled
@@ -94,14 +97,20 @@ def test_predict_uses_sparse_coding_in_the_first_part():
     assert torch.equal(y_hat, trained.sae.decode(codes))
 
 
-def test_b_dec_starts_at_the_median_and_is_zero_without_bias():
+def test_b_dec_starts_at_the_median_and_stays_zero_without_bias():
     shifted = {"world": batch(0)["world"] + 3}
     trained = make_learner(settings=SparseCoding(iterations=10))
     trained.initialise(shifted)
-    assert (trained.coder.b[0] > 0).all() and torch.equal(trained.coder.b[0], trained.sae.b_dec)
+    median = geometric_median(shifted["world"])
+    torch.testing.assert_close(trained.export().b_dec.double(), median, rtol=1e-5, atol=1e-5)
     trained.step(shifted)
-    assert torch.equal(trained.coder.b[0], trained.sae.b_dec)
-    assert not make_learner().sae.b_dec.any()
+    assert torch.equal(trained.coder.b[0], trained.sae.b_dec) and trained.sae.b_dec.any()
+    without = make_learner()
+    without.initialise(shifted)
+    without.step(shifted)
+    assert without.shift is None and not without.export().b_dec.any()
+    norm = shifted["world"].double().norm(dim=1).mean().item()
+    assert without.scale["world"] == math.sqrt(shifted["world"].shape[1]) / norm
 
 
 def test_micro_batches_equal_one_batch():

@@ -25,7 +25,7 @@ class ModelPass(Protocol):
 
     @property
     def acts(self) -> Mapping[str, Tensor]:
-        """{hook: [batch, width]} of every harvested hook, not scaled."""
+        """{hook: [batch, width]} of every harvested hook, neither scaled nor shifted."""
         ...
 
     @property
@@ -66,6 +66,7 @@ class ForwardOutput:
         backend: Backend of the kernels.
         model_pass: The forward pass of the model that gave the batch, if a term needs it.
         scale: The factor that the activations of each hook were multiplied by.
+        shift: What was then added to them, {hook: [width]}; None for nothing.
     """
 
     sae: SAE
@@ -81,11 +82,22 @@ class ForwardOutput:
     backend: str = "auto"
     model_pass: ModelPass | None = None
     scale: Mapping[str, float] | None = None
+    shift: Mapping[str, Tensor] | None = None
 
     @property
     def codes(self) -> Codes:
         """The sparse codes of x."""
         return self.encoded.codes
+
+    def unscaled(self, predictions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return predictions {hook: [batch, width]} in the unit of the model's activations."""
+        assert self.scale is not None
+        shift = self.shift or {}
+        return {
+            hook: ((y_hat - shift[hook]).to(y_hat.dtype) if hook in shift else y_hat)
+            / self.scale[hook]
+            for hook, y_hat in predictions.items()
+        }
 
     def decoder_norms(self, codes: Codes) -> Tensor | float:
         """Return the norm of every slot's decoder row, or 1 if training holds all rows at 1."""

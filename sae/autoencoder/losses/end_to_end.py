@@ -49,9 +49,7 @@ class EndToEnd(LossTerm):
                 "read it from a Stream with full_contexts=True"
             )
         y_hat = sae.decode(forward.codes, forward.x, backend=forward.backend)
-        predictions = sae.site.split(y_hat).items()
-        predicted_acts = {hook: part / forward.scale[hook] for hook, part in predictions}
-        logits, later_acts = model_pass(predicted_acts)
+        logits, later_acts = model_pass(forward.unscaled(sae.site.split(y_hat)))
         log_q = _wide(logits).log_softmax(-1)
         if self.kind == "kl":
             log_p = _wide(model_pass.logits).log_softmax(-1)

@@ -11,7 +11,8 @@ from sae.autoencoder.losses.base import ForwardOutput, LossTerm
 class MSE(LossTerm):
     """|y - y_hat|^2, summed over the width and averaged over the batch.
 
-    Activations are scaled to norm sqrt(d_in) on average, so it starts at about d_in.
+    Activations are scaled to a mean distance of sqrt(d_in) to their center, so it starts at about
+    d_in.
 
     Args:
         coefficient: Weight in the loss.

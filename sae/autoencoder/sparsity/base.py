@@ -134,6 +134,14 @@ class Sparsity(Registered, ABC, family="model.sae"):
         Called after each step, and on averages of weights.
         """
 
+    def shift_pre_acts(self, weights: EncoderWeights, shift: Tensor) -> None:
+        """Add `shift` [d_sae] to the products x W_enc, by changing biases in place.
+
+        Called when an SAE is exported that reads something else than it predicts, because then no
+        bias is subtracted from x.
+        """
+        weights.b_enc.add_(shift)
+
     def at_progress(self, progress: float) -> Self:
         """Return the rule at a share of the run, from 0 to 1."""
         return self

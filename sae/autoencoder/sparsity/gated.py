@@ -48,6 +48,10 @@ class Gated(Sparsity):
         )
         return EncoderOutput(codes, gate_codes=gate_codes)
 
+    def shift_pre_acts(self, weights: EncoderWeights, shift: Tensor) -> None:
+        super().shift_pre_acts(weights, shift)
+        weights.extra["b_mag"].add_(weights.extra["r_mag"].exp() * shift)
+
     @property
     def needs_penalty(self) -> bool:
         return True

@@ -23,8 +23,9 @@ class JumpReLU(Sparsity):
 
     Thresholds learn by a straight-through gradient from pre-activations within bandwidth / 2 of
     them; they are float32, and act as 0 when negative. Needs a penalty such as L0. Activations are
-    scaled to norm sqrt(d_in) on average, so at the start a pre-activation is about 1 in size. The
-    paper scales them to norm 1, for which it chose a bandwidth and threshold of 0.001.
+    scaled to a mean distance of sqrt(d_in) to their center, so at the start a pre-activation is
+    about 1 in size. The paper scales them to norm 1, for which it chose a bandwidth and threshold
+    of 0.001.
 
     Args:
         d_sae: Number of latents.

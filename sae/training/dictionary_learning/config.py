@@ -18,7 +18,8 @@ class SparseCoding:
     The first part minimizes 1/2 |x - b - z D|^2 + penalty |z|_1 alternately over codes z and
     dictionary D. In the second part W_dec is D and does not change, and the encoder is trained.
 
-    Penalties are in the unit in which E|x| = sqrt(width). In that unit the product of x with a
+    Penalties are in the unit in which E|x - c| = sqrt(width), where c is the center of the
+    activations, or 0 without `bias`. In that unit the product of x with a
     random direction has a standard deviation of 1, so a penalty of 1 or more keeps almost all
     chance correlations out of the codes. The penalty falls, which lets in large codes first.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from sae.autoencoder.init import center_and_scale
 from sae.errors import UserError
 from sae.inference.active_set import active_set_codes
 from sae.training.dictionary_learning.config import SparseCoding
@@ -241,7 +242,7 @@ class Dictionary:
         W_dec: Dictionary of the restart with the lowest objective [d_sae, d_in], rows of norm 1.
         b_dec: Its bias [d_in].
         penalty: Final penalty, in the unit of the samples.
-        objectives: Objective of every restart, float64 [R], in the unit in which E|x| = sqrt(d_in).
+        objectives: Objective of every restart, float64 [R], in the unit of `SparseCoding`.
         restarts: Dictionaries of all restarts [R, d_sae, d_in].
     """
 
@@ -276,11 +277,11 @@ def learn_dictionary(
     Raises:
         UserError: All samples are zero.
     """
-    mean_norm = x.double().norm(dim=1).mean().item()
-    if mean_norm == 0:
+    middle, scale = center_and_scale(x, center=settings.bias)
+    if math.isinf(scale):
         raise UserError("all samples are zero, so there is no dictionary to learn; give other ones")
-    scale = math.sqrt(x.shape[1]) / mean_norm
-    x = x * scale
+    middle = middle.to(x)
+    x = (x - middle) * scale if settings.bias else x * scale
     learner = DictionaryLearner(
         x.shape[1], d_sae, settings, steps=steps, online=False, seed=seed, dtype=x.dtype
     )
@@ -292,7 +293,7 @@ def learn_dictionary(
     best = int(objectives.argmin())
     return Dictionary(
         W_dec=learner.D[best],
-        b_dec=learner.b[best] / scale,
+        b_dec=learner.b[best] / scale + middle,
         penalty=settings.penalty / scale,
         objectives=objectives,
         restarts=learner.D,

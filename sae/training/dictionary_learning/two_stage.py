@@ -91,13 +91,9 @@ class SparseCodingLearner(Learner):
         return self.steps < self.start_step
 
     @torch.no_grad()
-    def initialise(self, acts: dict[str, Tensor]) -> None:
-        """Set scales and biases as `Learner` does, but b_dec to 0 if `bias` is False."""
-        super().initialise(acts)
-        if self.coder.settings.bias:
-            self.coder.b.copy_(self.sae.b_dec.expand_as(self.coder.b))
-        else:
-            self.sae.b_dec.zero_()
+    def initialise(self, acts: dict[str, Tensor], *, center: bool = True) -> None:
+        """Set scales and shifts as `Learner` does, but shift nothing if `bias` is False."""
+        super().initialise(acts, center=center and self.coder.settings.bias)
 
     def step(
         self,
