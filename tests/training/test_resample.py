@@ -186,14 +186,12 @@ def test_resampling_without_dead_latents_or_errors_changes_nothing():
     before = {n: t.clone() for n, t in trained.state_dict().items() if torch.is_tensor(t)}
     trained.resample(random_batch(1))  # no latent is dead
     kill(trained, list(range(D_SAE)))
-    at_the_center = {
-        hook: (-shift / trained.scale[hook]).expand_as(batch(1)[hook])
-        for hook, shift in trained.shifts().items()
-    }
+    zeros = {hook: torch.zeros_like(t) for hook, t in random_batch(1).items()}
     with torch.no_grad():
+        trained.shift.zero_()
         trained.sae.b_dec.zero_()
         trained.sae.b_enc.fill_(-1.0)
-    trained.resample(at_the_center)  # no token has an error
+    trained.resample(zeros)  # no token has an error
     for name in ("W_enc", "W_dec"):
         assert torch.equal(trained.state_dict()[f"sae.{name}"], before[f"sae.{name}"])
     assert trained.pop_metrics()["resampled"] == 0
