@@ -31,7 +31,7 @@ def test_trained_lista_beats_as_many_iterations_of_ista():
         total_steps=steps,
         dead_after=10**9,
     )
-    learner.initialise({"x": batch("train", 10**6)})
+    learner.initialise({"x": batch("train", 10**6)}, center=False)
     with torch.no_grad():
         learner.sae.W_dec.copy_(world.truth)
         learner.sae.W_enc.copy_(world.truth.t())
