@@ -63,7 +63,8 @@ def train(world: World, k: float, *, from_truth: bool = True, seed: int = 0) -> 
     sae = SAE(world.d_in, Fractional(d_sae=5, k=k), site=site, seed=seed)
     stream = Stream(world, batch_size=BATCH, block_batches=50)
     learner = Learner(sae, [FVU()], OptimConfig(lr=LR), total_steps=STEPS, dead_after=10**9)
-    learner.initialise(stream.first_block().acts)
+    # The true dictionary goes with biases of exactly 0.
+    learner.initialise(stream.first_block().acts, center=not from_truth)
     if from_truth:
         set_dictionary(sae, world.truth)
     for _, batch in zip(range(STEPS), stream, strict=False):
