@@ -59,6 +59,7 @@ class Row:
     """One run."""
 
     recipe: str
+    steps: int
     offset: float
     seed: int
     fvu: float
@@ -78,7 +79,7 @@ class Row:
     @property
     def key(self) -> tuple:
         """Identifies a run; a later run with the same key replaces it."""
-        return self.recipe, self.offset, self.seed
+        return self.recipe, self.steps, self.offset, self.seed
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -115,6 +116,7 @@ def main(argv: list[str]) -> None:
             result = train_and_measure(config, OffsetWorld(offset, **settings), make, args.seed)
             row = Row(
                 recipe=name,
+                steps=config.tokens // config.data["batch_size"],
                 offset=offset,
                 seed=args.seed,
                 **asdict(result),
@@ -136,18 +138,19 @@ def write(folder: Path, row: Row) -> None:
     file = folder / f"offset_cpu_{row.date}.csv"
     latest = {r.key: r for r in [*results_io.read_rows(file, Row), row]}
     order = list(RECIPES)
-    rows = sorted(latest.values(), key=lambda r: (order.index(r.recipe), r.seed, r.offset))
+    place = lambda row: (row.steps, order.index(row.recipe), row.seed, row.offset)
+    rows = sorted(latest.values(), key=place)
     results_io.write_rows(file, rows)
     write_text(file.with_suffix(".md"), "\n".join(page(rows)) + "\n")
 
 
-HEAD = ("recipe", "offset", "seed", "FVU", "L0", "MCC", "dead", "silent")
+HEAD = ("recipe", "steps", "offset", "seed", "FVU", "L0", "MCC", "dead", "silent")
 
 
 def line(row: Row) -> str:
     """Return the line of a row in a Markdown table."""
     return (
-        f"| {row.recipe} | {row.offset:g} | {row.seed} | {row.fvu:.4f} | {row.l0:.2f} | "
+        f"| {row.recipe} | {row.steps} | {row.offset:g} | {row.seed} | {row.fvu:.4f} | {row.l0:.2f} | "
         f"{row.mcc:.3f} | {row.dead:.1%} | {row.silent:.1%} |"
     )
 
