@@ -150,8 +150,8 @@ HEAD = ("recipe", "steps", "offset", "seed", "FVU", "L0", "MCC", "dead", "silent
 def line(row: Row) -> str:
     """Return the line of a row in a Markdown table."""
     return (
-        f"| {row.recipe} | {row.steps} | {row.offset:g} | {row.seed} | {row.fvu:.4f} | {row.l0:.2f} | "
-        f"{row.mcc:.3f} | {row.dead:.1%} | {row.silent:.1%} |"
+        f"| {row.recipe} | {row.steps} | {row.offset:g} | {row.seed} | {row.fvu:.4f} | "
+        f"{row.l0:.2f} | {row.mcc:.3f} | {row.dead:.1%} | {row.silent:.1%} |"
     )
 
 
