@@ -167,10 +167,18 @@ def test_scale_and_shift_by_hand(offset):
     torch.testing.assert_close(ours.shifts()["h"], expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("value", "message"), [(0.0, "all zero.*h"), (0.3, "all the same.*h")])
+@pytest.mark.parametrize(
+    ("value", "message"), [(0.0, "all zero.*h"), (0.3, "all rows.* of h are the same")]
+)
 def test_initialise_refuses_activations_that_do_not_differ(value, message):
     with pytest.raises(UserError, match=message):
         learner().initialise({"h": torch.full((9, D_IN), value, dtype=torch.float64)})
+
+
+def test_one_row_is_enough_for_the_scale():
+    ours = learner()
+    ours.initialise({"h": torch.full((1, D_IN), 0.3, dtype=torch.float64)})
+    assert ours.scale["h"] == pytest.approx(1 / 0.3)
 
 
 def test_export_reconstructs_raw_activations():
