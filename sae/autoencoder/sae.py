@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from sae import inference
 from sae.argument_types import check_values, checked_arguments
 from sae.autoencoder import io
 from sae.autoencoder.cross_layer import join_groups
+from sae.autoencoder.fold import fold
 from sae.autoencoder.init import unit_rows
 from sae.autoencoder.inputs import check_device, check_floats, check_parameters
 from sae.autoencoder.sites import Autoencoder, Site
@@ -317,46 +318,8 @@ class SAE(nn.Module):
         ).to(self.b_dec.device)
         copy.load_state_dict(self.state_dict())
         copy.stability = self.stability
-        if shift is not None:
-            copy._fold_shift(shift)
-        in_scale, out_scale = self._column_scales(scale)
-        # Every rule is homogeneous: if x, and all that is added to or compared with
-        # pre-activations, is divided by `unit`, then so are the codes.
-        unit = in_scale[0] if bool((in_scale == in_scale[0]).all()) else in_scale.new_ones(())
-        for latents, group_scale in zip(self.groups(), in_scale.split(self.d_in), strict=True):
-            copy.W_enc[:, latents] *= (group_scale / unit)[:, None].to(copy.W_enc)
-        copy.W_dec *= (unit / out_scale).to(copy.W_dec)
-        copy.b_enc /= unit.to(copy.b_enc)
-        copy.b_dec /= out_scale.to(copy.b_dec)
-        for name, extra in self.sparsity.extra_params().items():
-            if extra.power:
-                tensor = cast(Tensor, getattr(copy, name))
-                tensor /= unit.to(tensor)
-        if self.site.skip:
-            copy.W_skip *= (in_scale[:, None] / out_scale).to(copy.W_skip)
+        fold(copy, scale, shift)
         return copy
-
-    def _fold_shift(self, shift: Mapping[str, Tensor]) -> None:
-        """Change the biases so that this SAE takes activations before `shift` is added to them."""
-        # In float64, because a shift may be far larger than what varies.
-        x_shift, y_shift = self.site.pair({h: part[None].double() for h, part in shift.items()})
-        b_dec = self.b_dec.double() - y_shift[0]
-        if self.site.skip:
-            b_dec += x_shift[0] @ self.W_skip.double()
-        self.b_dec.copy_(b_dec)
-        if self.site.predicts_input:
-            return  # b_dec is subtracted from x
-        for latents, part in zip(self.groups(), x_shift[0].split(self.d_in), strict=True):
-            moved = part @ self.W_enc[:, latents].double()
-            self.sparsity.shift_pre_acts(self.weights().latents(latents), moved.to(self.b_enc))
-
-    def _column_scales(self, scale: Mapping[str, float] | float) -> tuple[Tensor, Tensor]:
-        """Return the scale of every column of x and of y, float64."""
-        if isinstance(scale, Mapping):
-            in_scale, out_scale = self.site.column_scales(scale)
-            return in_scale.to(self.b_dec.device), out_scale.to(self.b_dec.device)
-        value = self.b_dec.new_tensor(scale, dtype=torch.float64)
-        return value.expand(self.d_in * self.site.groups), value.expand(self.d_out)
 
     def save(self, folder: str | Path) -> None:
         """Write `sae.safetensors` and `sae.json` to `folder`, both or neither."""
