@@ -119,6 +119,22 @@ def assert_same_tensors(one: SAE, other: SAE) -> None:
         assert torch.equal(tensor, b[name]), name
 
 
+def assert_same_state(a: Any, b: Any, where: str = "state") -> None:
+    """Check that two nested states, such as checkpoints, are the same to the last bit."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same_state(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same_state(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
 # Sparsity rules, sites and loss terms
 
 

@@ -15,7 +15,7 @@ import torch
 
 from sae import SAE
 from sae.cli.main import main
-from tiny import assert_same_tensors, read_metrics
+from tiny import assert_same_state, assert_same_tensors, read_metrics
 
 STEPS = 60
 CONFIG = """
@@ -56,10 +56,7 @@ def assert_same(one: Path, other: Path) -> None:
         assert_same_tensors(SAE.load(one / folder), SAE.load(other / folder))
     checkpoint = lambda run: torch.load(run / f"checkpoints/step={STEPS}.ckpt", weights_only=True)
     a, b = (checkpoint(run)["state_dict"] for run in (one, other))
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        same = torch.equal(value, b[name]) if torch.is_tensor(value) else value == b[name]
-        assert same, name
+    assert_same_state(a, b)
 
 
 def kill_at(step: int, arguments: list[str], metrics: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from sae import SAE
-from tiny import assert_same_tensors, read_csv, read_metrics
+from tiny import assert_same_state, assert_same_tensors, read_csv, read_metrics
 
 REPO = Path(__file__).resolve().parent.parent.parent
 STEPS = 90  # as in the config of conftest.py
@@ -81,24 +81,11 @@ def assert_same_run(one: Path, other: Path) -> None:
         torch.load(f / "checkpoints" / f"step={STEPS}.ckpt", weights_only=True)
         for f in (one, other)
     ]
-    compare(states[0]["state_dict"], states[1]["state_dict"], "state_dict")
-    compare(states[0]["optimizer_states"], states[1]["optimizer_states"], "optimizer_states")
+    assert_same_state(states[0]["state_dict"], states[1]["state_dict"], "state_dict")
+    assert_same_state(
+        states[0]["optimizer_states"], states[1]["optimizer_states"], "optimizer_states"
+    )
     assert_same_tensors(SAE.load(one / "sae"), SAE.load(other / "sae"))
-
-
-def compare(a, b, where: str) -> None:
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            compare(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            compare(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, where
 
 
 @pytest.fixture(scope="module")
