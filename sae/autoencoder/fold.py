@@ -31,9 +31,9 @@ def fold(
     unit = in_scale[0] if bool((in_scale == in_scale[0]).all()) else in_scale.new_ones(())
     for latents, group_scale in zip(sae.groups(), in_scale.split(sae.d_in), strict=True):
         sae.W_enc[:, latents] *= (group_scale / unit)[:, None].to(sae.W_enc)
-    sae.W_dec *= (unit / out_scale).to(sae.W_dec)
-    sae.b_enc /= unit.to(sae.b_enc)
-    sae.b_dec /= out_scale.to(sae.b_dec)
+    sae.W_dec.mul_((unit / out_scale).to(sae.W_dec))
+    sae.b_enc.div_(unit.to(sae.b_enc))
+    sae.b_dec.div_(out_scale.to(sae.b_dec))
     for name, extra in sae.sparsity.extra_params().items():
         if extra.power:
             tensor = cast(Tensor, getattr(sae, name))
