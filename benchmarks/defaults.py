@@ -31,6 +31,7 @@ import torch
 
 from benchmarks import results_io
 from benchmarks.activations import CachedSource
+from benchmarks.command import run_command
 from benchmarks.config import DEFAULT, BenchConfig
 from benchmarks.quality import CACHE
 from sae.activations import Source, Stream
@@ -353,8 +354,4 @@ def draw(rows: list[Row], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    run_command(main)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks import results_io
+from benchmarks.command import run_command
 from benchmarks.config import BenchConfig
 from benchmarks.recovery import CONFIG, RECIPES, Ours, train_and_measure
 from sae.activations.batch import Batch, Split
@@ -165,8 +166,4 @@ def page(rows: list[Row]) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    run_command(main)

@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib
 
 from benchmarks import results_io, speed_tables
+from benchmarks.command import run_command
 from sae.errors import UserError
 
 matplotlib.use("Agg")
@@ -104,8 +105,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    run_command(main)

@@ -31,6 +31,7 @@ import torch
 
 from benchmarks import results_io
 from benchmarks.activations import CachedSource
+from benchmarks.command import run_command
 from benchmarks.config import DEFAULT, BenchConfig
 from benchmarks.peers import DictionaryLearning, SAELens, Sparsify
 from benchmarks.trainers import Ours, Task, Trainer
@@ -49,7 +50,7 @@ CACHE = Path("~/.cache/sae-benchmarks").expanduser()
 HELD_OUT_ROWS = 2048
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--config", type=Path, default=DEFAULT)
@@ -75,11 +76,11 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=results_io.REPO / "benchmarks" / "results")
     parser.add_argument("--list", action="store_true", help="list the installed trainers and exit")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = arguments()
+def main(argv: list[str]) -> None:
+    args = arguments(argv)
     if args.list:
         for name, trainer in TRAINERS.items():
             variants = [*trainer.variants(False), *trainer.variants(True)]
@@ -208,8 +209,4 @@ def update_metrics(trainer: Trainer, acts: torch.Tensor, fvu: FVU, firing: Firin
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    run_command(main)

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from benchmarks import recovery_peers, results_io
+from benchmarks.command import run_command
 from benchmarks.config import BenchConfig
 from sae.activations import Stream
 from sae.autoencoder import SAE
@@ -351,8 +352,4 @@ def page(rows: list[Row]) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    run_command(main)

@@ -32,6 +32,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import results_io
+from benchmarks.command import run_command
 from sae.activations import Batch, Source, Stream
 from sae.autoencoder.sparsity import TopK
 from sae.cli.config import default_config, parse_config
@@ -268,8 +269,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    run_command(main)

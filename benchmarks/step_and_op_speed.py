@@ -25,6 +25,7 @@ import torch
 
 from benchmarks import ops, results_io, speed_tables, steps
 from benchmarks import subprocess_worker as worker
+from benchmarks.command import run_command
 from benchmarks.steps import RULES, Shape
 from benchmarks.timing import (
     Limits,
@@ -377,8 +378,4 @@ def _update(args: argparse.Namespace, shape: Shape) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    run_command(main)

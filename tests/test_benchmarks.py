@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plot, results_io, speed_tables
+from benchmarks import offset, plot, results_io, speed_tables
 from benchmarks import step_and_op_speed as run
+from benchmarks.command import run_command
 from sae.errors import UserError
 
 REPO = Path(__file__).resolve().parent.parent
@@ -155,3 +156,12 @@ def test_a_row_replaces_an_earlier_row_with_its_key(tmp_path):
     again = results_io.Row(**{**values, "held_out_fvu": 0.25})
     assert results_io.add_row(file, again) == [other, again] == results_io.read_rows(file)
     assert results_io.provenance_lines([first, other]).count("- Command: `a, b`") == 1
+
+
+def test_a_wrong_argument_is_one_line_and_exit_code_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks.offset", "--recipe", "nope"])
+    with pytest.raises(SystemExit) as ended:
+        run_command(offset.main)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert error.startswith("error: --recipe nope is not known") and error.count("\n") == 1

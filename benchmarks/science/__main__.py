@@ -20,6 +20,7 @@ import torch
 
 import benchmarks.science
 from benchmarks import results_io
+from benchmarks.command import run_command
 from benchmarks.science.target import Measurement, Target
 from sae.errors import UserError
 from sae.files import write_text
@@ -153,8 +154,4 @@ def page(rows: list[Row]) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    run_command(main)
